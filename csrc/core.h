@@ -1,0 +1,6 @@
+// Everything the Python module binds, in one list.
+#pragma once
+
+#include "bits.h"
+#include "copula.h"
+#include "simd_probe.h"

@@ -1,0 +1,352 @@
+// Vectors of one instruction set and the elementary functions on them.
+//
+// Include it only from *.simd.cpp files: each is compiled once for each instruction set with FL_ISA (its namespace) and
+// FL_BYTES (its vector width), and everything here lands in that namespace.
+//
+// Built on the vector types of GCC and Clang; a comparison yields an integer vector of 0 and -1, and `mask ? a : b`
+// selects lanes. Largest error against the exact value over all finite arguments, in units of the last place of the
+// result, as asserted by tests/test_simd.py:
+//
+//            exp  expm1  log  log1p  tanh  sigmoid  softplus
+//   float     1     2     1     2      3      3        2
+//   double    1     2     1     2      3      3        2
+//
+// Results below the smallest normal number are exact to one unit of the smallest subnormal. Infinities, signed zeros
+// and NaN follow C's math library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "view.h"
+
+namespace fl {
+namespace FL_ISA {
+
+typedef float f32v __attribute__((vector_size(FL_BYTES)));
+typedef double f64v __attribute__((vector_size(FL_BYTES)));
+typedef int32_t i32v __attribute__((vector_size(FL_BYTES)));
+typedef int64_t i64v __attribute__((vector_size(FL_BYTES)));
+typedef uint32_t u32v __attribute__((vector_size(FL_BYTES)));
+typedef uint64_t u64v __attribute__((vector_size(FL_BYTES)));
+typedef uint16_t u16v __attribute__((vector_size(FL_BYTES / 2)));
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+// How one vector type computes: its scalar, its integers, and the constants of its floating-point format.
+template <class V>
+struct Format;
+
+template <>
+struct Format<f32v> {
+  using Scalar = float;
+  using Int = i32v;
+  using Uint = u32v;
+  static constexpr int kLanes = FL_BYTES / 4;
+  static constexpr int kMantissa = 23;
+  static constexpr int kBias = 127;
+  static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  static constexpr float kExpMin = -104.f, kExpMax = 89.f;
+  static constexpr float kTanhOne = 10.f;  // tanh rounds to 1 from here on
+  static constexpr float kLn2Hi = 0x1.62e400p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
+  static constexpr float kSmallestNormal = 0x1p-126f;
+  static constexpr int kExpTerms = 8;
+  static constexpr int kLogTerms = 5;
+};
+
+template <>
+struct Format<f64v> {
+  using Scalar = double;
+  using Int = i64v;
+  using Uint = u64v;
+  static constexpr int kLanes = FL_BYTES / 8;
+  static constexpr int kMantissa = 52;
+  static constexpr int kBias = 1023;
+  static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double kExpMin = -746., kExpMax = 710.;
+  static constexpr double kTanhOne = 20.;
+  static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
+  static constexpr double kSmallestNormal = 0x1p-1022;
+  static constexpr int kExpTerms = 14;
+  static constexpr int kLogTerms = 11;
+};
+
+template <class V>
+using ScalarOf = typename Format<V>::Scalar;
+template <class V>
+using IntOf = typename Format<V>::Int;
+template <class V>
+using ScalarIntOf = std::conditional_t<sizeof(ScalarOf<V>) == 4, int32_t, int64_t>;
+
+template <class V>
+inline V splat(ScalarOf<V> a) {
+  return a - V{};
+}
+
+template <class To, class From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V>
+inline V abs(V x) {
+  return bits_as<V>(bits_as<IntOf<V>>(x) & ~bits_as<IntOf<V>>(splat<V>(-0.0f)));
+}
+
+// |magnitude| with the sign bit of `sign`
+template <class V>
+inline V copysign(V magnitude, V sign) {
+  const auto bit = bits_as<IntOf<V>>(splat<V>(-0.0f));
+  return bits_as<V>((bits_as<IntOf<V>>(magnitude) & ~bit) | (bits_as<IntOf<V>>(sign) & bit));
+}
+
+template <class V>
+inline V clamp(V x, ScalarOf<V> low, ScalarOf<V> high) {
+  x = x < low ? splat<V>(low) : x;
+  return x > high ? splat<V>(high) : x;  // NaN compares false and passes
+}
+
+// 2^n for integers n held as floats, within the exponents of normal numbers
+template <class V>
+inline V pow2(IntOf<V> n) {
+  return bits_as<V>((n + Format<V>::kBias) << Format<V>::kMantissa);
+}
+
+// x = n ln 2 + r with |r| <= ln 2 / 2
+template <class V>
+struct Reduced {
+  IntOf<V> n;
+  V r;
+};
+
+template <class V>
+inline Reduced<V> reduce_by_ln2(V x) {
+  using F = Format<V>;
+  const V shifted = x * ScalarOf<V>(1.44269504088896340736) + F::kRound;
+  const V n = shifted - F::kRound;
+  const IntOf<V> whole = bits_as<IntOf<V>>(shifted) - bits_as<IntOf<V>>(splat<V>(F::kRound));
+  return {whole, (x - n * F::kLn2Hi) - n * F::kLn2Lo};
+}
+
+constexpr double factorial(int k) { return k < 2 ? 1. : k * factorial(k - 1); }
+
+// e^r - 1 for |r| <= ln 2 / 2, by its Taylor series
+template <class V>
+inline V expm1_reduced(V r) {
+  constexpr int terms = Format<V>::kExpTerms;
+  V p = splat<V>(ScalarOf<V>(1 / factorial(terms)));
+#pragma GCC unroll 16
+  for (int k = terms - 1; k >= 2; --k) p = p * r + ScalarOf<V>(1 / factorial(k));
+  return r + (r * r) * p;
+}
+
+template <class V>
+inline V exp(V x) {
+  using F = Format<V>;
+  const auto [n, r] = reduce_by_ln2(clamp(x, F::kExpMin, F::kExpMax));
+  // In two factors: 2^n alone leaves the normal numbers at both ends of the range.
+  const IntOf<V> half = n >> 1;
+  return ((1 + expm1_reduced(r)) * pow2<V>(half)) * pow2<V>(n - half);
+}
+
+template <class V>
+inline V expm1(V x) {
+  using F = Format<V>;
+  const auto [n, r] = reduce_by_ln2(clamp(x, ScalarOf<V>(-F::kMantissa - 5), F::kExpMax));
+  // 2 (2^(n-1) p + 2^(n-1) - 1/2): 2^n itself overflows in the last binade.
+  const V scale = pow2<V>(n - 1);
+  const V result = 2 * (scale * expm1_reduced(r) + (scale - ScalarOf<V>(0.5)));
+  return n == 0 ? copysign(expm1_reduced(r), x) : result;
+}
+
+// log(1 + f) + n ln 2 + c, where 1 + f lies in [sqrt(1/2), sqrt 2] and c is a small correction:
+// 2 atanh(s) with s = f / (2 + f), arranged so that the leading term f is exact
+template <class V>
+inline V log_reduced(V f, V n, V c) {
+  using F = Format<V>;
+  const V s = f / (2 + f);
+  const V z = s * s;
+  V p = splat<V>(ScalarOf<V>(2) / (2 * F::kLogTerms + 1));
+#pragma GCC unroll 16
+  for (int k = F::kLogTerms - 1; k >= 1; --k) p = p * z + ScalarOf<V>(2) / (2 * k + 1);
+  const V half_square = ScalarOf<V>(0.5) * f * f;
+  const V tail = half_square - (s * (half_square + z * p) + (n * F::kLn2Lo + c));
+  return n * F::kLn2Hi + (f - tail);
+}
+
+// x = 2^n (1 + f) for positive normal x, with 1 + f in [sqrt(1/2), sqrt 2)
+template <class V>
+inline void split_binary(V x, V& f, V& n) {
+  using F = Format<V>;
+  using I = IntOf<V>;
+  const I one = bits_as<I>(splat<V>(1));
+  const I root = bits_as<I>(splat<V>(ScalarOf<V>(0.70710678118654752440)));
+  const I exponent = ((bits_as<I>(x) + (one - root)) >> F::kMantissa) - F::kBias;
+  f = bits_as<V>(bits_as<I>(x) - (exponent << F::kMantissa)) - 1;
+  n = bits_as<V>(exponent + bits_as<I>(splat<V>(F::kRound))) - F::kRound;
+}
+
+template <class V>
+inline V log(V x) {
+  using F = Format<V>;
+  const auto subnormal = x < F::kSmallestNormal;
+  const ScalarOf<V> lift = ScalarOf<V>(int64_t(1) << F::kMantissa);
+  V f, n;
+  split_binary(subnormal ? x * lift : x, f, n);
+  n = subnormal ? n - ScalarOf<V>(F::kMantissa) : n;
+  const ScalarOf<V> inf = ScalarOf<V>(__builtin_inf());
+  V result = log_reduced(f, n, V{});
+  result = x == inf ? x : result;
+  result = x == 0 ? splat<V>(-inf) : result;
+  return x < 0 ? splat<V>(ScalarOf<V>(__builtin_nan(""))) : (x == x ? result : x);
+}
+
+template <class V>
+inline V log1p(V x) {
+  const V u = 1 + x;
+  V f, n;
+  split_binary(u, f, n);
+  // What rounding 1 + x lost, relative to u.
+  const V lost = (x >= 1 ? 1 - (u - x) : x - (u - 1)) / u;
+  const ScalarOf<V> inf = ScalarOf<V>(__builtin_inf());
+  V result = u == 1 ? x : log_reduced(f, n, lost);
+  result = x == inf ? x : result;
+  result = x == -1 ? splat<V>(-inf) : result;
+  return x < -1 ? splat<V>(ScalarOf<V>(__builtin_nan(""))) : (x == x ? result : x);
+}
+
+template <class V>
+inline V tanh(V x) {
+  const V t = expm1(2 * clamp(abs(x), 0, Format<V>::kTanhOne));
+  return copysign(t / (t + 2), x);
+}
+
+// 1 / (1 + e^-x)
+template <class V>
+inline V sigmoid(V x) {
+  const V e = exp(-abs(x));
+  return (x < 0 ? e : splat<V>(1)) / (1 + e);
+}
+
+// log(1 + e^x)
+template <class V>
+inline V softplus(V x) {
+  return (x > 0 ? x : V{}) + log1p(exp(-abs(x)));
+}
+
+// Loads and stores: half types widen to float on the way in and round to nearest even on the way out.
+
+inline f32v load(const float* p) {
+  f32v v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline f64v load(const double* p) {
+  f64v v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline u32v load_u16(const void* p) {
+  u16v v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, u32v);
+}
+
+inline f32v load(const bf16* p) { return bits_as<f32v>(load_u16(p) << 16); }
+
+inline f32v load(const f16* p) {
+  const u32v half = load_u16(p);
+  // The exponents differ by 112; the product also normalises subnormal halves.
+  const f32v magnitude = bits_as<f32v>((half & 0x7fffu) << 13) * 0x1p112f;
+  const u32v special = bits_as<u32v>((half & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return bits_as<f32v>(bits_as<u32v>(magnitude) | special | (half & 0x8000u) << 16);
+}
+
+inline void store(float* p, f32v v) { std::memcpy(p, &v, sizeof v); }
+inline void store(double* p, f64v v) { std::memcpy(p, &v, sizeof v); }
+
+inline void store_u16(void* p, u32v bits) {
+  const u16v v = __builtin_convertvector(bits, u16v);
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline void store(bf16* p, f32v v) {
+  const u32v bits = bits_as<u32v>(v);
+  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  store_u16(p, v == v ? rounded : (bits >> 16) | 0x40u);
+}
+
+inline void store(f16* p, f32v v) {
+  const f32v a = abs(v);
+  const u32v bits = bits_as<u32v>(a);
+  const u32v normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  // One unit in the last place of [1/2, 1) is the smallest subnormal half, so this addition rounds to it.
+  const u32v subnormal = bits_as<u32v>(a + 0.5f) - bits_as<u32v>(splat<f32v>(0.5f));
+  const u32v infinity = u32v{} + 0x7c00u, nan = u32v{} + 0x7e00u;
+  u32v half = a < 0x1p-14f ? subnormal : normal;
+  half = a >= 65520.f ? infinity : half;
+  half = a == a ? half : nan;
+  store_u16(p, half | ((bits_as<u32v>(v) >> 16) & 0x8000u));
+}
+
+template <class T>
+using VectorOf = decltype(load(static_cast<const T*>(nullptr)));
+
+// The first `count` lanes; the others read as zero and are not written.
+template <class T>
+inline VectorOf<T> load_some(const T* p, int64_t count) {
+  T lanes[Format<VectorOf<T>>::kLanes] = {};
+  std::memcpy(lanes, p, count * sizeof(T));
+  return load(lanes);
+}
+
+template <class T>
+inline void store_some(T* p, VectorOf<T> v, int64_t count) {
+  T lanes[Format<VectorOf<T>>::kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, count * sizeof(T));
+}
+
+// 0, 1, 2, ... in the lanes of an integer vector
+template <class I>
+inline I lane_index() {
+  I v;
+  for (int i = 0; i < int(sizeof(I) / sizeof(v[0])); ++i) v[i] = i;
+  return v;
+}
+
+template <class V>
+inline ScalarOf<V> sum(V v) {
+  ScalarOf<V> total = 0;
+  for (int i = 0; i < Format<V>::kLanes; ++i) total += v[i];
+  return total;
+}
+
+// Calls f with a null pointer of the C++ type of a floating dtype.
+template <class F>
+inline void with_floating(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f16:
+      return f(static_cast<f16*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    default:
+      return f(static_cast<double*>(nullptr));
+  }
+}
+
+}  // namespace FL_ISA
+}  // namespace fl

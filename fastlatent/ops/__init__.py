@@ -1,0 +1,22 @@
+"""Kernels to drop into other code: torch in, torch out, on CPU and CUDA.
+
+Every function has a `.reference` in plain PyTorch, works under autograd, torch.compile and
+torch.func, and names argument and expectation when it is called wrongly. `table()` tells which
+kernel serves which op.
+"""
+
+from fastlatent.ops._register import OPS, Serving, table, use
+from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
+from fastlatent.ops.copula import bernoulli_copula_sample
+
+__all__ = [
+    "OPS",
+    "Serving",
+    "bernoulli_copula_sample",
+    "binarize",
+    "binary_moments",
+    "pack_bits",
+    "table",
+    "unpack_bits",
+    "use",
+]

@@ -1,0 +1,534 @@
+"""The contract that every op in the table keeps, by what it declares."""
+
+import gc
+import os
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from fastlatent import ops
+from fastlatent.ops import OPS, _load, _register
+from fastlatent.ops._register import public_function
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SMALL = 400  # elements: what gradcheck and hessians can afford
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture(params=OPS.values(), ids=OPS)
+def op(request, device):
+    wish = os.environ.get("FASTLATENT_IMPL", "auto")
+    if wish not in ("auto", "torch", request.param.serving(device).implementation):
+        pytest.skip(f"{request.param.name} has no {wish} kernel on {device}")
+    return request.param
+
+
+def instruction_sets() -> list[str]:
+    try:
+        return _load.core().isas()
+    except _load.CoreMissing:
+        return ["none"]
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request, device):
+    if device != "cpu" and request.param != instruction_sets()[-1]:
+        pytest.skip("instruction sets concern the CPU")
+    if request.param == "none":
+        yield
+        return
+    core = _load.core()
+    before = core.isa()
+    core.use_isa(request.param)
+    yield
+    core.use_isa(before)
+
+
+def outputs(result) -> tuple:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def call(op, *args):
+    return outputs(public_function(op.name)(*args))
+
+
+def main_dtype(op):
+    return torch.float32 if torch.float32 in op.dtypes else op.dtypes[0]
+
+
+def double(args):
+    return tuple(
+        a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+    )
+
+
+def small_cases(op, device, dtype=torch.float64):
+    dtype = dtype if dtype in op.dtypes else op.dtypes[0]
+    for args in op.cases(device, dtype):
+        sizes = [a.numel() for a in args if isinstance(a, torch.Tensor)]
+        if min(sizes) > 0 and max(sizes) <= SMALL:
+            yield args
+
+
+def floating(args):
+    return [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+
+
+def with_gradients(args):
+    return tuple(
+        a.detach().clone().requires_grad_(True) if i in floating(args) else a
+        for i, a in enumerate(args)
+    )
+
+
+def assert_equal_where_decided(op, args, index, got, want):
+    if op.decided is None:
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        return
+    mask = op.decided(*args)
+    assert mask.any() or mask.numel() == 0
+    if got.is_floating_point():
+        torch.testing.assert_close(got[mask], want[mask], rtol=0, atol=0)
+    else:
+        assert not ((got ^ want) & mask).any()
+
+
+def assert_as_good_as_torch(got, ours, truth, slack=2.0):
+    """The error against float64 is at most twice the PyTorch reference's, as in FlashAttention.
+
+    In float64 the reference is its own truth, so there both only have to agree.
+    """
+    if not truth.numel():
+        return
+    assert torch.equal(got.isnan(), truth.isnan())
+    scale = truth.nan_to_num(0, 0, 0).abs().max()
+    floor = torch.finfo(got.dtype).eps * scale * (64 if got.dtype == torch.float64 else 1)
+    error = (got.double() - truth).nan_to_num(0, 0, 0).abs().max()
+    allowed = (ours.double() - truth).nan_to_num(0, 0, 0).abs().max()
+    assert error <= slack * allowed + floor, f"error {error:.3g}, PyTorch's {allowed:.3g}"
+
+
+def test_values(op, device, isa):
+    for dtype in op.dtypes:
+        elements = 0
+        for args in op.cases(device, dtype):
+            got, want = call(op, *args), outputs(op.reference(*args))
+            truth = outputs(op.reference(*double(args)))
+            elements += sum(a.numel() for a in (*args, *got) if isinstance(a, torch.Tensor))
+            for i, (g, w, t) in enumerate(zip(got, want, truth, strict=True)):
+                assert (g.dtype, g.shape, g.device) == (w.dtype, w.shape, w.device)
+                if op.discrete[i]:
+                    assert_equal_where_decided(op, args, i, g, w)
+                else:
+                    assert_as_good_as_torch(g, w, t.double())
+        assert elements >= 4096
+
+
+def test_gradients(op, device):
+    for args in small_cases(op, device):
+        args = with_gradients(args)
+        if op.gradient == "true":
+            assert gradcheck(op, args)
+            assert gradgradcheck(op, args)
+            continue
+        results = call(op, *args)
+        if op.gradient == "none":
+            assert not any(r.requires_grad for r in results)
+            continue
+        for i in op.non_differentiable:
+            assert not results[i].requires_grad
+        out = results[0]
+        direction = torch.randn_like(out)
+        (got,) = torch.autograd.grad(out, args[0], direction)
+        torch.testing.assert_close(got, op.surrogate(direction, *args))
+
+
+def test_surrogate_gradients_in_every_dtype(op, device, isa):
+    if op.gradient != "surrogate":
+        pytest.skip("its gradient is not a surrogate")
+    for dtype in op.dtypes:
+        for args in op.cases(device, dtype):
+            args = with_gradients(args)
+            out = call(op, *args)[0]
+            direction = torch.randn_like(out)
+            (got,) = torch.autograd.grad(out, args[0], direction)
+            ours = op.surrogate(direction, *args).detach()
+            truth = op.surrogate(direction.double(), *double(args)).detach()
+            assert got.dtype == dtype
+            assert_as_good_as_torch(got, ours, truth)
+
+
+def test_opcheck(op, device):
+    args = next(iter(small_cases(op, device)))
+    torch.library.opcheck(op.overload, with_gradients(args))
+    torch.library.opcheck(op.overload, args)
+
+
+def run_both_ways(op, function, args):
+    """Outputs, and gradients of the differentiable ones, of `function(*args)`."""
+    args = with_gradients(args) if op.gradient != "none" else args
+    results = outputs(function(*args))
+    if op.gradient == "none":
+        return results
+    total = sum(r.double().sum() for r in results if r.requires_grad)
+    wanted = [args[i] for i in floating(args)]
+    return (*results, *torch.autograd.grad(total, wanted))
+
+
+def test_compile_with_aot_eager(op, device):
+    function = public_function(op.name)
+    for args in op.cases(device, main_dtype(op)):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for got, want in zip(
+            run_both_ways(op, compiled, args), run_both_ways(op, function, args), strict=True
+        ):
+            torch.testing.assert_close(got, want)
+
+
+def test_compile_with_inductor(op, device):
+    torch._dynamo.reset()
+    function = public_function(op.name)
+    args = next(iter(op.cases(device, main_dtype(op))))
+    compiled = torch.compile(function, fullgraph=True)
+    for got, want in zip(
+        run_both_ways(op, compiled, args), run_both_ways(op, function, args), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_function_transforms_equal_the_reference(op, device):
+    args = next(iter(small_cases(op, device)))
+    where = floating(args)
+
+    def of_floating(function):
+        def run(*chosen):
+            full = list(args)
+            for i, x in zip(where, chosen, strict=True):
+                full[i] = x
+            out = outputs(function(*full))[0]
+            return out
+
+        return run
+
+    ours, reference = of_floating(public_function(op.name)), of_floating(op.reference)
+    inputs = [args[i] for i in where]
+    if inputs:
+        batched = [torch.stack([x, -x]) for x in inputs]
+        torch.testing.assert_close(
+            torch.vmap(ours)(*batched), torch.vmap(reference)(*batched), rtol=0, atol=0
+        )
+    else:
+        first = torch.stack([args[0], args[0]])
+        got = torch.vmap(lambda x: public_function(op.name)(x, *args[1:]))(first)
+        want = torch.vmap(lambda x: op.reference(x, *args[1:]))(first)
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    if op.gradient == "none":
+        return
+    tangents = [torch.randn_like(x) for x in inputs]
+    got, want = (torch.func.jvp(f, tuple(inputs), tuple(tangents))[1] for f in (ours, reference))
+    assert got.any()
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)]
+        torch.testing.assert_close(forward_ad.unpack_dual(ours(*duals)).tangent, want)
+    hessians = [
+        torch.func.hessian(lambda x, f=f: f(x, *inputs[1:]).square().sum())(inputs[0])
+        for f in (ours, reference)
+    ]
+    torch.testing.assert_close(*hessians, rtol=0, atol=0)
+
+
+def test_every_output_element_is_written(op, device, isa):
+    """Fresh memory is filled with NaN or the largest integer; a hole would show."""
+    cases = list(op.cases(device, main_dtype(op)))
+    plain = [call(op, *args) for args in cases]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(3, device=device).isnan().all()
+        for args, before in zip(cases, plain, strict=True):
+            for got, want in zip(call(op, *args), before, strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_same_bits_for_any_number_of_threads(op, device):
+    cases = list(op.cases(device, main_dtype(op)))
+    cases.append(large_case(op, device))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            results.append([call(op, *args) for args in cases])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            for g, w in zip(got, want, strict=True):
+                torch.testing.assert_close(g, w, rtol=0, atol=0, equal_nan=True)
+
+
+def large_case(op, device):
+    """The first case repeated until it is worth several threads."""
+    args = next(iter(op.cases(device, main_dtype(op))))
+    rows = args[0].shape[0]
+    return tuple(
+        a.repeat(64, *[1] * (a.dim() - 1)) if isinstance(a, torch.Tensor) and len(a) == rows else a
+        for a in args
+    )
+
+
+def test_nan_in_gives_nan_out(op, device, isa):
+    for dtype in op.dtypes:
+        for args in small_cases(op, device, dtype):
+            for i in floating(args):
+                poisoned = list(args)
+                poisoned[i] = args[i].clone()
+                poisoned[i].view(-1)[-1] = torch.nan
+                want = outputs(op.reference(*poisoned))
+                if not any(w.is_floating_point() for w in want):
+                    continue
+                for got, w in zip(call(op, *poisoned), want, strict=True):
+                    if w.is_floating_point():
+                        assert torch.equal(got.isnan(), w.isnan())
+
+
+def test_without_a_kernel_the_reference_runs_and_says_so(op, monkeypatch):
+    if op.cpp is None:
+        pytest.skip("has no C++ kernel")
+
+    def missing():
+        raise _load.CoreMissing("no core here")
+
+    monkeypatch.setattr(_load, "core", missing)
+    monkeypatch.setattr(_register, "_demanded", "auto")
+    monkeypatch.delenv("FASTLATENT_STRICT", raising=False)
+    op._served.clear()
+    try:
+        args = next(iter(op.cases("cpu", main_dtype(op))))
+        with pytest.warns(RuntimeWarning, match=f"fastlatent.{op.name}: .* because no core here"):
+            first = call(op, *args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(op, *args)
+        for got, want in zip(first, outputs(op.reference(*args)), strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+        op._served.clear()
+        monkeypatch.setenv("FASTLATENT_STRICT", "1")
+        with pytest.raises(RuntimeError, match="no core here"):
+            call(op, *args)
+        with ops.use("cpp"), pytest.raises(RuntimeError, match="no 'cpp' kernel on cpu"):
+            call(op, *args)
+    finally:
+        op._served.clear()
+
+
+@pytest.mark.gpu
+def test_runs_on_a_side_stream(op, device):
+    if device != "cuda":
+        pytest.skip("streams are CUDA's")
+    args = next(iter(op.cases("cuda", main_dtype(op))))
+    want = call(op, *args)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(
+            20_000_000
+        )  # a kernel on another stream would run before its input exists
+        late = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+        got = call(op, *late)
+    side.synchronize()
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_replays_in_a_cuda_graph(op, device):
+    if device != "cuda" or not op.capturable:
+        pytest.skip("concerns capturable ops on CUDA")
+    first, second = (
+        tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+        for args in (next(iter(op.cases("cuda", main_dtype(op)))),) * 2
+    )
+    if floating(first):
+        second = tuple(-a if i in floating(second) else a for i, a in enumerate(second))
+    call(op, *first)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call(op, *first)
+    for a, b in zip(first, second, strict=True):
+        if isinstance(a, torch.Tensor):
+            a.copy_(b)
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(results, call(op, *second), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@pytest.mark.large
+def test_more_than_two_billion_elements(device):
+    """Offsets beyond 32 bits: the last rows of a big input equal the same rows alone."""
+    n, d = 2**21 + 7, 1029
+    x = torch.randn(64, d, dtype=torch.float16, device=device).repeat(-(-n // 64), 1)[:n]
+    codes, error = ops.binarize(x)
+    tail_codes, tail_error = ops.binarize(x[-64:].clone())
+    assert torch.equal(codes[-64:], tail_codes) and torch.equal(error[-64:], tail_error)
+    words = ops.pack_bits(codes)
+    assert torch.equal(words[-64:], ops.pack_bits(tail_codes))
+    assert torch.equal(ops.unpack_bits(words, d, torch.float16)[-64:], tail_codes)
+    del x, codes
+    gc.collect()
+    ones, agree = ops.binary_moments(words, d)
+    assert torch.equal(agree.diagonal(), torch.full_like(ones, n))
+    assert torch.equal(ones[:1], (words[:, 0] & 1).sum()[None])
+
+
+@given(
+    rows=st.integers(0, 40),
+    d=st.integers(1, 150),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    step=st.integers(1, 3),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_shapes_strides_and_special_values(rows, d, dtype, step, flip, seed):
+    make = torch.Generator().manual_seed(seed)
+    wide = torch.randn((rows * step, d * step), generator=make).to(dtype)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-30, 65504.0]).to(dtype)
+    spots = torch.rand(wide.shape, generator=make) < 0.1
+    wide[spots] = special[torch.randint(len(special), (int(spots.sum()),), generator=make)]
+    x = wide[::step, ::step]
+    x = x.t().contiguous().t() if flip else x
+    codes, error = ops.binarize(x)
+    want_codes, want_error = ops.binarize.reference(x, "tanh")
+    assert torch.equal(codes, want_codes)
+    torch.testing.assert_close(error, want_error)
+    words = ops.pack_bits(codes)
+    assert torch.equal(words, ops.pack_bits.reference(codes))
+    assert torch.equal(ops.unpack_bits(words, d, dtype), codes)
+    ones, agree = ops.binary_moments(words, d)
+    assert torch.equal(ones, (codes > 0).sum(0))
+    assert torch.equal(agree, (codes[:, :, None] == codes[:, None, :]).sum(0))
+
+
+def test_moments_ignore_padding_bits():
+    words = ops.pack_bits(torch.ones(100, 70))
+    words[:, 1] |= -64  # bits 6 to 63 belong to no coordinate
+    ones, agree = ops.binary_moments(words, 70)
+    assert (ones == 100).all() and (agree == 100).all()
+
+
+def test_the_values_of_the_definition():
+    logits = torch.tensor([[0.0, 1.2, -0.3]], requires_grad=True)
+    codes, error = ops.binarize(logits)
+    assert codes.tolist() == [[1, 1, -1]]
+    torch.testing.assert_close(error, torch.tensor([0.62501]), rtol=0, atol=1e-5)
+    codes.sum().backward()
+    torch.testing.assert_close(
+        logits.grad, torch.tensor([[1, 0.30502, 0.91514]]), rtol=0, atol=1e-5
+    )
+    assert ops.pack_bits(torch.tensor([[1.0, -1, 1, 1]])).tolist() == [[0b1101]]
+
+
+BAD = [
+    (lambda: ops.binarize([1.0]), TypeError, "binarize: x must be a tensor, got list"),
+    (lambda: ops.binarize(torch.ones(3, dtype=torch.int64)), TypeError, "x must have dtype float"),
+    (lambda: ops.binarize(torch.tensor(1.0)), ValueError, "at least one dimension"),
+    (lambda: ops.binarize(torch.ones(3), "sign"), ValueError, "'identity', 'clip', 'tanh'"),
+    (lambda: ops.pack_bits(torch.ones(3)), ValueError, "codes must have 2 dimensions"),
+    (lambda: ops.unpack_bits(torch.ones(3, 1), 5), TypeError, "words must have dtype int64"),
+    (lambda: ops.unpack_bits(torch.zeros(3, 1, dtype=torch.int64), 65), ValueError, "need 2 words"),
+    (
+        lambda: ops.unpack_bits(torch.zeros(3, 1, dtype=torch.int64), 5, torch.int8),
+        TypeError,
+        "dtype must be a floating dtype",
+    ),
+    (
+        lambda: ops.binary_moments(torch.zeros(3, 2, dtype=torch.int64), 5),
+        ValueError,
+        "binary_moments: d = 5 coordinates need 1 words",
+    ),
+    (
+        lambda: ops.bernoulli_copula_sample(torch.ones(3, 2), torch.ones(4, 3)),
+        ValueError,
+        "noise must have as many columns as factor, 2; got 3",
+    ),
+    (
+        lambda: ops.bernoulli_copula_sample(torch.ones(3, 2), torch.ones(4, 2).double()),
+        TypeError,
+        "noise must have the dtype of factor, float32; got float64",
+    ),
+    (
+        lambda: ops.bernoulli_copula_sample(torch.ones(3, 2), torch.ones(4, 2, device="meta")),
+        ValueError,
+        "noise must be on the device of factor, cpu; got meta",
+    ),
+    (
+        lambda: ops.bernoulli_copula_sample(torch.ones(0, 2), torch.ones(4, 2)),
+        ValueError,
+        "at least the reference row",
+    ),
+    (lambda: ops.use("gpu"), ValueError, "'auto', 'cpp', 'cuda', 'triton', 'torch'; got 'gpu'"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "error", "sentence"), BAD)
+def test_bad_arguments_are_named(attempt, error, sentence):
+    with pytest.raises(error, match=sentence):
+        attempt()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, torch.nan, torch.inf])
+def test_what_is_no_code_is_not_packed(value):
+    if OPS["pack_bits"].serving("cpu").implementation != "cpp":
+        pytest.skip("values are checked inside the C++ kernel")
+    codes = torch.ones(1000, 70)
+    codes[700:, 69] = value
+    with pytest.raises(ValueError, match=r"codes must be \+1 or -1; row 700 holds something else"):
+        ops.pack_bits(codes)
+
+
+def test_use_is_undone_and_the_table_follows():
+    before = ops.table()
+    with ops.use("torch"):
+        assert {row.implementation for row in ops.table()} == {"torch"}
+    assert ops.table() == before
+    assert [row.op for row in before] == [
+        name for name in OPS for _ in range(len(before) // len(OPS))
+    ]
+
+
+def test_the_copula_keeps_float32_products_exact():
+    """Neither a process that allows bfloat16 products nor autocast changes the samples."""
+    if OPS["bernoulli_copula_sample"].serving("cpu").implementation != "cpp":
+        pytest.skip("concerns the C++ kernel")
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    make = torch.Generator().manual_seed(0)
+    factor = torch.randn(301, 301, generator=make)
+    noise = torch.randn(500, 301, generator=make)
+    want = ops.bernoulli_copula_sample(factor, noise)
+    backend.fp32_precision = "bf16"
+    try:
+        got = ops.bernoulli_copula_sample(factor, noise)
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+    assert torch.equal(got, want)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.bernoulli_copula_sample(factor, noise), want)
