@@ -1,0 +1,93 @@
+"""What a run says about its data; a field out of range is a ValueError that names it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
+DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
+KNOWN = (
+    "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
+    "folder:PATH, npz:PATH"
+)
+
+Resident = Literal["auto", "device", "stream"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to use and how to serve them."""
+
+    # digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist, svhn,
+    # cifar10, celeba, folder:PATH or npz:PATH
+    name: str = "digits"
+    # folder that holds the data sets; default: the environment variable FASTLATENT_DATA
+    root: Path | None = None
+    # side of the square image the model sees; default: the data set's own size
+    size: int | None = None
+    # keep only images with one of these labels; default: all
+    classes: tuple[int, ...] = ()
+    # keep at most this many training images of each label, the first in file order
+    per_class: int | None = None
+    # side of a centre crop taken before resizing; default: resize the shorter side, then crop
+    crop: int | None = None
+    # device: uint8 images live on the device; stream: worker processes; auto: by size
+    resident: Resident = "auto"
+    # worker processes when streaming
+    workers: int = 2
+    # let torchvision download missing files into the root
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        # A configuration read back from JSON brings lists and strings.
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if self.root is not None:
+            object.__setattr__(self, "root", Path(self.root))
+        _check_name(self.name)
+        for field in ("size", "per_class", "crop"):
+            value = getattr(self, field)
+            if value is not None and not _is_integer(value, at_least=1):
+                raise ValueError(f"data.{field} must be a positive integer; got {value!r}")
+        if not _is_integer(self.workers, at_least=0):
+            raise ValueError(f"data.workers must be an integer from 0 up; got {self.workers!r}")
+        if not all(_is_integer(label, at_least=0) for label in self.classes):
+            raise ValueError(f"data.classes must hold labels from 0 up; got {self.classes!r}")
+        if self.resident not in get_args(Resident):
+            raise ValueError(f"data.resident must be auto, device or stream; got {self.resident!r}")
+        if self.kind == "static-mnist":
+            # Any other size would turn its 0s and 1s into greys.
+            if self.size not in (None, 28, 32):
+                raise ValueError(f"data.size of static-mnist must be 28 or 32; got {self.size}")
+            if self.crop is not None:
+                raise ValueError("data.crop does not apply to static-mnist")
+        if self.download and self.kind not in DOWNLOADABLE:
+            raise ValueError(
+                f"data.download works for {', '.join(DOWNLOADABLE)}; got {self.name!r}"
+            )
+
+    @property
+    def kind(self) -> str:
+        """The name up to its colon: `folder` of `folder:PATH`."""
+        return self.name.partition(":")[0]
+
+    @property
+    def detail(self) -> str:
+        """The name after its colon: `PATH` of `folder:PATH`; empty without one."""
+        return self.name.partition(":")[2]
+
+
+def _check_name(name: str) -> None:
+    kind, colon, detail = name.partition(":")
+    if kind == "emnist" and colon:
+        known = detail in EMNIST_SPLITS
+    elif kind in ("folder", "npz"):
+        known = bool(detail)
+    else:
+        known = name in ("digits", "static-mnist", *DOWNLOADABLE)
+    if not known:
+        splits = f" (SPLIT: {', '.join(EMNIST_SPLITS)})" if kind == "emnist" else ""
+        raise ValueError(f"data.name must be one of {KNOWN}{splits}; got {name!r}")
+
+
+def _is_integer(value: object, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least

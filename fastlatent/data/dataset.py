@@ -1,0 +1,165 @@
+"""From a DataConfig to a data set ready to be served."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlatent.data import own, published
+from fastlatent.data.config import DataConfig
+from fastlatent.data.images import FileImages, Fit
+from fastlatent.data.source import Images, Source, take
+from fastlatent.data.split import Split
+
+# What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
+_RESIDENT_BYTES = 1 << 30
+_RESIDENT_FILES = 10_000
+
+
+@dataclass
+class Dataset:
+    """A data set: two splits of images of one shape; `label_names` is None without labels."""
+
+    name: str
+    train: Split
+    test: Split
+    label_names: tuple[str, ...] | None
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set that `config` describes.
+
+    Raises ValueError for damaged or unfit data, OSError (FileNotFoundError) for what is missing.
+    Streaming file sets are read later, so damage inside them shows up when it is reached.
+    """
+    source = _read_source(config)
+    label_names = source.label_names
+    fit = Fit(config.size, config.crop)
+    train, train_labels = _chosen(config, source.train, source.train_labels, label_names, "train")
+    test, test_labels = _chosen(config, source.test, source.test_labels, label_names, "test")
+    train_images = _fitted(train, fit, source.mode)
+    mode = train_images.mode if isinstance(train_images, FileImages) else None
+    test_images = _fitted(test, fit, mode)
+    streams = _streams(config, train_images, test_images)
+    if not streams:
+        train_images, test_images = _resident(train_images), _resident(test_images)
+    splits = (
+        Split("train", train_images, train_labels, streams=streams, workers=config.workers),
+        Split("test", test_images, test_labels, streams=streams, workers=config.workers),
+    )
+    if splits[0].shape != splits[1].shape:
+        raise ValueError(
+            f"{config.name}: train images are {splits[0].shape} and test images {splits[1].shape} "
+            "(channels, height, width); they must be of one shape"
+        )
+    return Dataset(config.name, *splits, label_names)
+
+
+def _read_source(config: DataConfig) -> Source:
+    read = _READERS[config.kind]
+    try:
+        return read(config)
+    except FileNotFoundError:
+        if not config.download:
+            raise
+    _download(config)
+    return read(config)
+
+
+def _chosen(
+    config: DataConfig,
+    images: Images,
+    labels: Tensor | None,
+    label_names: tuple[str, ...] | None,
+    split: str,
+) -> tuple[Images, Tensor | None]:
+    """The images that data.classes and data.per_class leave."""
+    if labels is None or label_names is None:
+        for field in ("classes", "per_class"):
+            if getattr(config, field):
+                raise ValueError(f"data.{field} needs labels, and {config.name} has none")
+    else:
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        if config.classes:
+            kept = _with_label(labels, config, len(label_names))
+        if config.per_class is not None and split == "train":
+            kept &= _first_of_each_label(labels, config)
+        rows = kept.nonzero()[:, 0]
+        images, labels = take(images, rows), labels[rows]
+    if len(images) == 0:
+        left = f" with a label in data.classes {config.classes}" if config.classes else ""
+        raise ValueError(f"{config.name} has no {split} image{left}")
+    return images, labels
+
+
+def _with_label(labels: Tensor, config: DataConfig, count: int) -> Tensor:
+    if max(config.classes) >= count:
+        raise ValueError(
+            f"data.classes: {config.name} has labels 0 to {count - 1}; got {config.classes}"
+        )
+    wanted = torch.tensor(config.classes)
+    return torch.isin(labels, wanted) if labels.ndim == 1 else labels[:, wanted].any(1)
+
+
+def _first_of_each_label(labels: Tensor, config: DataConfig) -> Tensor:
+    if labels.ndim != 1:
+        raise ValueError(
+            f"data.per_class needs one class for each image; {config.name} has attributes"
+        )
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        kept[(labels == label).nonzero()[: config.per_class, 0]] = True
+    return kept
+
+
+def _fitted(images: Images, fit: Fit, mode: str | None) -> Tensor | FileImages:
+    return fit(images) if isinstance(images, Tensor) else FileImages(images, fit, mode)
+
+
+def _resident(images: Tensor | FileImages) -> Tensor:
+    return images.read_all() if isinstance(images, FileImages) else images
+
+
+def _streams(config: DataConfig, *splits: Tensor | FileImages) -> bool:
+    if config.resident != "auto":
+        return config.resident == "stream"
+    sizes = (math.prod((len(images), *tuple(images.shape)[-3:])) for images in splits)
+    files = sum(len(images) for images in splits if isinstance(images, FileImages))
+    return sum(sizes) > _RESIDENT_BYTES or files > _RESIDENT_FILES
+
+
+def _download(config: DataConfig) -> None:
+    from torchvision import datasets
+
+    root = published.data_root(config)
+    fetch: dict[str, Callable[[], object]] = {
+        "mnist": lambda: datasets.MNIST(root, download=True),
+        "fashion": lambda: datasets.FashionMNIST(root, download=True),
+        "kmnist": lambda: datasets.KMNIST(root, download=True),
+        "emnist": lambda: datasets.EMNIST(root, config.detail or "balanced", download=True),
+        "svhn": lambda: [datasets.SVHN(root, split, download=True) for split in ("train", "test")],
+        "cifar10": lambda: datasets.CIFAR10(root, download=True),
+        "celeba": lambda: datasets.CelebA(root, download=True),
+    }
+    try:
+        fetch[config.kind]()
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(f"{config.name} could not be downloaded into {root}: {reason}") from error
+
+
+_READERS: dict[str, Callable[[DataConfig], Source]] = {
+    "digits": published.digits,
+    "mnist": published.idx_set,
+    "fashion": published.idx_set,
+    "kmnist": published.idx_set,
+    "emnist": published.idx_set,
+    "static-mnist": published.static_mnist,
+    "svhn": published.svhn,
+    "cifar10": published.cifar10,
+    "celeba": published.celeba,
+    "folder": own.folder,
+    "npz": own.npz,
+}

@@ -1,0 +1,136 @@
+"""Data sets of one's own: a folder of image files, an .npz file of arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlatent.data.config import DataConfig
+from fastlatent.data.formats import image_files, read_npz_arrays
+from fastlatent.data.source import Source, hold_out
+
+_MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
+
+
+def folder(config: DataConfig) -> Source:
+    """Image files; sub-folders name the classes, train/ and test/ the splits if both are there."""
+    root = Path(config.detail).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.name: there is no folder {root}")
+    present = [name for name in ("train", "test") if (root / name).is_dir()]
+    if len(present) == 1:
+        raise ValueError(
+            f"{root} has the folder {present[0]} but not its counterpart; add it, or give "
+            f"folder:{root / present[0]} to have every tenth image held out for testing"
+        )
+    roots = [root / name for name in present] or [root]
+    files = [image_files(place) for place in roots]
+    for place, found in zip(roots, files, strict=True):
+        if not found:
+            raise ValueError(f"{place} holds no image files")
+    classes = [
+        [_class_of(path, place) for path in found]
+        for place, found in zip(roots, files, strict=True)
+    ]
+    names = sorted({name for split in classes for name in split if name is not None})
+    loose = [
+        path
+        for found, split in zip(files, classes, strict=True)
+        for path, name in zip(found, split, strict=True)
+        if name is None
+    ]
+    if names and loose:
+        raise ValueError(
+            f"{loose[0]} lies outside the class folders that other images of {root} are in"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    labels = [
+        torch.tensor([number[name] for name in split if name is not None]) if names else None
+        for split in classes
+    ]
+    label_names = tuple(names) or None
+    if len(roots) == 2:
+        return Source(files[0], files[1], labels[0], labels[1], label_names)
+    return hold_out(files[0], labels[0], label_names)
+
+
+def _class_of(path: Path, root: Path) -> str | None:
+    parts = path.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def npz(config: DataConfig) -> Source:
+    """Arrays train_x, test_x and perhaps train_y, test_y; or x and perhaps y; perhaps classes."""
+    path = Path(config.detail).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"data.name: there is no file {path}")
+    arrays = read_npz_arrays(path, ("train_x", "test_x", "train_y", "test_y", "x", "y", "classes"))
+    pairs = [("x", "y")] if "x" in arrays else [("train_x", "train_y"), ("test_x", "test_y")]
+    for x, _ in pairs:
+        if x not in arrays:
+            raise ValueError(f"{path} has no array {x}; expected train_x and test_x, or x alone")
+    images = [_npz_images(path, x, arrays[x]) for x, _ in pairs]
+    labels = [
+        _npz_labels(path, y, arrays[y], len(pixels)) if y in arrays else None
+        for (_, y), pixels in zip(pairs, images, strict=True)
+    ]
+    if len({0 if label is None else label.ndim for label in labels}) > 1:
+        raise ValueError(f"{path}: train_y and test_y must both be there and be of one kind")
+    label_names = _npz_label_names(path, arrays.get("classes"), labels)
+    if len(pairs) == 2:
+        return Source(images[0], images[1], labels[0], labels[1], label_names)
+    return hold_out(images[0], labels[0], label_names)
+
+
+def _npz_images(path: Path, key: str, x: np.ndarray) -> Tensor:
+    """(n, h, w), (n, h, w, c) or (n, c, h, w) of uint8, bool or floats in [0, 1] as uint8."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    elif x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{path}: {key} must be (n, h, w), (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; "
+            f"got {x.shape}"
+        )
+    if x.dtype == bool:
+        x = x * np.uint8(255)
+    elif x.dtype.kind == "f":
+        if not (x.size == 0 or (x.min() >= 0 and x.max() <= 1)):
+            raise ValueError(f"{path}: {key} holds floats outside 0 to 1")
+        x = (x * 255).round().astype(np.uint8)
+    elif x.dtype != np.uint8:
+        raise ValueError(f"{path}: {key} must be uint8, bool or float in [0, 1]; got {x.dtype}")
+    return torch.tensor(x)
+
+
+def _npz_labels(path: Path, key: str, y: np.ndarray, count: int) -> Tensor:
+    if y.shape[1:] == (1,):
+        y = y[:, 0]
+    if y.dtype.kind not in "iub" or y.ndim not in (1, 2) or len(y) != count:
+        raise ValueError(
+            f"{path}: {key} must be integer class ids ({count},) or attributes of 0 and 1 "
+            f"({count}, A); got {y.dtype} of shape {y.shape}"
+        )
+    most = _MOST_CLASSES - 1 if y.ndim == 1 else 1
+    if y.size and not 0 <= int(y.min()) <= int(y.max()) <= most:
+        raise ValueError(f"{path}: {key} must lie in 0 to {most}; got {y.min()} to {y.max()}")
+    return torch.from_numpy(y.astype(np.int64 if y.ndim == 1 else np.uint8))
+
+
+def _npz_label_names(
+    path: Path, classes: np.ndarray | None, labels: list[Tensor | None]
+) -> tuple[str, ...] | None:
+    counts = [
+        0 if not y.numel() else int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
+        for y in labels
+        if y is not None
+    ]
+    if not counts:
+        return None
+    if classes is None:
+        return tuple(map(str, range(max(counts))))
+    if classes.ndim != 1 or len(classes) < max(counts):
+        raise ValueError(f"{path}: classes must name {max(counts)} labels; got {classes.shape}")
+    return tuple(map(str, classes))

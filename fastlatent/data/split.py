@@ -1,0 +1,177 @@
+"""Batches of a split: from uint8 images on the device, or through worker processes."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from fastlatent.data.images import FileImages
+from fastlatent.noise import generator
+
+
+@dataclass
+class Batch:
+    """Images of one step, all on the device that was asked for."""
+
+    images: Tensor  # (b, c, h, w) float32 in [0, 1]
+    index: Tensor  # (b,) int64, which samples of the split these are
+    labels: Tensor | None  # (b,) int64 class ids, (b, A) uint8 attributes, or None
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order (n,) int64 in which epoch `epoch` visits n samples, fixed by the arguments."""
+    return torch.randperm(n, generator=generator(seed, epoch, "epoch order"))
+
+
+class Split:
+    """One split of a data set.
+
+    Resident splits hold their images as one uint8 tensor, on the CPU until `to` moves it.
+    Streaming splits (`streams`) read theirs in worker processes. Their batches are the same.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: Tensor | FileImages,  # uint8 (n, c, h, w), or files that read as such
+        labels: Tensor | None = None,  # (n,) int64 or (n, A) uint8
+        *,
+        streams: bool = False,
+        workers: int = 2,
+    ) -> None:
+        self.name = name
+        self.labels = labels
+        self.streams = streams
+        self.workers = workers
+        self._images = images
+        shape = images.shape if isinstance(images, FileImages) else images.shape[1:]
+        self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where `images` answers."""
+        if isinstance(self._images, FileImages):
+            return torch.device("cpu")
+        return self._images.device
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The split with its images and labels on `device`; a streaming split stays as it is."""
+        if self.streams or isinstance(self._images, FileImages):
+            return self
+        labels = None if self.labels is None else self.labels.to(device)
+        return Split(self.name, self._images.to(device), labels, workers=self.workers)
+
+    def images(self, index: Tensor) -> Tensor:
+        """The samples at `index` (k,), in the order given: uint8 (k, c, h, w) on `device`.
+
+        Raises ValueError for an index outside the split.
+        """
+        self._check_index("index", index)
+        return _read(self._images, index)
+
+    def batches(
+        self,
+        batch: int,
+        device: torch.device | str,
+        *,
+        order: Tensor | None = None,  # (m,) sample indices; None: file order
+        start: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = None,
+    ) -> Iterator[Batch]:
+        """One pass in steps of `batch` images for each of `world` ranks, from step `start` on.
+
+        Rank r takes rows r * batch to (r + 1) * batch of each step's batch * world samples, so
+        the last step may be short or empty on some ranks, but every rank sees as many steps.
+        Streaming raises ValueError for a damaged file when it reaches it.
+        """
+        for name, value, least in (("batch", batch, 1), ("start", start, 0), ("world", world, 1)):
+            if value < least:
+                raise ValueError(f"batches: {name} must be at least {least}; got {value}")
+        if not 0 <= rank < world:
+            raise ValueError(f"batches: rank must lie in 0 to {world - 1}; got {rank}")
+        if order is None:
+            order = torch.arange(len(self))
+        self._check_index("order", order)
+        whole = batch * world
+        steps = len(order) // whole if drop_last else -(-len(order) // whole)
+        order = order.to(self.device)
+        rows = [
+            order[step * whole + rank * batch :][:batch] for step in range(start, max(start, steps))
+        ]
+        device = torch.device(device)
+        if self.streams:
+            return self._stream(rows, device, self.workers if workers is None else workers)
+        return (self._batch(_read(self._images, index), index, device) for index in rows)
+
+    def _stream(self, rows: list[Tensor], device: torch.device, workers: int) -> Iterator[Batch]:
+        if not rows:
+            return
+        loader: DataLoader = DataLoader(
+            _Rows(self._images),
+            batch_size=None,
+            sampler=[index.tolist() for index in rows],
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
+            # Without one of its own the loader draws its seed from the global generator.
+            generator=torch.Generator(),
+        )
+        for index, pixels in zip(rows, loader, strict=True):
+            if isinstance(pixels, Exception):
+                raise pixels
+            yield self._batch(pixels, index, device)
+
+    def _batch(self, pixels: Tensor, index: Tensor, device: torch.device) -> Batch:
+        labels = None if self.labels is None else self.labels[index].to(device)
+        pixels = pixels.to(device, non_blocking=True)
+        # Dividing by a tensor on the device is a true division there too: CUDA turns a division
+        # by a number into a product with its rounded reciprocal.
+        images = pixels.float().div_(torch.tensor(255.0, device=device))
+        return Batch(images, index.to(device), labels)
+
+    def _check_index(self, name: str, index: Tensor) -> None:
+        if index.ndim != 1 or index.dtype != torch.int64:
+            raise ValueError(
+                f"{name} must be int64 (k,); got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ValueError(
+                f"{name} must lie in 0 to {len(self) - 1}, the samples of the {self.name} split"
+            )
+
+
+class _Rows(TorchDataset):
+    """What a worker runs: a list of rows in, their pixels out."""
+
+    def __init__(self, images: Tensor | FileImages) -> None:
+        self._images = images
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor | Exception:
+        # Returned, not raised: the loader would wrap the worker's whole traceback into the message.
+        try:
+            return _read(self._images, torch.tensor(rows, dtype=torch.int64))
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _read(images: Tensor | FileImages, index: Tensor) -> Tensor:
+    if isinstance(images, FileImages):
+        return images.read(index.tolist())
+    return images.index_select(0, index.to(images.device))
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent saves its state first and needs its
+    # workers until then. A handler it set for SIGTERM is not for its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
