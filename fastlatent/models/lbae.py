@@ -1,0 +1,390 @@
+"""Latent Bernoulli Autoencoder: the latent is d bits, trained straight through the sign.
+
+J. Fajtl, V. Argyriou, D. Monekosso, P. Remagnino, "Latent Bernoulli Autoencoder", ICML 2020,
+PMLR 119:2964-2974; layers and settings as in the authors' program (github.com/ok1zjf/LBAE, MIT).
+There is no latent loss: the distribution of the codes is fitted after training, see
+fastlatent.priors.BernoulliCopula. The paper's baseline, a Gaussian VAE on the same trunk, is
+`latent="gaussian"`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlatent.models.base import LatentModel
+from fastlatent.nn import (
+    at_least_float32,
+    bernoulli_nll,
+    convolution,
+    normal_convolutions_,
+    resample_stages,
+    squared_error,
+)
+from fastlatent.noise import Noise
+from fastlatent.ops import binarize
+
+SLOPE = 0.02  # of every leaky ReLU
+CONVOLUTION_STD = 0.02  # initial standard deviation of every convolution weight
+INNER_SIZE = 4  # side of the innermost feature map
+KL_CLAMP = 10.0  # bound on mean and log variance inside the training KL
+
+Corruption = Literal["none", "noise", "blank"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Layer widths for one kind of image; channel numbers are multiplied by the model's width."""
+
+    image_shape: tuple[int, int, int]  # (c, h, w)
+    encoder: tuple[int, ...]  # output channels of the halving stages
+    decoder: tuple[int, ...]  # output channels of the doubling stages
+    decoder_input: int  # channels of the innermost feature map of the decoder
+    reconstruction: Literal["cross_entropy", "squared_error"]
+    kl_weight: float  # of the published VAE baseline
+
+
+ARCHITECTURES = {
+    # The published decoder passes 200 bits through 16 numbers, one 4x4 map.
+    "mnist": Architecture((1, 32, 32), (64, 128), (128, 64), 1, "cross_entropy", 10.0),
+    "cifar10": Architecture((3, 32, 32), (64, 128), (128, 64), 128, "squared_error", 128.0),
+    "celeba": Architecture((3, 64, 64), (64, 128, 256), (256, 128, 64), 256, "squared_error", 64.0),
+}
+
+
+@dataclass(frozen=True)
+class LBAEConfig:
+    """What it takes to build the model."""
+
+    family: Literal["lbae"] = "lbae"
+    architecture: Literal["mnist", "cifar10", "celeba"] = "mnist"
+    """Layers for 32x32 grey, 32x32 colour or 64x64 colour images."""
+    latent: Literal["bits", "gaussian"] = "bits"
+    """Bits, or the Gaussian VAE baseline."""
+    dim: int = 200
+    """Number of bits, or of Gaussian latents."""
+    surrogate: Literal["tanh", "clip", "identity"] = "tanh"
+    """Gradient that stands in for the sign's."""
+    width: float = 1.0
+    """Multiplies the channel numbers 64, 128 and 256."""
+    kl_weight: float = 0.0
+    """Gaussian latents: the KL enters the loss times kl_weight / dim."""
+    evaluate_with: Literal["mean", "sample"] = "mean"
+    """Gaussian latents: what the test loss decodes."""
+    corruption: Corruption = "none"
+    """Training input: Gaussian noise added and clipped to [0, 1], or a rectangle set to 0."""
+    corruption_strength: float = 0.0
+    """Standard deviation of the noise, or the fraction of the image that is blanked."""
+    test_corruption: Corruption = "none"
+    """The same for the test loss."""
+    test_corruption_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, expectation: str) -> None:
+            if not condition:
+                got = getattr(self, name)
+                raise ValueError(f"LBAEConfig: {name} must be {expectation}; got {got!r}")
+
+        def require_choice(name: str, choices: tuple[str, ...]) -> None:
+            require(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+
+        require_choice("architecture", tuple(ARCHITECTURES))
+        require_choice("latent", ("bits", "gaussian"))
+        require_choice("surrogate", ("tanh", "clip", "identity"))
+        require_choice("evaluate_with", ("mean", "sample"))
+        require(self.dim >= 1, "dim", "at least 1")
+        require(0 < self.width < float("inf"), "width", "positive")
+        require(self.kl_weight >= 0, "kl_weight", "at least 0")
+        for name in ("corruption", "test_corruption"):
+            require_choice(name, ("none", "noise", "blank"))
+            strength = getattr(self, f"{name}_strength")
+            require(strength >= 0, f"{name}_strength", "at least 0")
+            if getattr(self, name) == "blank":
+                require(strength <= 1, f"{name}_strength", "a fraction, at most 1")
+
+    def channels(self, count: int) -> int:
+        """`count` channels of the published model at this width."""
+        return max(1, round(count * self.width))
+
+
+class Encoder(nn.Module):
+    """Images (n, c, h, w) to the logits of the bits, or to mean and log variance: each (n, d)."""
+
+    def __init__(self, config: LBAEConfig):
+        super().__init__()
+        architecture = ARCHITECTURES[config.architecture]
+        stem = config.channels(64)
+        widths = [stem, *map(config.channels, architecture.encoder)]
+        inner = config.channels(256)
+        features = inner * INNER_SIZE**2
+
+        self.stem = convolution(architecture.image_shape[0], stem, 3)
+        self.stem_norm = nn.BatchNorm2d(stem)
+        self.stages = resample_stages(widths, SLOPE)
+        self.inner = convolution(widths[-1], inner, 4, 2)
+        heads = ("logits",) if config.latent == "bits" else ("mean", "log_variance")
+        self.heads = nn.ModuleDict({name: nn.Linear(features, config.dim) for name in heads})
+        normal_convolutions_(self, CONVOLUTION_STD)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.leaky_relu(self.stem_norm(self.stem(x)), SLOPE)
+        x = self.inner(self.stages(x)).flatten(1)
+        return tuple(head(x) for head in self.heads.values())
+
+
+class Decoder(nn.Module):
+    """Latents (n, d) to image logits (n, c, h, w); the image is their sigmoid."""
+
+    def __init__(self, config: LBAEConfig):
+        super().__init__()
+        architecture = ARCHITECTURES[config.architecture]
+        inner = config.channels(architecture.decoder_input)
+        widths = [inner, *map(config.channels, architecture.decoder)]
+        last = config.channels(64)
+
+        self.inner_shape = (inner, INNER_SIZE, INNER_SIZE)
+        self.project = nn.Linear(config.dim, inner * INNER_SIZE**2)
+        self.stages = resample_stages(widths, SLOPE, transposed=True)
+        self.expand = convolution(widths[-1], last, 4, 2, transposed=True)
+        self.expand_norm = nn.BatchNorm2d(last)
+        self.image = convolution(last, architecture.image_shape[0], 3, transposed=True)
+        normal_convolutions_(self, CONVOLUTION_STD)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stages(self.project(z).unflatten(1, self.inner_shape))
+        return self.image(F.leaky_relu(self.expand_norm(self.expand(x)), SLOPE))
+
+
+class LBAE(LatentModel):
+    """The autoencoder, over bits or (the paper's baseline) over Gaussian latents.
+
+    `forward` returns "loss", "reconstruction" and "quantization_error" (bits) or "kl" (Gaussian).
+    """
+
+    def __init__(self, config: LBAEConfig):
+        super().__init__()
+        architecture = ARCHITECTURES[config.architecture]
+        self.config = config
+        self.image_shape = architecture.image_shape
+        self.latent_dim = config.dim
+        self.latent_kind = "bits" if config.latent == "bits" else "real"
+        self.loss_unit = {
+            "cross_entropy": "nats per image",
+            "squared_error": "squared error per image",
+        }[architecture.reconstruction]
+        # In this order: the published program draws the decoder's weights first.
+        self.decoder = Decoder(config)
+        self.encoder = Encoder(config)
+
+    def forward(
+        self, x: Tensor, target: Tensor | None = None, noise: Noise | None = None
+    ) -> dict[str, Tensor]:
+        """Per-image losses; the input is corrupted as configured, the target is the clean image.
+
+        Raises ValueError where the configuration draws random numbers and `noise` is None.
+        """
+        self._check_images("x", x)
+        if target is None:
+            target = x
+        else:
+            self._check_images("target", target)
+            if len(target) != len(x):
+                raise ValueError(
+                    f"LBAE: target must hold {len(x)} images, one for each of x; got {len(target)}"
+                )
+        encoded = self.encoder(self.corrupt(x, noise))
+
+        if self.latent_kind == "bits":
+            (logits,) = encoded
+            codes, error = binarize(logits, self.config.surrogate)
+            reconstruction = self._reconstruction_loss(self.decoder(codes), target)
+            return {
+                "loss": reconstruction,
+                "reconstruction": reconstruction,
+                "quantization_error": error,
+            }
+
+        mean, log_variance = map(at_least_float32, encoded)
+        z = mean
+        if self.training or self.config.evaluate_with == "sample":
+            z = mean + (log_variance / 2).exp() * _normal("latent", mean, noise)
+        reconstruction = self._reconstruction_loss(self.decoder(z), target)
+        kl = gaussian_kl(mean, log_variance, clamp=KL_CLAMP if self.training else None)
+        loss = reconstruction + self.config.kl_weight / self.latent_dim * kl
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes +/-1, or posterior means: (n, c, h, w) -> (n, d). Never corrupts its input."""
+        self._check_images("x", x)
+        first, *_ = self.encoder(x)
+        return binarize(first, self.config.surrogate)[0] if self.latent_kind == "bits" else first
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
+        self._check_latents("z", z)
+        return self.decoder(z).sigmoid()
+
+    def corrupt(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """What the encoder is shown in `forward`: (n, c, h, w) -> (n, c, h, w)."""
+        config = self.config
+        kind, strength = (
+            (config.corruption, config.corruption_strength)
+            if self.training
+            else (config.test_corruption, config.test_corruption_strength)
+        )
+        if kind == "noise":
+            return (x + strength * _normal("corruption", x, noise)).clamp(0, 1)
+        if kind == "blank":
+            return x * ~_rectangles(x, strength, noise)
+        return x
+
+    def _reconstruction_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if ARCHITECTURES[self.config.architecture].reconstruction == "cross_entropy":
+            return bernoulli_nll(logits, target)
+        return squared_error(at_least_float32(logits).sigmoid(), target)
+
+
+def gaussian_kl(
+    mean: Tensor,  # (n, d)
+    log_variance: Tensor,  # (n, d)
+    clamp: float | None = None,
+) -> Tensor:  # (n,) nats
+    """KL(N(mean, exp(log_variance)) || N(0, I)), both arguments clamped to +/-clamp if given."""
+    if clamp is not None:
+        mean, log_variance = mean.clamp(-clamp, clamp), log_variance.clamp(-clamp, clamp)
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1)
+
+
+@torch.compiler.disable
+def _normal(name: str, like: Tensor, noise: Noise | None) -> Tensor:
+    return _required(name, noise).normal(name, like.shape, like.device, like.dtype)
+
+
+@torch.compiler.disable
+def _rectangles(x: Tensor, fraction: float, noise: Noise | None) -> Tensor:
+    """Masks (n, 1, h, w): one uniformly placed rectangle per image, of the image's proportions."""
+    n, _, h, w = x.shape
+    side = fraction**0.5
+    position = _required("corruption", noise).uniform("corruption", (n, 2), x.device)
+
+    def inside(size: int, u: Tensor) -> Tensor:  # (n,) -> (n, size)
+        extent = round(side * size)
+        start = (u * (size - extent + 1)).floor()[:, None]
+        index = torch.arange(size, device=x.device)
+        return (index >= start) & (index < start + extent)
+
+    rows, columns = inside(h, position[:, 0]), inside(w, position[:, 1])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _required(name: str, noise: Noise | None) -> Noise:
+    if noise is None:
+        raise ValueError(f"LBAE: noise must be given, the configuration draws random {name} noise")
+    return noise
+
+
+def convert_original(checkpoint: dict[str, Any]) -> tuple[LBAEConfig, dict[str, Tensor]]:
+    """Configuration and weights of a checkpoint of the authors' program (bits or VAE).
+
+    `checkpoint` is {"gen": ..., "enc": ..., ...}: state dictionaries of decoder and encoder. The
+    architecture, the kind of latent and d follow from the tensors. Every tensor must be there
+    with its shape and none may be left over, otherwise ValueError.
+    """
+    if not isinstance(checkpoint, dict) or not {"gen", "enc"} <= checkpoint.keys():
+        raise ValueError(
+            "convert_original: checkpoint must be a dictionary with the entries 'gen' and 'enc'"
+        )
+    for part in ("gen", "enc"):
+        if not isinstance(checkpoint[part], dict):
+            raise ValueError(f"convert_original: {part!r} must be a state dictionary")
+        for name, tensor in checkpoint[part].items():
+            if not isinstance(tensor, Tensor):
+                raise ValueError(
+                    f"convert_original: {part}.{name} must be a tensor; got {type(tensor).__name__}"
+                )
+    config = _original_config(checkpoint["gen"], checkpoint["enc"])
+    with torch.device("meta"):
+        expected = LBAE(config).state_dict()
+    modules = _original_modules(config)
+
+    unused = {f"{part}.{name}" for part in ("gen", "enc") for name in checkpoint[part]}
+    weights: dict[str, Tensor] = {}
+    for name, like in expected.items():
+        module, leaf = name.rsplit(".", 1)
+        original = f"{modules[module]}.{leaf}"
+        if original not in unused:
+            raise ValueError(f"convert_original: the checkpoint lacks {original}")
+        unused.remove(original)
+        part, key = original.split(".", 1)
+        tensor = checkpoint[part][key]
+        if tensor.shape != like.shape:
+            raise ValueError(
+                f"convert_original: {original} must have shape {tuple(like.shape)} in a "
+                f"{config.architecture} model of {config.dim} {config.latent} latents; "
+                f"got {tuple(tensor.shape)}"
+            )
+        weights[name] = tensor.detach().to("cpu", like.dtype, copy=True)
+    if unused:
+        raise ValueError(
+            f"convert_original: {min(unused)} has no place in a {config.architecture} model "
+            f"with {config.latent} latents ({len(unused)} such tensors)"
+        )
+    return config, weights
+
+
+def _original_config(gen: dict[str, Tensor], enc: dict[str, Tensor]) -> LBAEConfig:
+    """What the names and the shapes of the tensors say about the model."""
+    heads = {"l0l.weight": "bits", "l1.weight": "gaussian"}
+    found = [name for name in heads if name in enc]
+    if len(found) != 1 or enc[found[0]].dim() != 2:
+        raise ValueError(
+            "convert_original: enc must hold the matrix l0l.weight (bits) or l1.weight (VAE)"
+        )
+    stem = enc.get("ec0.weight")
+    if stem is None or stem.dim() != 4 or stem.shape[1] not in (1, 3):
+        raise ValueError(
+            "convert_original: enc must hold ec0.weight of shape (64, 1 or 3, 3, 3); "
+            f"got {None if stem is None else tuple(stem.shape)}"
+        )
+    small = "mnist" if stem.shape[1] == 1 else "cifar10"
+    name = "celeba" if "dc1.weight" in gen else small
+    latent = heads[found[0]]
+    return LBAEConfig(
+        architecture=name,
+        latent=latent,
+        dim=enc[found[0]].shape[0],
+        kl_weight=ARCHITECTURES[name].kl_weight if latent == "gaussian" else 0.0,
+    )
+
+
+def _original_modules(config: LBAEConfig) -> dict[str, str]:
+    """Our module names to the original's."""
+    architecture = ARCHITECTURES[config.architecture]
+    names = {
+        "encoder.stem": "enc.ec0",
+        "encoder.stem_norm": "enc.bn0",
+        "encoder.inner": "enc.ec4",
+        "encoder.heads.logits": "enc.l0l",
+        "encoder.heads.mean": "enc.l1",
+        "encoder.heads.log_variance": "enc.l2",
+        "decoder.project": "gen.l1l",
+        "decoder.expand": "gen.dc4",
+        "decoder.expand_norm": "gen.bn4",
+        "decoder.image": "gen.dc5",
+    }
+
+    def add_stages(ours: str, part: str, conv: str, count: int, first: int) -> None:
+        for index in range(count):
+            stage, k = f"{ours}.stages.{index}", first + index
+            names[f"{stage}.conv"] = f"{part}.{conv}{k}"
+            names[f"{stage}.norm"] = f"{part}.bn{k}"
+            for unit in (1, 2):
+                names[f"{stage}.residual.conv{unit}"] = f"{part}.b{k}{unit}"
+                names[f"{stage}.residual.norm{unit}"] = f"{part}.bn{k}{unit}"
+
+    add_stages("encoder", "enc", "ec", len(architecture.encoder), first=1)
+    # The decoder's stages are numbered so that the last doubling is always dc4.
+    add_stages("decoder", "gen", "dc", len(architecture.decoder), 4 - len(architecture.decoder))
+    return names
