@@ -91,7 +91,7 @@ def _binarize_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]
 def _binarize_cpp(core: Any, x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:
     codes = torch.empty_like(x, memory_format=torch.contiguous_format)
     error = torch.empty(x.shape[:-1], dtype=_wide_dtype(x.dtype))
-    core.binarize(_rows(x), SURROGATES.index(surrogate), _rows(codes), error.view(-1), threads())
+    core.binarize(_rows(x), SURROGATES.index(surrogate), _rows(codes), error.flatten(), threads())
     return codes, error
 
 
@@ -309,7 +309,7 @@ def _widen(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """(..., d) as (n, d) whose rows are contiguous."""
-    rows = x.detach().reshape(x.shape[:-1].numel(), x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 

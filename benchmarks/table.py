@@ -1,0 +1,51 @@
+"""Prints the committed results as Markdown; `--write` puts the tables into benchmarks/README.md."""
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def table(path: Path) -> str:
+    """One section for a results file: the conditions, then a row for each implementation."""
+    result = json.loads(path.read_text())
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    lines = [
+        f"### {where}",
+        "",
+        f"{result['date'][:10]}, commit {result['commit'][:10]}, torch {machine['torch']}, "
+        f"Python {machine['python']}, {machine['compiler']}, {machine['instructions']}; "
+        f"`{result['command']}`. Times are medians with quartiles; the ratio is how many times "
+        "as long the row takes as ours.",
+        "",
+        "| what | size | implementation | ms | quartiles | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    ours = {r["what"]: r["median"] for r in result["rows"] if r["implementation"] == "fastlatent"}
+    for row in result["rows"]:
+        ratio = row["median"] / ours[row["what"]]
+        mark = "**" if row["implementation"] == "fastlatent" else ""
+        lines.append(
+            f"| {row['what']} | {row['size']} | {mark}{row['implementation']}{mark} "
+            f"| {1e3 * row['median']:.3g} | {1e3 * row['q1']:.3g} to {1e3 * row['q3']:.3g} "
+            f"| {ratio:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    tables = "\n\n".join(table(path) for path in sorted((HERE / "results").glob("*.json")))
+    if "--write" not in sys.argv:
+        print(tables)
+        return
+    readme = HERE / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

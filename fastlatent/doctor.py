@@ -1,0 +1,112 @@
+"""python -m fastlatent.doctor: what this machine offers, which kernel serves which op, self-tests.
+
+Exits with 1 when something that should work does not.
+"""
+
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import fastlatent
+from fastlatent import ops
+from fastlatent.console import RunError, command, parse
+from fastlatent.ops import OPS, Serving, _load
+from fastlatent.ops._register import Op
+
+
+@dataclass(frozen=True)
+class Options:
+    """Nothing to choose: the doctor looks at everything."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parse(
+        Options,
+        argv,
+        "doctor",
+        "What this machine offers, which kernel serves which op, self-tests.",
+    )
+    for line in _machine():
+        print(line)
+    troubles = []
+    print(f"\n{'op':<26}{'device':<8}{'served by':<11}{'self-test':<11}why")
+    for row in ops.table():
+        fault = _self_test(OPS[row.op], row.device)
+        print(
+            f"{row.op:<26}{row.device:<8}{row.implementation:<11}{fault or 'passed':<11}{row.reason}"
+        )
+        if fault:
+            troubles.append(f"{row.op} on {row.device} {fault}")
+        elif _should_have_a_kernel(row):
+            troubles.append(f"{row.op} on {row.device} has no kernel: {row.reason}")
+    if troubles:
+        raise RunError("; ".join(troubles))
+    print("\nall well")
+
+
+def _machine() -> Iterator[str]:
+    packages = {"fastlatent": fastlatent.__version__, "torch": torch.__version__}
+    for name in ("triton", "numpy", "torchvision", "accelerate"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    yield f"python       {platform.python_version()} on {platform.platform()}"
+    yield f"packages     {', '.join(f'{name} {v}' for name, v in packages.items())}"
+    try:
+        core = _load.core()
+    except _load.CoreMissing as missing:
+        yield f"core         none: {missing}"
+    else:
+        cuda = f"CUDA {core.cuda}" if core.cuda else "no CUDA"
+        yield f"core         {core.__file__} ({core.compiler}, {cuda})"
+        yield f"processor    {core.isa()} of {', '.join(core.isas())}; {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        yield "GPU          none that PyTorch can use"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"sm_{properties.major}{properties.minor}"
+        yield f"GPU          {properties.name}, {capability}, {properties.total_memory >> 30} GiB"
+
+
+def _should_have_a_kernel(row: Serving) -> bool:
+    """A declared kernel did not load; where it was left out on purpose, or by wish, all is well."""
+    op = OPS[row.op]
+    declared = op.cpp if row.device == "cpu" else op.cuda or op.triton
+    fine = row.reason.endswith("(FASTLATENT_CORE=0)") or row.reason == "asked for"
+    return row.implementation == "torch" and declared is not None and not fine
+
+
+def _self_test(op: Op, device: str) -> str | None:
+    """Compares the op with its reference on every case; a few words when they differ."""
+    for dtype in op.dtypes:
+        for args in op.cases(device, dtype):
+            try:
+                got, want = op(*args), op.reference(*args)
+            except Exception as error:  # whatever a broken kernel raises is the finding
+                return f"raised {type(error).__name__}: {error}"
+            pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True)
+            for i, (g, w) in enumerate(pairs):
+                if not _agrees(op, args, i, g, w):
+                    return f"differs from its reference in {dtype}"
+    return None
+
+
+def _agrees(op: Op, args: tuple, output: int, got: torch.Tensor, want: torch.Tensor) -> bool:
+    if not op.discrete[output]:
+        return torch.allclose(got, want, rtol=2e-2 if got.dtype.itemsize == 2 else 1e-5, atol=1e-6)
+    if op.decided is None:
+        return torch.equal(got, want)
+    mask = op.decided(*args)
+    if got.is_floating_point():
+        return torch.equal(got[mask], want[mask])
+    return not ((got ^ want) & mask).any()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
