@@ -1,3 +1,3 @@
-"""Fast latent-variable models in PyTorch: six model families on custom C++, CUDA and Triton kernels."""
+"""Fast latent-variable models in PyTorch, on custom C++, CUDA and Triton kernels."""
 
 __version__ = "0.1.0"

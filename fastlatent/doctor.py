@@ -37,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{'op':<26}{'device':<8}{'served by':<11}{'self-test':<11}why")
     for row in ops.table():
         fault = _self_test(OPS[row.op], row.device)
-        print(
-            f"{row.op:<26}{row.device:<8}{row.implementation:<11}{fault or 'passed':<11}{row.reason}"
-        )
+        result = fault or "passed"
+        print(f"{row.op:<26}{row.device:<8}{row.implementation:<11}{result:<11}{row.reason}")
         if fault:
             troubles.append(f"{row.op} on {row.device} {fault}")
         elif _should_have_a_kernel(row):
@@ -65,7 +64,8 @@ def _machine() -> Iterator[str]:
     else:
         cuda = f"CUDA {core.cuda}" if core.cuda else "no CUDA"
         yield f"core         {core.__file__} ({core.compiler}, {cuda})"
-        yield f"processor    {core.isa()} of {', '.join(core.isas())}; {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        yield f"processor    {core.isa()} of {', '.join(core.isas())}; {threads} threads"
     if not torch.cuda.is_available():
         yield "GPU          none that PyTorch can use"
     for index in range(torch.cuda.device_count()):

@@ -171,7 +171,7 @@ def _read(images: Tensor | FileImages, index: Tensor) -> Tensor:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent saves its state first and needs its
-    # workers until then. A handler it set for SIGTERM is not for its children.
+    # Both can reach the whole process group; the parent saves its state first and needs its
+    # workers until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

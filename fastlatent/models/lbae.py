@@ -59,6 +59,7 @@ class LBAEConfig:
     """What it takes to build the model."""
 
     family: Literal["lbae"] = "lbae"
+    """Kind of model; the preset has chosen it."""
     architecture: Literal["mnist", "cifar10", "celeba"] = "mnist"
     """Layers for 32x32 grey, 32x32 colour or 64x64 colour images."""
     latent: Literal["bits", "gaussian"] = "bits"
@@ -78,8 +79,9 @@ class LBAEConfig:
     corruption_strength: float = 0.0
     """Standard deviation of the noise, or the fraction of the image that is blanked."""
     test_corruption: Corruption = "none"
-    """The same for the test loss."""
+    """What the test loss is measured with: as --model.corruption."""
     test_corruption_strength: float = 0.0
+    """Its strength, as --model.corruption-strength."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, expectation: str) -> None:

@@ -1,0 +1,40 @@
+"""`fastlatent WORD ...` is `python -m fastlatent.WORD ...`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fastlatent import __version__
+
+COMMANDS = {
+    "train": "train a model; alone: handwritten digits, offline, in two minutes",
+    "sample": "draw new images from a trained model",
+    "reconstruct": "show images next to their reconstructions, measure the loss",
+    "interpolate": "walk between images through the latent space",
+    "convert": "turn published weights into a run folder",
+    "doctor": "show which kernels serve this machine, and test them",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names; its exit code, 2 for an unknown word."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    word = arguments.pop(0) if arguments else "--help"
+    if word in ("-h", "--help"):
+        print("usage: fastlatent COMMAND [-h] [OPTIONS]\n")
+        for name, meaning in COMMANDS.items():
+            print(f"  {name:12} {meaning}")
+        print("\nfastlatent COMMAND --help tells the rest.")
+        return 0
+    if word == "--version":
+        print(f"fastlatent {__version__}")
+        return 0
+    if word not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: there is no command {word!r}; choose from {known}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"fastlatent.{word}").main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Options and steps that the commands on a trained run share."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import tyro
+
+from fastlatent.console import Device, choose_device
+from fastlatent.data import Dataset, Split, load
+from fastlatent.latents import Repair
+from fastlatent.models import LatentModel
+from fastlatent.passes import gather_codes
+from fastlatent.priors import BernoulliCopula, CodeStatistics
+from fastlatent.progress import say
+from fastlatent.runs import Run, Weights
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every command on a run folder takes."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, as training or convert left it."""
+    weights: Weights = "last"
+    """Weights of the newest checkpoint, or those with the lowest test loss."""
+    seed: int | None = None
+    """Seed of everything random here; default: the run's."""
+    batch: int = 64
+    """Images to compute at a time."""
+    device: Device = "auto"
+    """auto: the GPU if there is one."""
+    root: Path | None = None
+    """Folder that holds the data sets, where it is not the one trained with."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "n", "steps"):
+            least = 2 if name == "steps" else 1
+            if getattr(self, name, least) < least:
+                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+
+
+class Trained:
+    """A run folder at work: its model, and its data and codes once they are needed."""
+
+    def __init__(self, options: RunOptions):
+        self.options = options
+        self.device = choose_device(options.device)
+        self.run = Run.open(options.run)
+        self.model: LatentModel = self.run.model(options.weights, self.device)
+        self.seed = self.run.config.seed if options.seed is None else options.seed
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set of the run; raises what fastlatent.data.load raises."""
+        config = self.run.config.data
+        root = self.options.root
+        return load(config if root is None else replace(config, root=root.expanduser()))
+
+    def split(self, name: str) -> Split:
+        split = self.data.train if name == "train" else self.data.test
+        return split.to(self.device)
+
+    @cached_property
+    def codes(self) -> CodeStatistics:
+        """The counts over the training codes: as stored, otherwise gathered and stored."""
+        which = self.options.weights
+        codes = self.run.codes(which)
+        if codes is None:
+            say(f"{self.run.path} holds no counts over the codes of these weights; gathering them")
+            labels = len(self.data.label_names or ())
+            codes = gather_codes(self.model, self.split("train"), self.options.batch, labels)
+            self.run.write_codes(which, codes)
+        return codes
+
+    def copula(self, repair: Repair) -> BernoulliCopula | None:
+        """The copula fitted to the training codes; None where latents are not bits."""
+        if self.model.latent_kind != "bits":
+            return None
+        return BernoulliCopula(repair).fit(self.codes)
+
+    def place(self, out: Path | None, name: str) -> Path:
+        """Where a picture goes: to `out`, by default among the pictures of the run."""
+        path = self.run.images / f"{name}.png" if out is None else out.expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def first_images(split: Split, n: int) -> torch.Tensor:
+    """Indices of the first n images of the split, or of all there are."""
+    return torch.arange(min(n, len(split)))

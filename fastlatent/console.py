@@ -1,0 +1,170 @@
+"""What every command shares: parsing, errors in one sentence, the device, signals."""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from fastlatent.progress import is_main_process
+
+Device = Literal["auto", "cpu", "cuda"]
+Parsed = TypeVar("Parsed")
+
+
+class UsageError(Exception):
+    """The command was called wrongly: one sentence, exit code 2."""
+
+
+class RunError(Exception):
+    """The command could not do its work: one sentence, exit code 1."""
+
+
+class Stopped(Exception):
+    """A signal ended the command and what it had is saved: one sentence, exit code 128 + signal."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+    """Turn `main(argv)` into a command that returns its exit code and explains failures.
+
+    Expected failures become one sentence on stderr; FASTLATENT_TRACEBACK=1 shows where they arose.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            main(argv)
+        except UsageError as error:
+            return _fail(error, 2)
+        except Stopped as error:
+            if is_main_process():
+                print(error, file=sys.stderr, flush=True)
+            return 128 + error.signal_number
+        except BrokenPipeError:
+            # The reader of our output has left; point stdout elsewhere so that exit stays silent.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (RunError, OSError, ValueError, SafetensorError, MemoryError) as error:
+            return _fail(error, 1)
+        except torch.OutOfMemoryError as error:
+            return _fail(RunError(f"out of GPU memory: {str(error).splitlines()[0]}"), 1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except SystemExit as exit_:
+            return exit_.code if isinstance(exit_.code, int) else 0
+        return 0
+
+    return run
+
+
+def _fail(error: BaseException, code: int) -> int:
+    if os.environ.get("FASTLATENT_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if is_main_process() or code != 2:
+        where = "" if is_main_process() else f" (rank {os.environ['RANK']})"
+        print(f"error{where}: {_sentence(error)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input or output'}: {error.strerror}"
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parse(
+    form: type[Parsed],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    default: Parsed | None = None,
+) -> Parsed:
+    """The command line as a dataclass of type `form`; what does not fit is a UsageError."""
+    import tyro
+
+    complaint = io.StringIO()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                form,
+                prog=f"python -m fastlatent.{prog}",
+                description=description,
+                args=arguments,
+                **({} if default is None else {"default": default}),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except ValueError as error:  # a configuration's own check
+        raise UsageError(f"{error} (see --help)") from None
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UsageError(f"{_unboxed(complaint.getvalue())} (see --help)") from None
+
+
+def _unboxed(box: str) -> str:
+    """The sentence in tyro's framed message, which its rules divide into sections."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        words = line.strip("│ ")
+        if re.match(r"[─╭╰-]{2}", words):
+            sections.append([])
+        elif words:
+            sections[-1].append(words)
+    # A title, the message, what else there is to say.
+    if len(sections) < 3:
+        return " ".join(box.split())
+    return " ".join(sections[1]).rstrip(".")
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device to compute on; RunError when CUDA is asked for and not there."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise RunError("--device cuda was asked for, but PyTorch sees no CUDA GPU here")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+class Signals:
+    """Ctrl-C and SIGTERM as a wish to be met at the next good moment.
+
+    A second Ctrl-C ends a lone process at once; launchers of several send signals twice.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if self.received is not None and number == signal.SIGINT and alone:
+            raise KeyboardInterrupt
+        if self.received is None:
+            more = "; Ctrl-C again quits without saving" if alone else ""
+            # Straight to the descriptor: print is not safe inside a signal handler.
+            os.write(2, f"stopping after this step{more}\n".encode())
+        self.received = number

@@ -1,0 +1,107 @@
+"""The three pictures of a model: reconstructions, samples, paths between images."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastlatent import plots
+from fastlatent.data import Split
+from fastlatent.latents import (
+    SAMPLINGS,
+    WALKINGS,
+    Sampling,
+    Walking,
+    decode,
+    draw,
+    unit_images,
+    walk,
+)
+from fastlatent.models import LatentModel
+from fastlatent.noise import generator
+from fastlatent.passes import evaluating
+from fastlatent.priors import BernoulliCopula
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NAMES: dict[Sampling, str] = {
+    "copula": "fitted to the training codes (copula)",
+    "random": "fair random bits",
+    "prior": "from the prior N(0, I)",
+}
+
+
+def reconstruction_picture(
+    model: LatentModel, split: Split, index: Tensor, device: torch.device, note: str = ""
+) -> "Image":
+    """Images of the split, each next to its reconstruction."""
+    images = unit_images(split, index, device)
+    with evaluating(model):
+        reconstructed = model.reconstruct(images)
+    caption = f"{split.name} images and their reconstructions{note}"
+    return plots.reconstructions(images, reconstructed, caption)
+
+
+def sample_picture(
+    model: LatentModel,
+    method: Sampling,
+    n: int,
+    seed: int,
+    batch: int,
+    copula: BernoulliCopula | None = None,
+) -> "Image":
+    """n decoded samples."""
+    latents = draw(model, method, n, generator(seed, 0, f"samples/{method}"), copula)
+    return plots.samples(decode(model, latents, batch), f"samples: {NAMES[method]}")
+
+
+def walk_picture(
+    model: LatentModel,
+    method: Walking,
+    split: Split,
+    pairs: Tensor,  # (2, k) indices of images: where the walks begin, where they end
+    steps: int,
+    batch: int,
+    copula: BernoulliCopula | None = None,
+) -> "Image":
+    """Decoded walks between the latents of image pairs, one in each row."""
+    device = next(model.parameters()).device
+    first, last = (unit_images(split, index, device) for index in pairs)
+    with evaluating(model):
+        start, end = model.encode(torch.cat([first, last])).chunk(2)
+    path = walk(model, method, start, end, steps, copula)
+    images = decode(model, path.latents.flatten(0, 1), batch).unflatten(0, (-1, steps))
+    return plots.walks(first, images, last, f"interpolation ({method})")
+
+
+def show_model(
+    model: LatentModel,
+    split: Split,
+    seed: int,
+    batch: int,
+    copula: BernoulliCopula | None = None,  # needed where latents are bits
+    every_sampling: bool = False,
+) -> dict[str, "Image"]:
+    """The pictures that training shows, by name."""
+    device = next(model.parameters()).device
+    kind = model.latent_kind
+    pictures = {
+        "reconstructions": reconstruction_picture(
+            model, split, torch.arange(min(32, len(split))), device
+        )
+    }
+    for method in SAMPLINGS[kind] if every_sampling else SAMPLINGS[kind][:1]:
+        pictures[f"samples-{method}"] = sample_picture(model, method, 64, seed, batch, copula)
+    walking = WALKINGS[kind][0]
+    pairs = pick_pairs(len(split), 8, seed)
+    name = f"interpolation-{walking}"
+    pictures[name] = walk_picture(model, walking, split, pairs, 10, batch, copula)
+    return pictures
+
+
+def pick_pairs(n: int, pairs: int, seed: int) -> Tensor:  # (2, k) int64
+    """Indices of up to `pairs` pairs of distinct images out of n, drawn by the seed."""
+    order = torch.randperm(n, generator=generator(seed, 0, "pairs"))
+    k = min(pairs, n // 2)
+    return order[: 2 * k].reshape(2, k)

@@ -1,0 +1,100 @@
+"""Latents to decode: drawn by a named method, or along a path between two."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlatent.data import Split
+from fastlatent.models import LatentModel
+from fastlatent.passes import evaluating
+from fastlatent.priors import BernoulliCopula, random_bits, slerp
+
+Sampling = Literal["copula", "random", "prior"]
+Walking = Literal["copula", "linear", "spherical"]
+Direction = Literal["margin", "split"]
+Repair = Literal["clip", "nearest_correlation", "exact_means"]
+
+SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "real": ("prior",)}
+WALKINGS: dict[str, tuple[Walking, ...]] = {"bits": ("copula",), "real": ("spherical", "linear")}
+
+
+def draw(
+    model: LatentModel,
+    method: Sampling,
+    n: int,
+    generator: torch.Generator,
+    copula: BernoulliCopula | None = None,  # needed by the method of that name
+) -> Tensor:  # (n, d)
+    """Latents by the method: the fitted copula, fair random bits, or the normal prior N(0, I).
+
+    Raises ValueError for a method of the other kind of latent.
+    """
+    check_method("sampling", method, SAMPLINGS[model.latent_kind], model)
+    if method == "copula":
+        if copula is None:
+            raise ValueError("draw: the method copula needs a fitted copula")
+        return copula.sample(n, generator=generator)
+    if method == "random":
+        return random_bits(n, model.latent_dim, generator=generator)
+    return torch.randn(n, model.latent_dim, generator=generator, device=generator.device)
+
+
+class Walk(NamedTuple):
+    """Latents along k paths."""
+
+    latents: Tensor  # (k, steps, d)
+    wrong_bits: Tensor | None  # (k, 2): bits in which both ends differ from those asked for
+    hamming: Tensor | None  # (k, steps, 2): bits in which a step differs from either end
+
+
+def walk(
+    model: LatentModel,
+    method: Walking,
+    start: Tensor,  # (k, d)
+    end: Tensor,  # (k, d)
+    steps: int,  # at least 2, both ends among them
+    copula: BernoulliCopula | None = None,
+    direction: Direction = "margin",
+) -> Walk:
+    """Latents from each start to its end: along the copula's arcs, straight, or around the origin.
+
+    "spherical" turns the direction along the arc between the two and changes the length evenly.
+    Raises ValueError for a method of the other kind of latent.
+    """
+    check_method("interpolation", method, WALKINGS[model.latent_kind], model)
+    if method == "copula":
+        if copula is None:
+            raise ValueError("walk: the method copula needs a fitted copula")
+        codes, hamming, wrong = copula.interpolate(start, end, steps, direction)
+        return Walk(codes, wrong, hamming)
+    t = torch.linspace(0, 1, steps, device=start.device)[:, None]  # (steps, 1)
+    a, b = start[:, None], end[:, None]  # (k, 1, d)
+    if method == "linear":
+        return Walk(torch.lerp(a, b, t), None, None)
+    lengths = torch.lerp(a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True), t)
+    unit = torch.nn.functional.normalize
+    directions = slerp(unit(a, dim=-1), unit(b, dim=-1), t[:, 0])
+    return Walk(lengths * directions, None, None)
+
+
+def check_method(what: str, method: str, choices: tuple[str, ...], model: LatentModel) -> None:
+    """ValueError unless the method fits the model's kind of latent."""
+    if method not in choices:
+        raise ValueError(
+            f"{what} by {method!r} does not fit a model with {model.latent_kind} latents; "
+            f"use {' or '.join(choices)}"
+        )
+
+
+def decode(model: LatentModel, latents: Tensor, batch: int) -> Tensor:  # (n, c, h, w)
+    """Decoded images, `batch` at a time."""
+    with evaluating(model) as device:
+        parts = [model.decode(part.to(device)) for part in latents.split(batch)]
+    return torch.cat(parts)
+
+
+def unit_images(split: Split, index: Tensor, device: torch.device | str) -> Tensor:
+    """Images of the split as the model sees them: (k, c, h, w) in [0, 1]."""
+    (batch,) = split.batches(len(index), device, order=index, workers=0)
+    return batch.images

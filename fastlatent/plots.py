@@ -1,0 +1,144 @@
+"""Pictures: images in a grid with captions, true values in [0, 1], as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlatent.runs.files import written_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TILE = 64  # smaller images are enlarged, by a whole factor, to at least this many pixels
+GAP = 2  # pixels between images
+GROUP_GAP = 10  # pixels between groups of images that belong together
+MARGIN = 8
+TEXT = 15  # size of the captions in pixels
+INK = (30, 30, 30)
+
+
+def grid(
+    images: Tensor,  # (n, c, h, w) in [0, 1], row by row; c is 1 or 3
+    columns: int,
+    caption: str = "",
+    headings: Sequence[str] = (),  # one above each column
+    group: int = 1,  # columns that belong together
+) -> "Image":
+    """The images in rows of `columns`, pixels enlarged but not smoothed.
+
+    Raises ValueError when the images are not (n, 1 or 3, h, w) or there is none.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"grid: images must be (n, 1 or 3, h, w); got {tuple(images.shape)}")
+    pixels = to_bytes(images)
+    n, height, width, _ = pixels.shape
+    factor = max(1, -(-TILE // max(height, width)))
+    tile_w, tile_h = width * factor, height * factor
+
+    gaps = [GROUP_GAP if group > 1 and k % group == 0 else GAP for k in range(1, columns)]
+    left = [MARGIN + k * tile_w + sum(gaps[:k]) for k in range(columns)]
+    font = ImageFont.load_default(TEXT)
+    line = TEXT + 7
+    top = MARGIN + line * (bool(caption) + bool(headings))
+    rows = -(-n // columns)
+    right = left[min(columns, n) - 1] + tile_w + MARGIN
+    size = (
+        max(right, round(font.getlength(caption)) + 2 * MARGIN),
+        top + rows * (tile_h + GAP) - GAP + MARGIN,
+    )
+    canvas = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(canvas)
+    pen.text((MARGIN, MARGIN), caption, INK, font)
+    for x, heading in zip(left, headings, strict=False):
+        pen.text((x + tile_w / 2, top - 6), heading, INK, font, anchor="ms")
+    for k, tile in enumerate(pixels):
+        row, column = divmod(k, columns)
+        image = Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile)
+        image = image.resize((tile_w, tile_h), Image.Resampling.NEAREST)
+        canvas.paste(image, (left[column], top + row * (tile_h + GAP)))
+    return canvas
+
+
+def reconstructions(
+    images: Tensor,  # (n, c, h, w), what the encoder was shown
+    reconstructed: Tensor,  # (n, c, h, w)
+    caption: str,
+    pairs: int = 8,  # in a row
+) -> "Image":
+    """Each image with its reconstruction to the right of it."""
+    pairs = min(pairs, len(images))
+    both = torch.stack([images, reconstructed], 1).flatten(0, 1)
+    headings = ["input", "output"] * pairs
+    return grid(both, 2 * pairs, caption, headings, group=2)
+
+
+def samples(images: Tensor, caption: str) -> "Image":
+    """Samples (n, c, h, w) in a grid as square as can be."""
+    return grid(images, round(len(images) ** 0.5) or 1, caption)
+
+
+def walks(
+    start: Tensor,  # (k, c, h, w), images that the paths lead from
+    path: Tensor,  # (k, steps, c, h, w), decoded
+    end: Tensor | None,  # (k, c, h, w), images that they lead to, if there are such
+    caption: str,
+) -> "Image":
+    """A path in each row, between the images whose latents it joins."""
+    steps = path.shape[1]
+    headings = ["from", *(f"{k / (steps - 1):.2f}" for k in range(steps))]
+    columns = [start[:, None], path]
+    if end is not None:
+        headings.append("to")
+        columns.append(end[:, None])
+    rows = torch.cat(columns, 1).flatten(0, 1)
+    return grid(rows, len(headings), caption, headings)
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
+    """Training and test loss over the epochs, from the lines of metrics.jsonl."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for kind, style in (("train", {"alpha": 0.6, "lw": 1}), ("test", {"marker": ".", "lw": 1.5})):
+        points = [(line["epoch"], line["loss"]) for line in metrics if line["kind"] == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=kind, **style)
+            axes.legend()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"loss ({unit})")
+    axes.grid(alpha=0.3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def save(picture: "Image", path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    with written_whole(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return path
+
+
+def save_each(images: Tensor, folder: Path, first: int = 0) -> None:
+    """One PNG for each image (n, c, h, w), at its own size: 000000.png and so on."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(to_bytes(images), first):
+        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        picture.save(folder / f"{number:06}.png")
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images (n, c, h, w) in [0, 1] as uint8 (n, h, w, c), rounded to the nearest."""
+    rounded = images.detach().float().clamp(0, 1).mul(255).round()
+    return rounded.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

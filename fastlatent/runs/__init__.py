@@ -1,0 +1,27 @@
+"""The run folder: configuration, weights, checkpoints, metrics."""
+
+from fastlatent.runs.config import from_json, read_config, to_json
+from fastlatent.runs.folder import EVALUATED, Run, State, Weights
+from fastlatent.runs.log import Log, read_metrics
+from fastlatent.runs.state import (
+    pack_generators,
+    pack_optimizer,
+    unpack_generators,
+    unpack_optimizer,
+)
+
+__all__ = [
+    "EVALUATED",
+    "Log",
+    "Run",
+    "State",
+    "Weights",
+    "from_json",
+    "pack_generators",
+    "pack_optimizer",
+    "read_config",
+    "read_metrics",
+    "to_json",
+    "unpack_generators",
+    "unpack_optimizer",
+]

@@ -1,0 +1,254 @@
+"""The run folder: everything that is known about one training run, and nothing that is not.
+
+config.json                how to train again
+weights.safetensors        weights to use: the newest checkpoint's, or their moving average
+best.safetensors           weights at the lowest test loss
+codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
+state/<step>/, latest      checkpoints to resume from: tensors and JSON only
+metrics.jsonl              one line of numbers for each log, test and sample measurement
+images/*.png, events.*     pictures; TensorBoard
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastlatent.console import RunError, UsageError
+from fastlatent.models import LatentModel, build
+from fastlatent.presets import TrainConfig
+from fastlatent.priors import CodeStatistics
+from fastlatent.runs.config import read_config, to_json
+from fastlatent.runs.files import (
+    fingerprint,
+    flush_to_disk,
+    link_or_copy,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+
+Weights = Literal["last", "best"]
+
+WEIGHT_FILES: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
+CODE_FILES: dict[Weights, str] = {"last": "codes.safetensors", "best": "codes-best.safetensors"}
+EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
+
+
+@dataclass(frozen=True)
+class State:
+    """A checkpoint: named groups of tensors, each a safetensors file, and JSON values."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    path: Path
+    config: TrainConfig
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """UsageError where a new run would not find a free place.
+
+        A run that never got as far as a checkpoint is no hindrance.
+        """
+        if (path / "config.json").exists():
+            states, weights = path / "state" / "latest", path / WEIGHT_FILES["last"]
+            if states.exists() or weights.exists():
+                raise UsageError(
+                    f"{path} already holds a run; go on with it by --resume {path}, "
+                    "or choose another folder with --out"
+                )
+        elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"{path} is there and is no run; choose another folder with --out")
+
+    def create(self) -> None:
+        """Begin the run in its new or empty folder; UsageError where that holds something."""
+        Run.check_free(self.path)
+        self.images.mkdir(parents=True, exist_ok=True)
+        self._states.mkdir(exist_ok=True)
+        self.write_config()
+
+    @staticmethod
+    def open(path: Path) -> "Run":
+        """The run in a folder; RunError when there is none."""
+        if not (path / "config.json").is_file():
+            raise RunError(f"{path} is not a run folder: it holds no config.json")
+        return Run(path, read_config(path / "config.json"))
+
+    def write_config(self) -> None:
+        write_json(self.path / "config.json", to_json(self.config))
+
+    @property
+    def images(self) -> Path:
+        """The folder of the pictures."""
+        return self.path / "images"
+
+    def model(self, which: Weights, device: torch.device | str = "cpu") -> LatentModel:
+        """The model with its weights, in evaluation mode.
+
+        Raises RunError when the weights are missing, ValueError when they do not fit.
+        """
+        path = self.weights_file(which)
+        model = build(self.config.model, self.config.seed)
+        load_weights(model, read_tensors(path)[0], path)
+        return model.to(device).eval()
+
+    def weights_file(self, which: Weights) -> Path:
+        path = self.path / WEIGHT_FILES[which]
+        if not path.is_file():
+            raise RunError(f"{self.path} holds no {path.name}, so no {which} weights yet")
+        return path
+
+    def codes(self, which: Weights) -> CodeStatistics | None:
+        """The stored counts over the training codes; None when missing or of other weights."""
+        path = self.path / CODE_FILES[which]
+        if not path.is_file():
+            return None
+        tensors, metadata = read_tensors(path)
+        if metadata.get("weights") != fingerprint(self.weights_file(which)):
+            return None
+        return CodeStatistics.from_state(tensors)
+
+    def write_codes(self, which: Weights, codes: CodeStatistics) -> None:
+        """Store the counts with a mark of the weights that they belong to."""
+        mark = {"weights": fingerprint(self.weights_file(which))}
+        write_tensors(self.path / CODE_FILES[which], codes.state(), mark)
+
+    def write_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Put in weights that came from elsewhere."""
+        write_tensors(self.path / WEIGHT_FILES["last"], tensors)
+
+    def write_best(self, tensors: dict[str, Tensor], step: int, loss: float) -> None:
+        metadata = {"step": str(step), "test_loss": repr(loss)}
+        write_tensors(self.path / WEIGHT_FILES["best"], tensors, metadata)
+
+    # Checkpoints. A folder state/<step> is written under a temporary name, flushed, renamed; only
+    # then the pointer moves. So the pointer never names anything but a whole checkpoint.
+
+    @property
+    def _states(self) -> Path:
+        return self.path / "state"
+
+    def steps(self) -> list[int]:
+        """The steps of the kept checkpoints, in order."""
+        if not self._states.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self._states.iterdir() if entry.name.isdigit())
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        pointer = self._states / "latest"
+        return int(read_json(pointer)) if pointer.is_file() else None
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, move the pointer to it, drop those not to be kept.
+
+        Whatever fails, the checkpoints there were stay whole.
+        """
+        self._states.mkdir(exist_ok=True)
+        building = self._states / f".{state.step}.tmp"
+        final = self._states / str(state.step)
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            for name, tensors in state.tensors.items():
+                write_tensors(building / f"{name}.safetensors", tensors)
+            best = self.path / WEIGHT_FILES["best"]
+            if best.is_file():
+                link_or_copy(best, building / best.name)
+            marks = {path.name: fingerprint(path) for path in sorted(building.iterdir())}
+            write_json(building / "state.json", {"files": marks, **state.values})
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(building, final)
+            flush_to_disk(self._states)
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise self._unsaved(error, state.step) from None
+        self._point_to(state.step)
+
+    def _unsaved(self, error: OSError, step: int) -> RunError:
+        kept = self.latest()
+        rest = "none was written before" if kept is None else f"the one of step {kept} is whole"
+        reason = error.strerror or str(error)
+        return RunError(
+            f"cannot write the checkpoint of step {step} to {self.path}: {reason}; {rest}"
+        )
+
+    def rewind(self, step: int) -> None:
+        """Go back to the checkpoint of `step`, with the settings as they are now."""
+        self.images.mkdir(exist_ok=True)
+        self.write_config()
+        self._point_to(step)
+        self.prune(len(self.steps()))
+
+    def _point_to(self, step: int) -> None:
+        """Make the checkpoint of `step` the newest: its weights are the run's weights."""
+        write_json(self._states / "latest", step)
+        folder = self._states / str(step)
+        link_or_copy(folder / f"{EVALUATED}.safetensors", self.path / WEIGHT_FILES["last"])
+        best = folder / WEIGHT_FILES["best"]
+        if best.is_file():
+            link_or_copy(best, self.path / best.name)
+        else:
+            (self.path / best.name).unlink(missing_ok=True)
+
+    def prune(self, keep: int) -> None:
+        """Drop all but the newest `keep` checkpoints up to the latest, and unfinished ones."""
+        latest = self.latest()
+        steps = [step for step in self.steps() if latest is not None and step <= latest]
+        for step in set(self.steps()) - set(steps[-keep:]):
+            shutil.rmtree(self._states / str(step))
+        for unfinished in [*self._states.glob(".*.tmp"), *self.path.glob(".*.tmp")]:
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink()
+
+    def load(self, step: int | None = None) -> State:
+        """The checkpoint of `step`, by default the newest; RunError names what is wrong with it."""
+        step = self.latest() if step is None else step
+        steps = self.steps()
+        if step is None:
+            raise RunError(f"{self.path} holds no checkpoint to resume from")
+        if step not in steps:
+            kept = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.path} keeps no checkpoint of step {step}; kept: {kept}")
+        folder = self._states / str(step)
+        others = [other for other in steps if other != step]
+        advice = f"; try --from-step {others[-1]}" if others else ""
+        try:
+            values = read_json(folder / "state.json")
+            for name, mark in values.pop("files").items():
+                if not (folder / name).is_file():
+                    raise ValueError(f"{name} is missing")
+                if fingerprint(folder / name) != mark:
+                    raise ValueError(f"{name} is damaged")
+            tensors = {
+                path.stem: read_tensors(path)[0]
+                for path in folder.glob("*.safetensors")
+                if path.name != WEIGHT_FILES["best"]
+            }
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise RunError(f"the checkpoint {folder} cannot be used: {error}{advice}") from None
+        return State(step, tensors, values)
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put tensors into the model, all of them and no others; ValueError when they do not fit."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{source} does not fit the model of config.json: {reason}") from None

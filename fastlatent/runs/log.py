@@ -1,0 +1,54 @@
+"""The numbers and pictures of a run, as they come: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Log:
+    """metrics.jsonl, a line of numbers at a time, and the same for TensorBoard."""
+
+    def __init__(self, folder: Path, step: int = 0, length: int = 0):
+        """Continue after `step`, with metrics.jsonl cut back to `length` bytes."""
+        # Importing this takes longer than importing all of ours.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        self._file = path.open("ab")
+        if length < path.stat().st_size:
+            self._file.truncate(length)
+        self._file.seek(0, os.SEEK_END)
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def numbers(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One line: {"kind": ..., "step": ..., "epoch": ..., values}."""
+        line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, name: str, step: int, picture: "Image") -> None:
+        self._board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def flush_to_disk(self) -> int:
+        """The length in bytes of metrics.jsonl, all of it safely on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,66 @@
+"""What an exact resume needs beside the weights, taken apart into tensors and JSON."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state: tensors named "parameter/quantity", and the rest as JSON values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, quantities in state["state"].items():
+        for name, value in quantities.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state["param_groups"], "numbers": numbers}
+
+
+def unpack_optimizer(
+    optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Put back what `pack_optimizer` took; the settings (lr, ...) stay as `optimizer` has them."""
+    state: dict[int, dict[str, Any]] = {}
+    for index, quantities in values["numbers"].items():
+        state.setdefault(int(index), {}).update(quantities)
+    for key, tensor in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    saved = [group["params"] for group in values["groups"]]
+    if saved != [group["params"] for group in groups]:
+        raise ValueError("the saved optimizer state belongs to another model")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def pack_generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The states of the global random generators of this process."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    return tensors, {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, position, has_gauss, cached],
+    }
+
+
+def unpack_generators(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Put back what `pack_generators` took."""
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    version, words, gauss = values["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, position, has_gauss, cached = values["numpy"]
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))

@@ -1,0 +1,12 @@
+"""The parts that the training loop is put together from."""
+
+from fastlatent.training.learner import (
+    AGREE_EVERY,
+    Diverged,
+    Learner,
+    accelerated,
+    check_shapes,
+)
+from fastlatent.training.plan import Plan
+
+__all__ = ["AGREE_EVERY", "Diverged", "Learner", "Plan", "accelerated", "check_shapes"]

@@ -1,0 +1,268 @@
+"""What learning changes: weights, optimizer, moving average, loss scale, running means."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastlatent.console import RunError, UsageError, choose_device
+from fastlatent.data import Batch, Dataset
+from fastlatent.models import LatentModel, build
+from fastlatent.noise import Noise
+from fastlatent.presets import TrainConfig
+from fastlatent.progress import say
+from fastlatent.runs import (
+    EVALUATED,
+    State,
+    pack_generators,
+    pack_optimizer,
+    unpack_generators,
+    unpack_optimizer,
+)
+from fastlatent.training.meter import Meter
+from fastlatent.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+AGREE_EVERY = 10  # steps between two times that several ranks ask each other whether to stop
+OVERFLOW_LIMIT = 40  # skipped fp16 steps in a row; each halves the loss scale, which starts at 2^16
+
+
+@contextmanager
+def accelerated(config: TrainConfig) -> Iterator["Accelerator"]:
+    """Device, ranks and precision as configured; UsageError where they do not go together."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    device = choose_device(config.device)
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = not config.deterministic
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        dynamo_backend="inductor" if config.compile else "no",
+    )
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+        # Its settings are global: without this, the process could not train with others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+class Diverged(RunError):
+    """Training has left the finite numbers."""
+
+
+class Objective(nn.Module):
+    """Means of the model's per-image values, "loss" among them.
+
+    A module of its own, so that mixed precision, DDP and torch.compile wrap it and leave alone the
+    model, which evaluation uses in full precision.
+    """
+
+    def __init__(self, model: LatentModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
+        return {name: value.mean() for name, value in self.model(images, noise=noise).items()}
+
+
+class Best(NamedTuple):
+    """The lowest test loss so far."""
+
+    step: int
+    loss: float
+
+
+class Learner:
+    """One model being trained, the same on every rank.
+
+    Batch normalisation takes its statistics from each rank's own images, as is usual; those of
+    rank 0 are the ones evaluated and saved.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: "Accelerator"):
+        from accelerate.utils import set_seed
+
+        self.config = config
+        self.accelerator = accelerator
+        set_seed(config.seed, device_specific=True)
+        # The layout that convolutions compute in fastest, on CPUs and tensor cores alike.
+        self.model = build(config.model, config.seed).to(
+            accelerator.device, memory_format=torch.channels_last
+        )
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+            if config.ema
+            else None
+        )
+        adam = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.objective, self.optimizer = accelerator.prepare(Objective(self.model), adam)
+        self.meter = Meter(accelerator.device)
+        self.best: Best | None = None
+        self._skipped_in_a_row = 0
+
+    @property
+    def chosen(self) -> LatentModel:
+        """The weights to evaluate, sample and save: the moving average where one is kept."""
+        return self.model if self.average is None else self.average.module
+
+    def shown(self) -> LatentModel:
+        """The model to evaluate and sample, the same on all ranks; to be called on all of them."""
+        if dist.is_initialized():
+            for buffer in self.chosen.buffers():
+                dist.broadcast(buffer, 0)
+        return self.chosen
+
+    def learn(self, step: int, parts: list[Batch], plan: Plan) -> None:
+        """One optimizer step, the gradient summed up over its parts."""
+        self.objective.train()
+        seen = []
+        for part, batch in enumerate(parts):
+            with self.accelerator.accumulate(self.objective):
+                values = self.objective(batch.images, plan.noise(step, part))
+                self.accelerator.backward(values["loss"])
+                if self.config.clip is not None and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            seen.append(values)
+        if self.accelerator.optimizer_step_was_skipped:
+            self._count_overflow(step + 1)
+            return
+        self._skipped_in_a_row = 0
+        for values in seen:
+            self.meter.add(values, step + 1)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _count_overflow(self, step: int) -> None:
+        """The loss scaler skips a few steps while it looks for a scale; many are the end."""
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == OVERFLOW_LIMIT:
+            raise Diverged(
+                f"fp16 overflowed in each of the {OVERFLOW_LIMIT} steps up to step {step}; "
+                "use --precision bf16 or a lower --lr"
+            )
+
+    def check_losses(self) -> None:
+        """Diverged when the loss of a step was not finite; asks all ranks."""
+        bad = self.meter.bad_step()
+        if bad is not None:
+            raise Diverged(f"the loss became infinite or NaN at step {bad}")
+
+    def check_weights(self, step: int) -> None:
+        """Diverged when a weight is not finite after `step` steps."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise Diverged(f"a weight became infinite or NaN at step {step}")
+
+    def any_rank(self, signal: int | None) -> int | None:
+        """The signal that this or another rank received; to be called on all of them."""
+        received = torch.tensor(signal or 0, device=self.accelerator.device)
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        return int(received) or None
+
+    def note_test_loss(self, step: int, loss: float) -> bool:
+        """Whether this is the lowest test loss so far; Diverged when it is not finite."""
+        if not math.isfinite(loss):
+            raise Diverged(f"the test loss is infinite or NaN at step {step}")
+        if self.best is not None and loss >= self.best.loss:
+            return False
+        self.best = Best(step, loss)
+        return True
+
+    def capture(self, step: int, values: dict[str, Any]) -> State:
+        """Everything a resumed run needs to go on as this one would; asks all ranks."""
+        from accelerate.utils import gather_object
+
+        tensors: dict[str, dict[str, Tensor]] = {EVALUATED: self.chosen.state_dict()}
+        if self.average is not None:
+            tensors["model"] = self.model.state_dict()
+        tensors["optimizer"], optimizer = pack_optimizer(self.optimizer)
+        ranks = gather_object([(*pack_generators(), self.meter.state())])
+        tensors["generators"] = {
+            f"{rank}/{name}": tensor
+            for rank, (states, _, _) in enumerate(ranks)
+            for name, tensor in states.items()
+        }
+        scaler = self.accelerator.scaler
+        return State(
+            step,
+            tensors,
+            {
+                "step": step,
+                **values,
+                "best": self.best,
+                "optimizer": optimizer,
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "averaged": None if self.average is None else int(self.average.n_averaged),
+                "ranks": [{"generators": numbers, "meter": meter} for _, numbers, meter in ranks],
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Take up what `capture` gave; RunError when the checkpoint is of another model."""
+        try:
+            self._restore(state)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise RunError(
+                f"the checkpoint of step {state.step} does not fit this run: {reason}"
+            ) from None
+
+    def _restore(self, state: State) -> None:
+        values = state.values
+        self.chosen.load_state_dict(state.tensors[EVALUATED])
+        if self.average is not None:
+            self.model.load_state_dict(state.tensors["model"])
+            self.average.n_averaged.fill_(values["averaged"])
+        unpack_optimizer(self.optimizer, state.tensors["optimizer"], values["optimizer"])
+        if self.accelerator.scaler is not None and values["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self._skipped_in_a_row = values["skipped_in_a_row"]
+        self.best = None if values["best"] is None else Best(*values["best"])
+
+        rank, ranks = self.accelerator.process_index, values["ranks"]
+        if len(ranks) != self.accelerator.num_processes:
+            say(
+                f"note: the checkpoint is of {len(ranks)} processes, this is "
+                f"{self.accelerator.num_processes}: the run goes on, but not to the bit"
+            )
+            return
+        prefix = f"{rank}/"
+        generators = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors["generators"].items()
+            if name.startswith(prefix)
+        }
+        unpack_generators(generators, ranks[rank]["generators"])
+        self.meter.restore(ranks[rank]["meter"])
+
+
+def check_shapes(model: LatentModel, data: Dataset) -> None:
+    """UsageError when the model takes other images than the data set gives."""
+    if tuple(data.train.shape) != tuple(model.image_shape):
+
+        def describe(shape: tuple[int, ...]) -> str:
+            channels, height, width = shape
+            return f"{height}x{width} pixels and {channels} channel{'s' * (channels > 1)}"
+
+        raise UsageError(
+            f"the model takes images of {describe(model.image_shape)}, but {data.name} gives "
+            f"{describe(data.train.shape)}; see --data.size and --model.architecture"
+        )

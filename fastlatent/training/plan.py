@@ -1,0 +1,83 @@
+"""Which images each step sees and what follows it: all a function of the step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from fastlatent.console import UsageError
+from fastlatent.data import Batch, Split, epoch_order
+from fastlatent.noise import Noise
+from fastlatent.presets import Interval, TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images each optimizer step sees: a function of the configuration and the step.
+
+    A step takes `batch` images in all: `accumulate` parts on each of `world` ranks. The images
+    that are left at the end of an epoch are skipped.
+    """
+
+    config: TrainConfig
+    images: int
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        batch, shares = self.config.batch, self.config.accumulate * self.world
+        if batch % shares:
+            raise UsageError(
+                f"--batch {batch} cannot be split into {self.config.accumulate} accumulated "
+                f"parts on {self.world} processes"
+            )
+        if self.images < batch:
+            raise UsageError(
+                f"--batch {batch} is larger than the training set of {self.images} images"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.images // self.config.batch
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps in all."""
+        return self.config.steps or self.config.epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> float:
+        """Epochs that are done after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def noise(self, step: int, part: int) -> Noise:
+        """The noise of one part of a step on this rank."""
+        return Noise(self.config.seed, step * self.config.accumulate + part, self.rank)
+
+    def events(self, step: int) -> set[str]:
+        """What follows the first `step` steps: any of log, eval, pictures and checkpoint."""
+        due = {
+            event: Interval.parse(getattr(self.config, f"{event}_every"))
+            for event in ("log", "eval", "pictures", "checkpoint")
+        }
+        events = {name for name, every in due.items() if every.due(step, self.steps_per_epoch)}
+        return events | {"eval", "checkpoint"} if step == self.last_step else events
+
+    def steps_after(self, done: int, split: Split) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, this rank's parts of it) for every step after the first `done`."""
+        parts = self.config.accumulate
+        while done < self.last_step:
+            epoch, position = divmod(done, self.steps_per_epoch)
+            batches = split.batches(
+                self.config.batch // (parts * self.world),
+                self.device,
+                order=epoch_order(self.images, self.config.seed, epoch),
+                start=position * parts,
+                drop_last=True,
+                rank=self.rank,
+                world=self.world,
+            )
+            for _ in range(min(self.steps_per_epoch - position, self.last_step - done)):
+                yield done, list(islice(batches, parts))
+                done += 1
