@@ -1,0 +1,241 @@
+"""The house keeps its floors: who imports whom, what an import costs, what the core includes."""
+
+import ast
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastlatent
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastlatent"
+CORE = ROOT / "csrc"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# From the ground up; a module imports from rows below its own. `_core` is the compiled csrc.
+FLOORS = (
+    {"_core"},
+    {"ops"},
+    {"nn", "noise"},
+    {"data", "metrics", "priors"},
+    {"models"},
+    {"presets", "progress"},
+    {"console"},
+    {"passes", "runs"},
+    {"latents", "plots"},
+    {"arguments", "gallery", "quality", "training"},
+    {"convert", "doctor", "interpolate", "reconstruct", "sample", "train"},
+    {"__main__"},
+)
+FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+IMPORTERS = {"import_module", "__import__", "find_spec", "run_module"}
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Dotted names that the source of a module in `package` imports, wherever and however.
+
+    A name that is only known when the program runs ends in "*".
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute("." * node.level + (node.module or ""), package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else None
+            name = function.id if isinstance(function, ast.Name) else name
+            if name in IMPORTERS:
+                yield absolute(literal(node.args[0]), package)
+
+
+def absolute(name: str, package: str) -> str:
+    rest = name.lstrip(".")
+    level = len(name) - len(rest)
+    if level == 0:
+        return name
+    parents = package.split(".")
+    return ".".join([*parents[: len(parents) - level + 1], *([rest] if rest else [])])
+
+
+def literal(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+        return f"{node.values[0].value}*"
+    return "*"
+
+
+def package_of(path: Path) -> str:
+    return ".".join(path.parent.relative_to(ROOT).parts)
+
+
+def module_of(path: Path) -> str:
+    """The module or package directly under fastlatent that the file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("import fastlatent.runs.log as log", "fastlatent.runs.log"),
+        ("from fastlatent.runs import Run", "fastlatent.runs.Run"),
+        ("def f():\n    from fastlatent import runs", "fastlatent.runs"),
+        ("from . import codes", "fastlatent.priors.codes"),
+        ("from .. import runs", "fastlatent.runs"),
+        ("from ..runs.log import Log", "fastlatent.runs.log.Log"),
+        ("import importlib\nimportlib.import_module('fastlatent.runs')", "fastlatent.runs"),
+        ("import_module('..runs', __package__)", "fastlatent.runs"),
+        ("__import__('fastlatent.runs')", "fastlatent.runs"),
+        ("import_module(f'fastlatent.runs.{x}')", "fastlatent.runs.*"),
+        ("import_module(x)", "*"),
+    ],
+)
+def test_no_form_of_import_escapes(source, target):
+    assert target in imported(source, "fastlatent.priors")
+
+
+def test_every_module_has_its_floor():
+    modules = {module_of(path) for path in SOURCES} - {"__init__"}
+    assert modules == set(FLOOR) - {"_core"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = module_of(path)
+    floor = FLOOR.get(here, 0)
+    for name in imported(path.read_text(), package_of(path)):
+        root, _, rest = name.partition(".")
+        module = rest.partition(".")[0]
+        if root == "*" or (root == "fastlatent" and module == "*"):
+            assert here == "__main__", f"{path} imports what only the running program knows"
+        if root != "fastlatent" or module in {"", "*", here} or module not in FLOOR:
+            continue
+        assert FLOOR[module] < floor, f"{path} imports upwards or sideways: {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=lambda path: path.name)
+def test_ops_import_torch_and_numpy_only(path):
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "fastlatent"}
+    if path.stem.endswith("_triton"):
+        allowed.add("triton")
+    roots = {name.partition(".")[0] for name in imported(path.read_text(), package_of(path))}
+    # Asking whether Triton is there is not to need it.
+    assert roots - allowed <= {"triton"} if path.stem == "_register" else roots <= allowed
+
+
+COST = """
+import sys, time
+import torch
+before, start = set(sys.modules), time.perf_counter()
+import fastlatent.ops
+print(time.perf_counter() - start, *{m.partition(".")[0] for m in sys.modules.keys() - before})
+"""
+
+
+def test_importing_ops_is_cheap():
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-c", COST], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        took, *modules = run.stdout.split()
+        assert {"torchvision", "sklearn", "matplotlib", "scipy", "tyro"}.isdisjoint(modules)
+        seconds.append(float(took))
+        if seconds[-1] < 0.3:
+            return
+    pytest.fail(f"import fastlatent.ops took {min(seconds):.2f} s more than import torch")
+
+
+def includes(path: Path) -> set[str]:
+    return set(re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE))
+
+
+def test_the_core_does_not_know_torch():
+    foreign = re.compile(r"^(torch|ATen|c10|caffe2)/")
+    for path in CORE.iterdir():
+        assert not [header for header in includes(path) if foreign.match(header)], path
+
+
+def reachable(path: Path) -> set[str]:
+    """What the file includes, and what our headers among it include.
+
+    Without what cuda.h includes: those lines are for CUDA builds, which these files don't see.
+    """
+    found: set[str] = set()
+    queue = [path]
+    while queue:
+        new = includes(queue.pop()) - found
+        found |= new
+        queue += [CORE / name for name in new if name != "cuda.h" and (CORE / name).is_file()]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(CORE.glob("*.simd.cpp")), ids=lambda path: path.name)
+def test_instruction_sets_include_no_code_of_the_standard_library(path):
+    own = {header.name for header in CORE.glob("*.h")}
+    bodiless = {"cstddef", "cstdint", "cstring", "type_traits", "immintrin.h", "arm_neon.h"}
+    assert reachable(path) - own <= bodiless
+
+
+INSTRUCTION_SETS = re.findall(
+    r"^ *add_instruction_set\((\w+) (\d+)([^)]*)\)",
+    (ROOT / "CMakeLists.txt").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") and shutil.which("nm")) or platform.machine() != "x86_64",
+    reason="needs a C++ compiler and nm, on x86-64",
+)
+@pytest.mark.parametrize("path", sorted(CORE.glob("*.simd.cpp")), ids=lambda path: path.name)
+@pytest.mark.parametrize(("isa", "width", "flags"), INSTRUCTION_SETS, ids=lambda word: word[:8])
+def test_instruction_sets_share_no_function(path, isa, width, flags, tmp_path):
+    """The linker keeps one copy of a weak symbol: it must not be one for a newer processor."""
+    compiled = tmp_path / "kernels.o"
+    define = ["-DFL_X86", f"-DFL_ISA={isa}", f"-DFL_BYTES={width}"]
+    subprocess.run(
+        ["c++", "-std=gnu++17", "-O0", "-w", *define, *flags.split(), "-c", path, "-o", compiled],
+        check=True,
+    )
+    nm = ["nm", "--demangle", "--defined-only", compiled]
+    listing = subprocess.run(nm, capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = [line.split(maxsplit=2)[1:] for line in listing]
+    assert any(kind == "W" for kind, _ in symbols)
+    shared = [name for kind, name in symbols if kind in "WVu" and f"fl::{isa}::" not in name]
+    assert not shared
+
+
+def test_every_file_has_a_topic():
+    none = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
+    files = [path for folder in (PACKAGE, CORE, ROOT / "tests") for path in folder.rglob("*")]
+    assert not [path for path in files if path.stem.split(".")[0] in none]
+
+
+def test_what_the_documents_tell_to_type_exists():
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert targets == {"setup", "check", "test", "bench", "train"}
+    words = set(re.findall(r"\bmake ([a-z]+)", text))
+    commands = set(re.findall(r"python -m fastlatent\.([a-z_]+)", text))
+    files = set(re.findall(r"\b(?:fastlatent|csrc|tests|benchmarks)/[\w./]+\w(?![\w<*])", text))
+    assert words and words <= targets
+    assert commands and not [name for name in commands if not (PACKAGE / f"{name}.py").is_file()]
+    assert files and not [name for name in files if not (ROOT / name).exists()]
+
+
+def test_the_version_is_written_once():
+    text = (ROOT / "pyproject.toml").read_text() + (ROOT / "CMakeLists.txt").read_text()
+    assert fastlatent.__version__ not in text
+    holders = [path for path in SOURCES if fastlatent.__version__ in path.read_text()]
+    assert holders == [PACKAGE / "__init__.py"]
