@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "expect.h"
 #include "parallel.h"
 
 namespace fl {
@@ -12,6 +13,12 @@ namespace {
 int64_t row_bytes(const View& v) {
   const int64_t width[] = {2, 2, 4, 8, 8, 4, 1};
   return v.size[1] * width[static_cast<int>(v.dtype)];
+}
+
+void expect_codes_and_words(const View& codes, const View& words) {
+  expect(codes.ndim == 2 && is_floating(codes.dtype), "core: codes must be a floating matrix");
+  expect_rows("codes", codes, codes.dtype, codes.size[0], codes.size[1]);
+  expect_rows("words", words, DType::i64, codes.size[0], (codes.size[1] + 63) / 64);
 }
 
 // Columns are counted in blocks of this many: two blocks of 60,000 rows fit a second-level cache.
@@ -27,6 +34,11 @@ Moments layout(int64_t n, int64_t d) { return {(d + kBlock - 1) / kBlock * kBloc
 }  // namespace
 
 void binarize(const View& x, int surrogate, const View& codes, const View& error, int threads) {
+  expect(x.ndim == 2 && is_floating(x.dtype), "core: x must be a floating matrix");
+  expect(surrogate >= 0 && surrogate <= 2, "core: there is no such surrogate");
+  expect_rows("x", x, x.dtype, x.size[0], x.size[1]);
+  expect_rows("codes", codes, x.dtype, x.size[0], x.size[1]);
+  expect_vector("error", error, x.dtype == DType::f64 ? DType::f64 : DType::f32, x.size[0]);
   const auto run = FL_KERNELS(bits).binarize;
   parallel_for(x.size[0], 2 * row_bytes(x), threads, [&](int64_t begin, int64_t end) {
     run(x, static_cast<Surrogate>(surrogate), codes, error, begin, end);
@@ -34,12 +46,18 @@ void binarize(const View& x, int surrogate, const View& codes, const View& error
 }
 
 void binarize_backward(const View& grad, const View& x, int surrogate, const View& out, int threads) {
+  expect(x.ndim == 2 && is_floating(x.dtype), "core: x must be a floating matrix");
+  expect(surrogate >= 0 && surrogate <= 2, "core: there is no such surrogate");
+  expect_rows("x", x, x.dtype, x.size[0], x.size[1]);
+  expect_rows("grad", grad, x.dtype, x.size[0], x.size[1]);
+  expect_rows("out", out, x.dtype, x.size[0], x.size[1]);
   const auto run = FL_KERNELS(bits).binarize_backward;
   parallel_for(x.size[0], 3 * row_bytes(x), threads,
                [&](int64_t begin, int64_t end) { run(grad, x, static_cast<Surrogate>(surrogate), out, begin, end); });
 }
 
 void pack_bits(const View& codes, const View& words, int threads) {
+  expect_codes_and_words(codes, words);
   const auto run = FL_KERNELS(bits).pack;
   const int64_t n = codes.size[0];
   std::atomic<int64_t> wrong{n};
@@ -56,6 +74,7 @@ void pack_bits(const View& codes, const View& words, int threads) {
 }
 
 void unpack_bits(const View& words, const View& codes, int threads) {
+  expect_codes_and_words(codes, words);
   const auto run = FL_KERNELS(bits).unpack;
   parallel_for(codes.size[0], row_bytes(codes), threads,
                [&](int64_t begin, int64_t end) { run(words, codes, begin, end); });
@@ -70,6 +89,12 @@ void binary_moments(const View& words, const View& ones, const View& agree, cons
   const auto& kernels = FL_KERNELS(bits);
   const int64_t n = words.size[0], d = ones.size[0];
   const Moments m = layout(n, d);
+  expect(words.ndim == 2 && ones.ndim == 1, "core: words must be a matrix and ones a vector");
+  expect_rows("words", words, DType::i64, n, (d + 63) / 64);
+  expect_vector("ones", ones, DType::i64, d);
+  expect_rows("agree", agree, DType::i64, d, d);
+  expect(agree.stride[0] == d || d <= 1, "core: agree must be contiguous");
+  expect_vector("scratch", scratch, DType::i64, binary_moments_scratch(n, d));
   auto* columns = static_cast<uint64_t*>(scratch.data);
   auto* differ = static_cast<int64_t*>(scratch.data) + m.columns * m.length;
   auto* count = static_cast<int64_t*>(ones.data);
@@ -86,9 +111,7 @@ void binary_moments(const View& words, const View& ones, const View& agree, cons
   });
   parallel_for(d, 16 * d, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      int64_t set = 0;
-      for (int64_t k = 0; k < m.length; ++k) set += __builtin_popcountll(columns[i * m.length + k]);
-      count[i] = set;
+      count[i] = kernels.count(columns + i * m.length, m.length);
       for (int64_t j = 0; j < d; ++j) {
         equal[i * d + j] = n - (i <= j ? differ[i * m.columns + j] : differ[j * m.columns + i]);
       }

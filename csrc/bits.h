@@ -31,6 +31,8 @@ struct BitsKernels {
   void (*unpack)(const View& words, const View& codes, int64_t begin, int64_t end);
   // Bit columns: column c starts at columns + c * length, `length` words of 64 rows each, zero beyond the last row.
   void (*transpose)(const View& words, uint64_t* columns, int64_t length, int64_t begin, int64_t end);
+  // set bits of one column
+  int64_t (*count)(const uint64_t* column, int64_t length);
   // differ[i][j] for a block of columns i in [i0, i1) and j in [j0, j1), j >= i rounded down to the tile
   void (*differ)(const uint64_t* columns, int64_t length, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
                  int64_t* differ, int64_t stride);

@@ -21,12 +21,6 @@ T* row_out(const View& v, int64_t i) {
   return static_cast<T*>(v.data) + i * v.stride[0];
 }
 
-template <class V>
-V code_of(V x) {
-  const V one = splat<V>(1);
-  return x >= 0 ? one : (x < 0 ? -one : x);
-}
-
 // 1 - |tanh x|, without cancellation
 template <class V>
 V distance_to_one(V x) {
@@ -49,7 +43,7 @@ void binarize_rows(const View& x, const View& codes, const View& error, int64_t 
       const int64_t stop = block + kErrorBlock < d ? block + kErrorBlock : d;
       V part = V{};
       const auto step = [&](V logit) {
-        const V code = code_of(logit);
+        const V code = sign(logit);
         part += kind == Surrogate::tanh ? distance_to_one(logit) : abs(logit - code);
         return code;
       };
@@ -257,6 +251,19 @@ u64v popcount(u64v v) {
 #endif
 }
 
+int64_t count(const uint64_t* column, int64_t length) {
+  constexpr int64_t lanes = FL_BYTES / 8;
+  u64v counts = {};
+  for (int64_t k = 0; k < length; k += lanes) {
+    u64v words;
+    std::memcpy(&words, column + k, sizeof words);
+    counts += popcount(words);
+  }
+  int64_t total = 0;
+  for (int64_t l = 0; l < lanes; ++l) total += int64_t(counts[l]);
+  return total;
+}
+
 // A register tile of 4 x 4 column pairs: eight loads feed sixteen counts.
 constexpr int64_t kTile = 4;
 
@@ -295,7 +302,7 @@ void differ(const uint64_t* columns, int64_t length, int64_t i0, int64_t i1, int
 
 }  // namespace
 
-const BitsKernels bits = {binarize, binarize_backward, pack, unpack, transpose, differ};
+const BitsKernels bits = {binarize, binarize_backward, pack, unpack, transpose, count, differ};
 
 }  // namespace FL_ISA
 }  // namespace fl

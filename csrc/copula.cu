@@ -52,6 +52,7 @@ void launch(const View& projections, const View& codes, bool packed, Stream stre
 }  // namespace
 
 void copula_align_cuda(const View& projections, const View& codes, bool packed, Stream stream) {
+  expect_alignable(projections, codes, packed, true);
   if (projections.size[0] == 0 || codes.size[1] == 0) return;
   const DeviceGuard guard(projections.device);
   if (projections.dtype == DType::f64) {

@@ -6,12 +6,6 @@ namespace fl {
 namespace FL_ISA {
 namespace {
 
-template <class V>
-V sign_of(V a) {
-  const V one = splat<V>(1);
-  return a >= 0 ? one : (a < 0 ? -one : a);
-}
-
 template <class T>
 void align_rows(const View& projections, const View& codes, bool packed, int64_t begin, int64_t end) {
   using V = VectorOf<T>;
@@ -19,7 +13,7 @@ void align_rows(const View& projections, const View& codes, bool packed, int64_t
   const int64_t d = projections.size[1] - 1;
   for (int64_t i = begin; i < end; ++i) {
     const T* in = static_cast<const T*>(projections.data) + i * projections.stride[0];
-    const T reference = sign_of(splat<V>(in[d]))[0];
+    const T reference = sign(splat<V>(in[d]))[0];
     if (packed) {
       auto* words = static_cast<uint64_t*>(codes.data) + i * codes.stride[0];
       for (int64_t j = 0; j < d; j += 64) {
@@ -34,8 +28,8 @@ void align_rows(const View& projections, const View& codes, bool packed, int64_t
     }
     T* out = static_cast<T*>(codes.data) + i * codes.stride[0];
     int64_t j = 0;
-    for (; j + lanes <= d; j += lanes) store(out + j, sign_of(load(in + j)) * reference);
-    if (j < d) store_some(out + j, sign_of(load_some(in + j, d - j)) * reference, d - j);
+    for (; j + lanes <= d; j += lanes) store(out + j, sign(load(in + j)) * reference);
+    if (j < d) store_some(out + j, sign(load_some(in + j, d - j)) * reference, d - j);
   }
 }
 

@@ -4,7 +4,7 @@
 
 namespace fl {
 
-// avx2: x86-64-v3. avx512: x86-64-v4 with VPOPCNTDQ (Ice Lake, Zen 4 and later). amx: avx512 with int8 tiles.
+// avx2: x86-64-v3. avx512: x86-64-v4 with VPOPCNTDQ (Ice Lake, Zen 4 and later).
 enum class Isa { baseline, avx2, avx512 };
 
 Isa isa();            // the set in use: the best one, or the one that FASTLATENT_ISA names

@@ -109,6 +109,13 @@ inline V copysign(V magnitude, V sign) {
   return bits_as<V>((bits_as<IntOf<V>>(magnitude) & ~bit) | (bits_as<IntOf<V>>(sign) & bit));
 }
 
+// +1 from zero on (either zero), -1 below, NaN for NaN
+template <class V>
+inline V sign(V x) {
+  const V one = splat<V>(1);
+  return x >= 0 ? one : (x < 0 ? -one : x);
+}
+
 template <class V>
 inline V clamp(V x, ScalarOf<V> low, ScalarOf<V> high) {
   x = x < low ? splat<V>(low) : x;
@@ -324,13 +331,6 @@ inline I lane_index() {
   I v;
   for (int i = 0; i < int(sizeof(I) / sizeof(v[0])); ++i) v[i] = i;
   return v;
-}
-
-template <class V>
-inline ScalarOf<V> sum(V v) {
-  ScalarOf<V> total = 0;
-  for (int i = 0; i < Format<V>::kLanes; ++i) total += v[i];
-  return total;
 }
 
 // Calls f with a null pointer of the C++ type of a floating dtype.

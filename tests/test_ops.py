@@ -111,6 +111,7 @@ def assert_as_good_as_torch(got, ours, truth, slack=2.0):
     if not truth.numel():
         return
     assert torch.equal(got.isnan(), truth.isnan())
+    assert torch.equal(got.isinf(), truth.to(got.dtype).isinf())
     scale = truth.nan_to_num(0, 0, 0).abs().max()
     floor = torch.finfo(got.dtype).eps * scale * (64 if got.dtype == torch.float64 else 1)
     error = (got.double() - truth).nan_to_num(0, 0, 0).abs().max()
@@ -169,9 +170,9 @@ def test_surrogate_gradients_in_every_dtype(op, device, isa):
 
 
 def test_opcheck(op, device):
-    args = next(iter(small_cases(op, device)))
-    torch.library.opcheck(op.overload, with_gradients(args))
-    torch.library.opcheck(op.overload, args)
+    for args in small_cases(op, device):
+        torch.library.opcheck(op.overload, with_gradients(args))
+        torch.library.opcheck(op.overload, args)
 
 
 def run_both_ways(op, function, args):
@@ -197,9 +198,12 @@ def test_compile_with_aot_eager(op, device):
 
 
 def test_compile_with_inductor(op, device):
+    """On a transposed case where there is one: inductor checks strides."""
     torch._dynamo.reset()
     function = public_function(op.name)
-    args = next(iter(op.cases(device, main_dtype(op))))
+    cases = list(small_cases(op, device, main_dtype(op)))
+    turned = [args for args in cases if not args[0].is_contiguous()]
+    args = (turned or cases)[-1]
     compiled = torch.compile(function, fullgraph=True)
     for got, want in zip(
         run_both_ways(op, compiled, args), run_both_ways(op, function, args), strict=True
@@ -282,11 +286,14 @@ def test_same_bits_for_any_number_of_threads(op, device):
 
 
 def large_case(op, device):
-    """The first case repeated until it is worth several threads."""
-    args = next(iter(op.cases(device, main_dtype(op))))
-    rows = args[0].shape[0]
+    """The widest case with its rows repeated until they are worth several threads."""
+    args = max(op.cases(device, main_dtype(op)), key=lambda args: args[0].shape[-1])
+    rows = max(len(a) for a in args if isinstance(a, torch.Tensor))
+    times = -(-8192 // rows)
     return tuple(
-        a.repeat(64, *[1] * (a.dim() - 1)) if isinstance(a, torch.Tensor) and len(a) == rows else a
+        a.repeat(times, *[1] * (a.dim() - 1))
+        if isinstance(a, torch.Tensor) and len(a) == rows
+        else a
         for a in args
     )
 
@@ -297,7 +304,7 @@ def test_nan_in_gives_nan_out(op, device, isa):
             for i in floating(args):
                 poisoned = list(args)
                 poisoned[i] = args[i].clone()
-                poisoned[i].view(-1)[-1] = torch.nan
+                poisoned[i][(-1,) * args[i].dim()] = torch.nan
                 want = outputs(op.reference(*poisoned))
                 if not any(w.is_floating_point() for w in want):
                     continue
@@ -363,8 +370,9 @@ def test_replays_in_a_cuda_graph(op, device):
         tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
         for args in (next(iter(op.cases("cuda", main_dtype(op)))),) * 2
     )
-    if floating(first):
-        second = tuple(-a if i in floating(second) else a for i, a in enumerate(second))
+    second = tuple(
+        (-a if a.is_floating_point() else ~a) if isinstance(a, torch.Tensor) else a for a in second
+    )
     call(op, *first)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -395,6 +403,14 @@ def test_more_than_two_billion_elements(device):
     ones, agree = ops.binary_moments(words, d)
     assert torch.equal(agree.diagonal(), torch.full_like(ones, n))
     assert torch.equal(ones[:1], (words[:, 0] & 1).sum()[None])
+    differ = ((words[:, 0] >> 1) ^ (words[:, 16] >> 4)) & 1  # coordinates 1 and 1028
+    assert agree[1, 1028] == agree[1028, 1] == n - differ.sum()
+    del words, differ
+    make = torch.Generator(device).manual_seed(0)
+    factor = torch.randn(d + 1, 3, generator=make, device=device)
+    noise = torch.randn(n, 6, generator=make, device=device)[:, ::2]
+    drawn = ops.bernoulli_copula_sample(factor, noise)
+    assert torch.equal(drawn[-64:], ops.bernoulli_copula_sample(factor, noise[-64:]))
 
 
 @given(
@@ -443,6 +459,55 @@ def test_the_values_of_the_definition():
         logits.grad, torch.tensor([[1, 0.30502, 0.91514]]), rtol=0, atol=1e-5
     )
     assert ops.pack_bits(torch.tensor([[1.0, -1, 1, 1]])).tolist() == [[0b1101]]
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "slopes"),
+    [
+        ("identity", [1, 1, 1, 1]),
+        ("clip", [1, 1, 0, torch.nan]),
+        ("tanh", [0.786447733, 0.419974342, 0.180706639, torch.nan]),  # 1 / cosh(x)^2
+    ],
+)
+def test_slopes_of_the_surrogates(surrogate, slopes):
+    x = torch.tensor([0.5, 1.0, 1.5, torch.nan], dtype=torch.float64, requires_grad=True)
+    for function in (ops.binarize, ops.binarize.reference):
+        (got,) = torch.autograd.grad(function(x, surrogate)[0].sum(), x)
+        want = torch.tensor(slopes, dtype=torch.float64)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_arguments_can_be_named():
+    x = torch.randn(3, 5)
+    for function in (OPS["binarize"], ops.binarize):
+        codes, _ = function(x=x, surrogate="clip")
+        assert torch.equal(codes, torch.where(x >= 0, 1.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda raw: raw.unpack_bits(torch.zeros(1, 1, dtype=torch.int64), 4096, torch.float32),
+        lambda raw: raw.pack_bits(torch.ones(2, 64, dtype=torch.uint8)),
+        lambda raw: raw.binarize_backward(torch.ones(4, 8), torch.ones(4, 8).double(), "tanh"),
+        lambda raw: raw.binary_moments(torch.zeros(5, 1, dtype=torch.int32), 64),
+        lambda raw: raw.bernoulli_copula_sample(
+            torch.ones(3, 2).half(), torch.ones(4, 2).half(), 0
+        ),
+    ],
+)
+def test_the_core_protects_its_memory(attempt):
+    """Calls past the public functions end in an error, not beyond the end of an array."""
+    if OPS["pack_bits"].serving("cpu").implementation != "cpp":
+        pytest.skip("concerns the C++ kernels")
+    with pytest.raises(ValueError, match="core: "):
+        attempt(torch.ops.fastlatent)
+
+
+def test_an_unknown_implementation_in_the_environment_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(_register, "_demanded", "gpu")
+    with pytest.raises(ValueError, match="FASTLATENT_IMPL: the value must be one of 'auto'"):
+        ops.binarize(torch.ones(2, 2))
 
 
 BAD = [
@@ -523,10 +588,14 @@ def test_the_copula_keeps_float32_products_exact():
     factor = torch.randn(301, 301, generator=make)
     noise = torch.randn(500, 301, generator=make)
     want = ops.bernoulli_copula_sample(factor, noise)
-    backend.fp32_precision = "bf16"
+    whole = torch.backends.mkldnn
     try:
-        got = ops.bernoulli_copula_sample(factor, noise)
-        assert backend.fp32_precision == "bf16"
+        for setting in (backend, whole):
+            setting.fp32_precision = "bf16"
+            got = ops.bernoulli_copula_sample(factor, noise)
+            assert backend.fp32_precision == "bf16"
+            setting.fp32_precision = "none"
+            assert backend.fp32_precision == "none"
     finally:
         backend.fp32_precision = before
     assert torch.equal(got, want)

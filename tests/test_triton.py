@@ -20,27 +20,27 @@ from triton.compiler import ASTSource  # noqa: E402
 WARP = 32
 SHARED_MEMORY = 99 * 1024  # bytes a block may use on sm_86 and sm_89, the least of sm_80 to sm_100
 OPS_IN_TRITON = {name: op.triton for name, op in OPS.items() if op.triton is not None}
+MODULES = {name: import_module(f"fastlatent.ops.{name}") for name in set(OPS_IN_TRITON.values())}
+VARIANTS = [
+    pytest.param(module, kernel, types, constants, id=f"{op}-{number}")
+    for module in MODULES.values()
+    for number, (op, kernel, types, constants) in enumerate(module.SIGNATURES)
+]
 
 
-def module_of(name):
-    return import_module(f"fastlatent.ops.{name}")
-
-
-def test_each_kernel_of_an_op_states_its_signature():
-    for name in set(OPS_IN_TRITON.values()):
-        served = {op for op, module in OPS_IN_TRITON.items() if module == name}
-        assert set(module_of(name).SIGNATURES) == served
+def test_each_kernel_of_an_op_states_its_signatures():
+    for name, module in MODULES.items():
+        served = {op for op, of in OPS_IN_TRITON.items() if of == name}
+        assert {op for op, *_ in module.SIGNATURES} == served
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("op", OPS_IN_TRITON)
-def test_compiles(op, architecture, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "kernel", "types", "constants"), VARIANTS)
+def test_compiles(module, kernel, types, constants, architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = module_of(OPS_IN_TRITON[op])
-    kernel, arguments, constants = module.SIGNATURES[op]
-    assert set(arguments) | set(constants) == set(kernel.arg_names)
+    assert set(types) | set(constants) == set(kernel.arg_names)
     compiled = triton.compile(
-        ASTSource(kernel, arguments | dict.fromkeys(constants, "constexpr"), constants),
+        ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants),
         target=GPUTarget("cuda", architecture, WARP),
         options=module._OPTIONS,
     )

@@ -5,12 +5,13 @@ torch.func, and names argument and expectation when it is called wrongly. `table
 kernel serves which op.
 """
 
-from fastlatent.ops._register import OPS, Serving, table, use
+from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
 
 __all__ = [
     "OPS",
+    "KernelMissing",
     "Serving",
     "bernoulli_copula_sample",
     "binarize",

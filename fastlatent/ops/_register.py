@@ -24,10 +24,10 @@ IMPLEMENTATIONS = ("auto", "cpp", "cuda", "triton", "torch")
 
 _library = torch.library.Library("fastlatent", "DEF")
 _demanded = os.environ.get("FASTLATENT_IMPL", "auto")
-if _demanded not in IMPLEMENTATIONS:
-    raise ValueError(
-        f"FASTLATENT_IMPL must be one of {', '.join(IMPLEMENTATIONS)}; got {_demanded!r}"
-    )
+
+
+class KernelMissing(RuntimeError):
+    """The kernel that was insisted on, or any kernel under FASTLATENT_STRICT=1, can't run here."""
 
 
 class Serving(NamedTuple):
@@ -97,10 +97,10 @@ class Op:
     surrogate: Kernel | None = None
     _served: dict[tuple[str, str], Kernel] = field(default_factory=dict)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         if forward_ad._current_level >= 0:  # the dispatcher would drop the tangents of dual numbers
-            return self.reference(*args)
-        return self.overload(*args)
+            return self.reference(*args, **named)
+        return self.overload(*args, **named)
 
     def public(self, function: Kernel) -> Kernel:
         """Mark the checked, documented function by which users call this op."""
@@ -117,6 +117,7 @@ class Op:
 
     def serving(self, device: str) -> Serving:
         """Which implementation a call on that device type gets now, and why."""
+        _check.choice("FASTLATENT_IMPL", "the value", _demanded, IMPLEMENTATIONS)
         if _demanded == "torch":
             return Serving(self.name, device, "torch", "asked for")
         reason = "no kernel for this device"
@@ -148,7 +149,7 @@ class Op:
         serving = self.serving(device)
         if serving.implementation == "torch":
             if _demanded not in ("auto", "torch"):
-                raise RuntimeError(
+                raise KernelMissing(
                     f"fastlatent.{self.name}: no {_demanded!r} kernel on {device}: {serving.reason}"
                 )
             if _demanded == "auto" and any(getattr(self, k) for k in _KERNELS_OF.get(device, ())):
@@ -157,7 +158,7 @@ class Op:
                     f"because {serving.reason}"
                 )
                 if strict():
-                    raise RuntimeError(message)
+                    raise KernelMissing(message)
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
             return self.reference
         if serving.implementation == "triton":

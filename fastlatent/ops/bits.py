@@ -35,7 +35,7 @@ def _binarize_backward_reference(grad: Tensor, x: Tensor, surrogate: str) -> Ten
         slope = torch.where(wide.isnan(), wide, (wide.abs() <= 1).to(wide.dtype))
     else:
         slope = torch.ones_like(wide)
-    return (_widen(grad) * slope).to(x.dtype)
+    return (_widen(grad) * slope).to(x.dtype).contiguous()
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -68,7 +68,7 @@ def _binarize_reference(x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:
     codes = _StraightThrough.apply(x, surrogate)
     wide = _widen(x.detach())
     t = wide.tanh() if surrogate == "tanh" else wide
-    return codes, (t - signs(wide)).abs().mean(-1)
+    return codes.contiguous(), (t - signs(wide)).abs().mean(-1).contiguous()
 
 
 def _binarize_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
@@ -78,6 +78,8 @@ def _binarize_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     wide = _normal((9, 130), device, dtype)
     yield wide[:, ::2], "tanh"
     yield wide.t(), "clip"
+    yield _normal((6, 5), device, dtype).t(), "tanh"
+    yield _normal((2, 3, 4, 5), device, dtype).to(memory_format=torch.channels_last), "tanh"
     tiny = torch.finfo(dtype).tiny
     edges = [0.0, -0.0, tiny, -tiny, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4]
     yield torch.tensor([edges], dtype=torch.float64).to(device, dtype), "tanh"
@@ -85,7 +87,7 @@ def _binarize_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
 
 def _binarize_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for x, surrogate in _binarize_cases(device, dtype):
-        yield _normal(x.shape, device, dtype), x, surrogate
+        yield torch.empty_like(x).copy_(_normal(x.shape, device, dtype)), x, surrogate
 
 
 def _binarize_cpp(core: Any, x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Triton kernels of the bits family; `fastlatent.ops.bits` is the definition."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def pack_bits_kernel(
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    word = tl.program_id(1)
+    word = tl.program_id(1).to(tl.int64)
     bit = tl.arange(0, 64)
     column = word * 64 + bit
     inside = (row < n)[:, None] & (column < d)[None, :]
@@ -122,7 +123,8 @@ def binary_moments_kernel(
     rows_per_program,
     DEPTH: tl.constexpr,
 ):
-    block_i, block_j = tl.program_id(0), tl.program_id(1)  # one word of columns each
+    block_i = tl.program_id(0).to(tl.int64)  # one word of columns
+    block_j = tl.program_id(1).to(tl.int64)
     if block_i > block_j:
         return
     bit = tl.arange(0, 64)
@@ -234,34 +236,35 @@ def binary_moments(words: Tensor, d: int) -> tuple[Tensor, Tensor]:
     return ones, n - ones[:, None] - ones[None, :] + 2 * both
 
 
-SIGNATURES: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
-    "binarize": (
-        binarize_kernel,
-        {"x": "*fp32", "codes": "*fp32", "error": "*fp32", "n": "i32", "d": "i32"},
-        {"TANH": True, "WIDE": tl.float32, "ROWS": 2, "COLUMNS": 1024},
-    ),
-    "binarize_backward": (
-        binarize_backward_kernel,
-        {"grad": "*bf16", "x": "*bf16", "out": "*bf16", "count": "i32"},
-        {"KIND": 2, "WIDE": tl.float32, "BLOCK": 1024},
-    ),
-    "pack_bits": (
-        pack_bits_kernel,
-        {"codes": "*fp32", "words": "*i64", "n": "i32", "d": "i32", "width": "i32"}
-        | {"row_stride": "i64", "column_stride": "i64"},
-        {"ROWS": 16},
-    ),
-    "unpack_bits": (
-        unpack_bits_kernel,
-        {"words": "*i64", "codes": "*fp16", "count": "i32", "d": "i32"}
-        | {"row_stride": "i64", "column_stride": "i64"},
-        {"BLOCK": 1024},
-    ),
-    "binary_moments": (
-        binary_moments_kernel,
-        {"words": "*i64", "both": "*i64", "n": "i32", "d": "i32", "row_stride": "i64"}
-        | {"column_stride": "i64", "rows_per_program": "i32"},
-        {"DEPTH": 64},
-    ),
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
 }
-"""The kernel of each op, its argument types and constants: what `triton.compile` needs."""
+_SHAPE = {"n": "i32", "d": "i32"}
+_STRIDES = {"row_stride": "i32", "column_stride": "i32"}
+
+
+def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
+    for dtype, p in _POINTERS.items():
+        wide = tl.float64 if dtype == torch.float64 else tl.float32
+        error = "*fp64" if dtype == torch.float64 else "*fp32"
+        for surrogate in ("identity", "tanh"):
+            types = {"x": p, "codes": p, "error": error} | _SHAPE
+            constants = {"TANH": surrogate == "tanh", "WIDE": wide, "ROWS": 2, "COLUMNS": 1024}
+            yield "binarize", binarize_kernel, types, constants
+        for kind in range(len(SURROGATES)):
+            types = {"grad": p, "x": p, "out": p, "count": "i32"}
+            constants = {"KIND": kind, "WIDE": wide, "BLOCK": 1024}
+            yield "binarize_backward", binarize_backward_kernel, types, constants
+        types = {"codes": p, "words": "*i64"} | _SHAPE | {"width": "i32"} | _STRIDES
+        yield "pack_bits", pack_bits_kernel, types, {"ROWS": 16}
+        types = {"words": "*i64", "codes": p, "count": "i32", "d": "i32"} | _STRIDES
+        yield "unpack_bits", unpack_bits_kernel, types, {"BLOCK": 1024}
+    types = {"words": "*i64", "both": "*i64"} | _SHAPE | _STRIDES | {"rows_per_program": "i32"}
+    yield "binary_moments", binary_moments_kernel, types, {"DEPTH": 64}
+
+
+SIGNATURES = tuple(_signatures())
+"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""

@@ -6,6 +6,7 @@ belongs to a reference bit that is constantly +1: multiplying by its sign turns 
 it into means (Fajtl et al. 2020, section 4).
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from fastlatent.ops.bits import pack_signs, signs
 
 _DTYPES = (torch.float32, torch.float64)
 _CHUNK_BYTES = 1 << 25  # projections held at a time
+_precision_lock = threading.Lock()
 
 
 def _reference(factor: Tensor, noise: Tensor, packed: bool) -> Tensor:
@@ -80,13 +82,20 @@ def _sample(
 def _full_precision(device: str) -> Iterator[None]:
     """Keeps float32 products out of TensorFloat-32 and half types, whatever the process allows."""
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
-    before = backend.matmul.fp32_precision
-    backend.matmul.fp32_precision = "ieee"
-    try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+    with torch.no_grad(), torch.autocast(device, enabled=False), _precision_lock:
+        before = backend.matmul.fp32_precision
+        if before in ("none", "ieee"):
             yield
-    finally:
-        backend.matmul.fp32_precision = before
+            return
+        # What is read may be inherited; put back as a value of its own it would hide later changes.
+        whole = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
+        every = torch.backends.fp32_precision  # type: ignore[attr-defined]
+        inherited = before in (whole.fp32_precision, every)
+        backend.matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            backend.matmul.fp32_precision = "none" if inherited else before
 
 
 _op = register(
@@ -112,7 +121,8 @@ def bernoulli_copula_sample(
 
     The codes have P(v_i = v_j) = 1/2 + arcsin(R_ij) / pi and E[v_i] = (2 / pi) arcsin(R_i*), where
     R is factor factor^T and * its last row. The product runs in the precision of the arguments,
-    never in TensorFloat-32 or bfloat16: rounding there biases rare bits.
+    never in TensorFloat-32 or bfloat16: rounding there biases rare bits. It is BLAS's own, so
+    another number of threads may turn the sign of a projection that is zero but for rounding.
 
     Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
     shapes or devices that do not fit.

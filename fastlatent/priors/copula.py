@@ -85,7 +85,8 @@ class BernoulliCopula:
 
         source, sign = _representatives(disagree, n)
         kept, place = source.unique(return_inverse=True)
-        disagree = disagree[kept][:, kept]
+        if len(kept) < len(source):
+            disagree = disagree[kept][:, kept]
         h = gaussian_correlation(disagree, n)
         # Cholesky is the fast way to a factor and to the news that there is none.
         factor, failed = torch.linalg.cholesky_ex(h)
@@ -173,7 +174,7 @@ class BernoulliCopula:
             dtype = torch.float32 if fit.rarest >= _RARE else torch.float64
         source = generator.device if generator is not None else device or fit.factor.device
         device = torch.device(device or source)
-        factor = fit.factor[fit.place].to(device, dtype)
+        factor = (fit.factor if fit.complete else fit.factor[fit.place]).to(device, dtype)
         parts = []
         for start in range(0, max(n, 1), chunk):
             size = (min(chunk, n - start), factor.shape[1])
@@ -181,7 +182,8 @@ class BernoulliCopula:
             if fit.complete and packed:
                 parts.append(bernoulli_copula_sample(factor, g, packed=True))
                 continue
-            codes = fit.restore_(bernoulli_copula_sample(factor, g)).float()
+            codes = bernoulli_copula_sample(factor, g)
+            codes = (codes if fit.complete else fit.restore_(codes)).float()
             parts.append(pack_bits(codes) if packed else codes)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
