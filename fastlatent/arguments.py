@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from fastlatent.console import Device, choose_device
+from fastlatent.console import Device, UsageError, choose_device
 from fastlatent.data import Dataset, Split, load
 from fastlatent.latents import Repair
 from fastlatent.models import LatentModel
@@ -27,8 +27,8 @@ class RunOptions:
     """Weights of the newest checkpoint, or those with the lowest test loss."""
     seed: int | None = None
     """Seed of everything random here; default: the run's."""
-    batch: int = 64
-    """Images to compute at a time."""
+    batch: int | None = None
+    """Images to compute at a time; default: the run's --test-batch."""
     device: Device = "auto"
     """auto: the GPU if there is one."""
     root: Path | None = None
@@ -37,8 +37,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name in ("batch", "n", "steps"):
             least = 2 if name == "steps" else 1
-            if getattr(self, name, least) < least:
-                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+            value = getattr(self, name, None)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}; got {value}")
+        out = getattr(self, "out", None)
+        if out is not None and out.suffix.lower() != ".png":
+            raise ValueError(f"--out must end in .png, the format of pictures; got {out}")
 
 
 class Trained:
@@ -50,6 +54,7 @@ class Trained:
         self.run = Run.open(options.run)
         self.model: LatentModel = self.run.model(options.weights, self.device)
         self.seed = self.run.config.seed if options.seed is None else options.seed
+        self.batch = options.batch or self.run.config.test_batch
 
     @cached_property
     def data(self) -> Dataset:
@@ -64,13 +69,18 @@ class Trained:
 
     @cached_property
     def codes(self) -> CodeStatistics:
-        """The counts over the training codes: as stored, otherwise gathered and stored."""
+        """The counts over the training codes: as stored, otherwise gathered and stored.
+
+        Raises UsageError where latents are not bits.
+        """
+        if self.model.latent_kind != "bits":
+            raise UsageError(f"{self.run.path} holds a model without bits, so it has no codes")
         which = self.options.weights
         codes = self.run.codes(which)
         if codes is None:
             say(f"{self.run.path} holds no counts over the codes of these weights; gathering them")
             labels = len(self.data.label_names or ())
-            codes = gather_codes(self.model, self.split("train"), self.options.batch, labels)
+            codes = gather_codes(self.model, self.split("train"), self.batch, labels)
             self.run.write_codes(which, codes)
         return codes
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from safetensors import SafetensorError
 
+from fastlatent.ops import KernelMissing
 from fastlatent.progress import is_main_process
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -56,10 +57,19 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             # The reader of our output has left; point stdout elsewhere so that exit stays silent.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (RunError, OSError, ValueError, SafetensorError, MemoryError) as error:
+        except (
+            RunError,
+            OSError,
+            ValueError,
+            SafetensorError,
+            MemoryError,
+            KernelMissing,
+        ) as error:
             return _fail(error, 1)
-        except torch.OutOfMemoryError as error:
-            return _fail(RunError(f"out of GPU memory: {str(error).splitlines()[0]}"), 1)
+        except RuntimeError as error:
+            if _computing_failure(error) is None:
+                raise
+            return _fail(error, 1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
@@ -84,7 +94,20 @@ def _sentence(error: BaseException) -> str:
         return f"{error.filename or 'input or output'}: {error.strerror}"
     if isinstance(error, MemoryError) and not str(error):
         return "out of memory"
-    return " ".join(str(error).split()) or type(error).__name__
+    return _computing_failure(error) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _computing_failure(error: BaseException) -> str | None:
+    """The sentence for an error of PyTorch that lies in the machine and not in the program."""
+    text = str(error).strip()
+    first = text.split("\n", 1)[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory: {first}"
+    if "DefaultCPUAllocator" in text or "not enough memory" in text:
+        return f"out of memory: {first.rpartition('DefaultCPUAllocator: ')[2]}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile does not work here: {first}"
+    return None
 
 
 def parse(

@@ -1,6 +1,5 @@
 """Turn published weights into a run folder: `python -m fastlatent.convert lbae CHECKPOINT RUN`."""
 
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.write_weights(weights)
     say(f"{model.architecture} model with {model.dim} {model.latent} latents: {options.run}")
 
-    trained = Trained(RunOptions(options.run, device=options.device, batch=preset.test_batch))
+    trained = Trained(RunOptions(options.run, device=options.device))
     try:
         test = trained.split("test")
     except (OSError, ValueError) as error:
         say(f"its data set cannot be read, so nothing was measured: {error}")
         return
-    loss = measure_loss(trained.model, test, preset.test_batch)["loss"]
+    loss = measure_loss(trained.model, test, trained.batch, trained.seed)["loss"]
     say(f"test loss {loss:.4f} {trained.model.loss_unit}")
     if trained.model.latent_kind == "bits":
         say(f"codes counted: {trained.codes.count:,}")
@@ -74,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # damage can end in any of them
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(f"{path} cannot be read as a checkpoint: {reason[0]}") from None
 

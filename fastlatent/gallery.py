@@ -18,7 +18,7 @@ from fastlatent.latents import (
     walk,
 )
 from fastlatent.models import LatentModel
-from fastlatent.noise import generator
+from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula
 
@@ -33,14 +33,16 @@ NAMES: dict[Sampling, str] = {
 
 
 def reconstruction_picture(
-    model: LatentModel, split: Split, index: Tensor, device: torch.device, note: str = ""
+    model: LatentModel, split: Split, index: Tensor, seed: int, note: str = ""
 ) -> "Image":
-    """Images of the split, each next to its reconstruction."""
-    images = unit_images(split, index, device)
-    with evaluating(model):
-        reconstructed = model.reconstruct(images)
+    """Images of the split, each next to its reconstruction; corrupted first where so configured."""
+    with evaluating(model) as device:
+        images = unit_images(split, index, device)
+        shown = model.corrupt(images, Noise(seed, 0))
+        reconstructed = model.reconstruct(shown)
     caption = f"{split.name} images and their reconstructions{note}"
-    return plots.reconstructions(images, reconstructed, caption)
+    corrupted = None if shown is images else shown
+    return plots.reconstructions(images, reconstructed, caption, corrupted)
 
 
 def sample_picture(
@@ -83,20 +85,20 @@ def show_model(
     copula: BernoulliCopula | None = None,  # needed where latents are bits
     every_sampling: bool = False,
 ) -> dict[str, "Image"]:
-    """The pictures that training shows, by name."""
-    device = next(model.parameters()).device
+    """The pictures that training shows, by name; no walks where there is but one image."""
     kind = model.latent_kind
     pictures = {
         "reconstructions": reconstruction_picture(
-            model, split, torch.arange(min(32, len(split))), device
+            model, split, torch.arange(min(32, len(split))), seed
         )
     }
     for method in SAMPLINGS[kind] if every_sampling else SAMPLINGS[kind][:1]:
         pictures[f"samples-{method}"] = sample_picture(model, method, 64, seed, batch, copula)
     walking = WALKINGS[kind][0]
     pairs = pick_pairs(len(split), 8, seed)
-    name = f"interpolation-{walking}"
-    pictures[name] = walk_picture(model, walking, split, pairs, 10, batch, copula)
+    if pairs.numel():
+        name = f"interpolation-{walking}"
+        pictures[name] = walk_picture(model, walking, split, pairs, 10, batch, copula)
     return pictures
 
 

@@ -66,7 +66,8 @@ class Options(RunOptions):
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
-    """Picture to write; default: images/interpolation-METHOD.png in the run folder."""
+    """Picture to write, a PNG; default: images/interpolation-METHOD.png in the run folder, with
+    --set-attribute images/attribute-NUMBER.png."""
     folder: Path | None = None
     """Also write each image of the walks as a PNG of its own into this folder, walk by walk."""
 
@@ -78,9 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = Trained(options)
     choices = WALKINGS[trained.model.latent_kind]
     method = options.method or choices[0]
+    if options.set_attribute is not None and trained.model.latent_kind != "bits":
+        raise UsageError("--set-attribute needs a model whose latents are bits")
     check_method("interpolation", method, choices, trained.model)
     split = trained.split(options.split)
     starts, ends = chosen_pairs(options, len(split), trained.seed)
+    plots.check_count(len(starts) * options.steps)
     copula = trained.copula(options.repair)
 
     first = unit_images(split, starts, trained.device)
@@ -92,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         k, label = find_label(options.set_attribute, trained.data.label_names)
         last, end = None, edit_attribute(start, trained.codes, k, options.reference)
-        name, caption = f"attribute-{label}", f"from an image to the same with {label} set"
+        name, caption = f"attribute-{k}", f"from an image to the same with {label} set"
     path = walk(trained.model, method, start, end, options.steps, copula, options.direction)
-    images = decode(trained.model, path.latents.flatten(0, 1), options.batch)
+    images = decode(trained.model, path.latents.flatten(0, 1), trained.batch)
     picture = plots.walks(first, images.unflatten(0, (-1, options.steps)), last, caption)
     saved = plots.save(picture, trained.place(options.out, name))
 
@@ -124,6 +128,8 @@ def chosen_pairs(options: Options, count: int, seed: int) -> tuple[Tensor, Tenso
     start, end = pick_pairs(count, options.n, seed)
     if options.start:
         start = torch.tensor(options.start)
+    if not len(start):
+        raise UsageError(f"the {options.split} split has one image; two to walk between are needed")
     if options.set_attribute is not None:
         return start, start
     if bool(options.start) != bool(options.end) or len(options.start) != len(options.end):

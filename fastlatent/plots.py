@@ -19,6 +19,7 @@ GROUP_GAP = 10  # pixels between groups of images that belong together
 MARGIN = 8
 TEXT = 15  # size of the captions in pixels
 INK = (30, 30, 30)
+MOST = 40_000  # images in a picture: about as large a file as Pillow opens again
 
 
 def grid(
@@ -30,12 +31,13 @@ def grid(
 ) -> "Image":
     """The images in rows of `columns`, pixels enlarged but not smoothed.
 
-    Raises ValueError when the images are not (n, 1 or 3, h, w) or there is none.
+    Raises ValueError when the images are not (n, 1 or 3, h, w), there is none, or over MOST.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"grid: images must be (n, 1 or 3, h, w); got {tuple(images.shape)}")
+    check_count(len(images))
     pixels = to_bytes(images)
     n, height, width, _ = pixels.shape
     factor = max(1, -(-TILE // max(height, width)))
@@ -65,17 +67,28 @@ def grid(
     return canvas
 
 
+def check_count(images: int) -> None:
+    """ValueError for more images than a picture can hold."""
+    if images > MOST:
+        raise ValueError(f"a picture holds at most {MOST:,} images; got {images:,}")
+
+
 def reconstructions(
-    images: Tensor,  # (n, c, h, w), what the encoder was shown
+    images: Tensor,  # (n, c, h, w)
     reconstructed: Tensor,  # (n, c, h, w)
     caption: str,
-    pairs: int = 8,  # in a row
+    corrupted: Tensor | None = None,  # (n, c, h, w), what the encoder was shown if not `images`
+    width: int = 16,  # images in a row, at most
 ) -> "Image":
-    """Each image with its reconstruction to the right of it."""
-    pairs = min(pairs, len(images))
-    both = torch.stack([images, reconstructed], 1).flatten(0, 1)
-    headings = ["input", "output"] * pairs
-    return grid(both, 2 * pairs, caption, headings, group=2)
+    """Each image with its reconstruction to the right of it, its corrupted form between them."""
+    if corrupted is None:
+        columns = {"input": images, "output": reconstructed}
+    else:
+        columns = {"input": images, "corrupted": corrupted, "output": reconstructed}
+    groups = min(width // len(columns), len(images))
+    tiles = torch.stack([*columns.values()], 1).flatten(0, 1)
+    headings = [*columns] * groups
+    return grid(tiles, len(headings), caption, headings, group=len(columns))
 
 
 def samples(images: Tensor, caption: str) -> "Image":

@@ -55,7 +55,8 @@ class Progress:
         self._opened = True
 
     def __exit__(self, *_: object) -> None:
-        if self._task is not None:
+        # After an exception, a generator's job may be closed after the one that it ran in.
+        if self._task is not None and Progress._screen is not None:
             Progress._screen.remove_task(self._task)
         if self._opened:
             Progress._screen.stop()

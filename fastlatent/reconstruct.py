@@ -10,6 +10,7 @@ from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained, first_images
 from fastlatent.console import command, parse
 from fastlatent.gallery import reconstruction_picture
+from fastlatent.noise import Noise
 from fastlatent.passes import evaluating, measure_loss
 from fastlatent.progress import say, track
 
@@ -29,7 +30,7 @@ class Options(RunOptions):
     split: Literal["test", "train"] = "test"
     """Which images to look at."""
     out: Path | None = None
-    """Picture to write; default: images/reconstructions.png in the run folder, with -train
+    """Picture to write, a PNG; default: images/reconstructions.png in the run folder, with -train
     for the training split."""
     folder: Path | None = None
     """Also write every reconstruction of the split as a PNG of its own into this folder."""
@@ -41,16 +42,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "reconstruct", DESCRIPTION)
     trained = Trained(options)
     split = trained.split(options.split)
-    losses = measure_loss(trained.model, split, options.batch, trained.seed)
+    index = first_images(split, options.n)
+    plots.check_count(2 * len(index))
+    losses = measure_loss(trained.model, split, trained.batch, trained.seed)
     loss = losses.pop("loss")
     unit = trained.model.loss_unit
     say(f"{options.split} loss {loss:.4f} {unit}, mean over {len(split):,} images")
     for name, value in losses.items():
         say(f"  {name.replace('_', ' ')} {value:.4f}")
 
-    index = first_images(split, options.n)
     picture = reconstruction_picture(
-        trained.model, split, index, trained.device, f", {loss:.2f} {unit}"
+        trained.model, split, index, trained.seed, f", {loss:.2f} {unit}"
     )
     name = "reconstructions" if options.split == "test" else "reconstructions-train"
     say(f"picture: {plots.save(picture, trained.place(options.out, name))}")
@@ -61,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_all(trained: Trained, options: Options) -> None:
     """One file for each reconstruction of the split, numbered like its images."""
     split = trained.split(options.split)
-    batches = split.batches(options.batch, trained.device)
+    batches = split.batches(trained.batch, trained.device)
+    steps = -(-len(split) // trained.batch)
     with evaluating(trained.model):
-        for batch in track(batches, "writing", -(-len(split) // options.batch)):
-            images = trained.model.reconstruct(batch.images)
+        for number, batch in enumerate(track(batches, "writing", steps)):
+            shown = trained.model.corrupt(batch.images, Noise(trained.seed, number))
+            images = trained.model.reconstruct(shown)
             plots.save_each(images, options.folder, int(batch.index[0]))
     say(f"single images: {options.folder}")
 

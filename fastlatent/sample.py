@@ -1,9 +1,12 @@
 """Draw new images from a trained model: `python -m fastlatent.sample RUN`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
@@ -11,6 +14,7 @@ from fastlatent.console import command, parse
 from fastlatent.gallery import NAMES
 from fastlatent.latents import SAMPLINGS, Repair, Sampling, check_method, decode, draw
 from fastlatent.noise import generator
+from fastlatent.priors import BernoulliCopula
 from fastlatent.progress import say, track
 from fastlatent.quality import compare_samplers
 
@@ -24,6 +28,7 @@ Examples:
   python -m fastlatent.sample runs/lbae-digits --method random --n 1000 --folder single"""
 
 SHOWN = 400  # samples in the picture, at most
+PART = 1 << 14  # latents drawn at a time; not --batch, so that the same are drawn whatever it is
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Options(RunOptions):
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
-    """Picture to write; default: images/samples-METHOD.png in the run folder."""
+    """Picture to write, a PNG; default: images/samples-METHOD.png in the run folder."""
     folder: Path | None = None
     """Also write each image as a PNG of its own into this folder."""
     quality: bool = True
@@ -54,28 +59,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_method("sampling", method, choices, trained.model)
     copula = trained.copula(options.repair) if method == "copula" else None
 
-    stream = generator(trained.seed, 0, f"samples/{method}")
-    latents = draw(trained.model, method, options.n, stream, copula)
-    shown = latents[:SHOWN]
+    parts = latents_in_parts(trained, method, options.n, copula)
+    first = next(parts)
+    shown = first[:SHOWN]
     picture = plots.samples(
-        decode(trained.model, shown, options.batch), f"samples: {NAMES[method]}"
+        decode(trained.model, shown, trained.batch), f"samples: {NAMES[method]}"
     )
     path = plots.save(picture, trained.place(options.out, f"samples-{method}"))
     some = "" if len(shown) == options.n else f", the first {len(shown)} of them"
     say(f"{options.n} samples{some}: {path}")
 
     if options.folder is not None:
-        parts = latents.split(options.batch)
-        for number, part in enumerate(track(parts, "writing", len(parts))):
-            images = decode(trained.model, part, options.batch)
-            plots.save_each(images, options.folder, number * options.batch)
+        batches = (batch for part in chain([first], parts) for batch in part.split(trained.batch))
+        done = 0
+        for batch in track(batches, "writing", -(-options.n // trained.batch)):
+            plots.save_each(decode(trained.model, batch, trained.batch), options.folder, done)
+            done += len(batch)
         say(f"single images: {options.folder}")
     if options.quality and trained.model.latent_kind == "bits":
         report_quality(trained, options.repair)
 
 
+def latents_in_parts(
+    trained: Trained, method: Sampling, n: int, copula: BernoulliCopula | None
+) -> Iterator[Tensor]:  # each (k, d)
+    """n latents, PART at a time, so that memory does not bound n."""
+    stream = generator(trained.seed, 0, f"samples/{method}")
+    for start in range(0, n, PART):
+        yield draw(trained.model, method, min(PART, n - start), stream, copula)
+
+
 def report_quality(trained: Trained, repair: Repair) -> None:
-    """Print the table of both samplers, where the data set is at hand."""
+    """Print the table of both samplers, where the data set is at hand and bits have pairs."""
+    if trained.model.latent_dim == 1:
+        say("not measured: one bit has no pair moments")
+        return
     try:
         train, test = trained.split("train"), trained.split("test")
     except (OSError, ValueError) as error:

@@ -197,9 +197,10 @@ class Training:
         if codes is not None:
             self.run.write_codes("last", codes)
             copula = BernoulliCopula().fit(codes)
-            quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
-            self._record("samples", quality.values())
-            say("\n".join(quality.lines()))
+            if model.latent_dim > 1:  # one bit has no pair moments
+                quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
+                self._record("samples", quality.values())
+                say("\n".join(quality.lines()))
         pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
         pictures["loss"] = loss_curve(read_metrics(self.out), model.loss_unit)
         for name, picture in pictures.items():

@@ -3,7 +3,7 @@
 python scripts/figures.py runs/lbae-mnist
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,7 +17,9 @@ ORIGINAL = [(25, 500.0), (117, 174.0)]
 
 
 def main() -> None:
-    run = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the run folder")
+    run = parser.parse_args().run
     DOCS.mkdir(exist_ok=True)
     _pictures(run / "images").save(DOCS / "lbae-mnist.png", optimize=True)
     _loss(run).savefig(DOCS / "lbae-mnist-loss.png")

@@ -3,6 +3,7 @@
 python scripts/release_run.py lbae-digits.tar.gz
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ LEFT_OUT = ("state", "best.safetensors", "events.*", "images/step-*")
 
 
 def main() -> None:
-    target = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path, help="the .tar.gz file to write")
+    target = parser.parse_args().target
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "lbae-digits"
         _fastlatent("train", "lbae-digits", "--out", run)

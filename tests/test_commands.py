@@ -14,15 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from original_lbae import original_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
+from torch._inductor.exc import InvalidCxxCompiler
 
 from fastlatent import __main__ as dispatcher
-from fastlatent import convert, interpolate, reconstruct, sample, train
+from fastlatent import convert, interpolate, progress, reconstruct, sample, train
+from fastlatent.arguments import RunOptions, Trained
+from fastlatent.console import UsageError, command
 from fastlatent.data import load
 from fastlatent.gallery import pick_pairs
 from fastlatent.metrics import moment_error, nearest_distance
-from fastlatent.models import LBAE, LBAEConfig
+from fastlatent.ops import KernelMissing
 from fastlatent.passes import gather_codes, measure_loss
 from fastlatent.plots import grid, to_bytes
 from fastlatent.presets import PRESETS
@@ -30,6 +34,11 @@ from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner
 
 TINY = ("--model.width", "0.05", "--model.dim", "12", "--batch", "32", "--device", "cpu")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,21 @@ def test_sample(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert Image.open(out).tobytes() != first
 
 
+def test_samples_are_the_same_in_any_batch_and_are_not_all_drawn_at_once(
+    bits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sample.main([str(bits), "--n", "1000000000", "--no-quality"]) == 0
+    monkeypatch.setattr(sample, "PART", 5)
+    for batch in ("2", "8"):
+        options = ("--n", "12", "--batch", batch, "--folder", str(tmp_path / batch))
+        assert sample.main([str(bits), *options, "--no-quality"]) == 0
+    names = [path.name for path in sorted((tmp_path / "8").iterdir())]
+    assert names == [f"{k:06}.png" for k in range(12)]
+    for name in names:
+        ours, theirs = (np.asarray(Image.open(tmp_path / b / name)).astype(int) for b in ("2", "8"))
+        assert abs(ours - theirs).max() <= 1
+
+
 def test_reconstruct(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "single"
     assert reconstruct.main([str(bits), "--n", "5", "--folder", str(folder)]) == 0
@@ -170,26 +194,61 @@ def test_gaussian_run(gaussian: Path, capsys: pytest.CaptureFixture) -> None:
     assert sample.main([str(gaussian), "--method", "copula"]) == 1
     assert "does not fit a model with real latents; use prior" in capsys.readouterr().err
     assert interpolate.main([str(gaussian), "--method", "copula"]) == 1
+    capsys.readouterr()
+    assert interpolate.main([str(gaussian), "--set-attribute", "1"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "--set-attribute needs a model whose latents are")
+    with pytest.raises(UsageError, match="has no codes"):
+        _ = Trained(RunOptions(gaussian)).codes
 
 
-def original_checkpoint(path: Path) -> None:
-    """The layout of the published MNIST weights, with random numbers."""
-    from fastlatent.models.lbae import _original_modules
+def test_the_smallest_run(tmp_path: Path, rng: np.random.Generator, capsys) -> None:
+    """One bit, one test image, and class names that are no file names."""
+    arrays = {
+        "train_x": rng.integers(0, 256, (16, 28, 28), np.uint8),
+        "test_x": rng.integers(0, 256, (1, 28, 28), np.uint8),
+        "train_y": np.arange(16) % 2,
+        "test_y": np.zeros(1, np.int64),
+        "classes": np.array(["T-shirt/top", "../x"]),
+    }
+    np.savez(tmp_path / "small.npz", **arrays)
+    out = tmp_path / "run"
+    data = ("--data.name", f"npz:{tmp_path / 'small.npz'}", "--data.size", "32")
+    options = (*data, "--model.dim", "1", "--batch", "8", "--steps", "2", "--pictures-every", "1")
+    assert train.main([*TINY, *options, "--out", str(out)]) == 0
+    assert sample.main([str(out), "--n", "2"]) == 0
+    for k, name in enumerate(arrays["classes"]):
+        assert interpolate.main([str(out), "--n", "2", "--set-attribute", name]) == 0
+        assert (out / "images" / f"attribute-{k}.png").exists()
+    capsys.readouterr()
+    assert interpolate.main([str(out), "--split", "test"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "the test split has one image")
 
-    config = LBAEConfig(architecture="mnist", dim=200)
-    modules = _original_modules(config)
-    parts: dict[str, dict[str, torch.Tensor]] = {"gen": {}, "enc": {}}
-    for name, tensor in LBAE(config).state_dict().items():
-        module, leaf = name.rsplit(".", 1)
-        part, original = modules[module].split(".", 1)
-        parts[part][f"{original}.{leaf}"] = tensor
-    torch.save({"epoch": 3, "iter": 7, "loss_eval": None, **parts}, path)
+
+def test_denoising_is_measured_and_shown_with_the_same_noise(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    model = ("--model.latent", "gaussian", "--model.kl-weight", "1")
+    test = ("--model.evaluate-with", "sample", "--model.test-corruption", "noise")
+    strength = ("--model.test-corruption-strength", "0.3")
+    options = (*model, *test, *strength, "--steps", "1", "--test-batch", "128")
+    assert train.main([*TINY, *options, "--out", str(out)]) == 0
+    (logged,) = [line["loss"] for line in read_metrics(out) if line["kind"] == "test"]
+    drawn = np.asarray(Image.open(out / "images/reconstructions.png"))
+    capsys.readouterr()
+    assert reconstruct.main([str(out)]) == 0
+    assert f"test loss {logged:.4f} " in capsys.readouterr().out
+    again = np.asarray(Image.open(out / "images/reconstructions.png"))
+    # Input, corrupted, output: the border of a digit is black until there is noise on it.
+    top = 8 + 22 * 2
+    tiles = [again[top : top + 64, left : left + 64, 0] for left in (8, 74, 140)]
+    assert tiles[0][:4].max() == 0
+    assert tiles[1][:4].max() > 0
+    assert np.array_equal(drawn[top:, :140], again[top:, :140])  # the caption has changed
 
 
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.delenv("FASTLATENT_DATA", raising=False)
     checkpoint, out = tmp_path / "best.cp", tmp_path / "run"
-    original_checkpoint(checkpoint)
+    torch.save(original_checkpoint("mnist", "bits", 200), checkpoint)
     assert convert.main(["lbae", str(checkpoint), str(out)]) == 0
     said = capsys.readouterr().out
     assert "mnist model with 200 bits latents" in said
@@ -203,9 +262,18 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> 
     assert "no checkpoint to resume from" in capsys.readouterr().err
     assert sample.main([str(out), "--n", "2", "--method", "random", "--no-quality"]) == 0
 
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert convert.main(["lbae", str(checkpoint), str(tmp_path / "other")]) == 1
-    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+
+@pytest.mark.parametrize("whole_zip", [True, False])
+def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = tmp_path / "best.cp"
+    entries = {"gen": {"l1l.bias": torch.ones(3)}, "enc": {}}
+    torch.save(entries, checkpoint, _use_new_zipfile_serialization=whole_zip)
+    content = checkpoint.read_bytes()
+    # Of the older format these end in IndexError, struct.error and EOFError.
+    for length in (1, 18, 300):
+        checkpoint.write_bytes(content[:length])
+        assert convert.main(["lbae", str(checkpoint), str(tmp_path / "other")]) == 1
+        assert_one_sentence(capsys.readouterr().err, "cannot be read as a checkpoint")
     assert not (tmp_path / "other").exists()
 
 
@@ -255,6 +323,41 @@ def assert_one_sentence(said: str, complaint: str) -> None:
     assert complaint in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("fail", "complaint"),
+    [
+        (lambda: torch.empty(1 << 60), "out of memory: can't allocate memory"),
+        (lambda: raise_(KernelMissing("ops: no kernel\nserves")), "ops: no kernel serves"),
+        (lambda: raise_(InvalidCxxCompiler()), "--compile does not work here"),
+        (lambda: raise_(torch.OutOfMemoryError("tried\nto")), "out of GPU memory: tried"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_a_sentence(fail, complaint: str, capsys) -> None:
+    assert command(lambda _: fail())([]) == 1
+    assert_one_sentence(capsys.readouterr().err, complaint)
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        command(lambda _: raise_(RuntimeError("shapes do not match")))([])
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def test_an_exception_inside_nested_jobs_is_the_one_that_is_seen(monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0.0)
+    with pytest.raises(KeyError, match="mine"), progress.Progress("outer", 1):
+        inner = progress.track([1, 2, 3], "inner", 3)
+        next(inner)
+        next(inner)
+        raise KeyError("mine")
+    inner.close()
+    assert progress.Progress._screen is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
     assert train.main(["--device", "cuda", "--out", "nowhere"]) == 1
@@ -265,6 +368,8 @@ def test_no_gpu_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
     ("command", "arguments", "code", "complaint"),
     [
         (sample, ["{run}", "--n", "0"], 2, "--n must be at least 1"),
+        (sample, ["{run}", "--out", "x.jpg"], 2, "--out must end in .png"),
+        (interpolate, ["{run}", "--steps", "100000"], 1, "a picture holds at most 40,000 images"),
         (sample, ["{run}", "--method", "gaussian"], 2, "--method"),
         (sample, ["{run}", "--method", "prior"], 1, "use copula or random"),
         (sample, [], 2, "PATH"),
@@ -407,6 +512,18 @@ def test_bf16_and_moving_average(tmp_path: Path) -> None:
     assert torch.equal(weights[name], model[name])
 
 
+@pytest.mark.slow  # for the compiler
+def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
+    losses = []
+    for option in ("--compile", "--no-compile"):
+        out = tmp_path / option
+        options = ("--steps", "3", "--log-every", "1", option)
+        assert train.main([*TINY, *options, "--out", str(out)]) == 0
+        losses.append([line["loss"] for line in read_metrics(out) if line["kind"] == "train"])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_accumulated_parts_give_the_same_step(tmp_path: Path, monkeypatch) -> None:
     freeze_batch_norm(monkeypatch)
     losses = []
@@ -485,7 +602,6 @@ def test_two_processes_train_like_one(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_batch_that_ranks_cannot_share(tmp_path: Path) -> None:
-    from fastlatent.console import UsageError
     from fastlatent.training import Plan
 
     with pytest.raises(UsageError, match="cannot be split into 1 accumulated parts on 3 processes"):

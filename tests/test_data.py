@@ -632,6 +632,10 @@ def test_npz_files_that_are_none(tmp_path, rng):
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or it is truncated"):
         load(DataConfig(name=f"npz:{path}"))
+    directory = whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[:directory] + b"xx" + whole[directory + 2 :])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged: Bad magic number"):
+        load(DataConfig(name=f"npz:{path}"))
     path.write_bytes(whole[:900] + bytes(20) + whole[920:])
     with pytest.raises(ValueError, match=r"a\.npz is damaged at 'x'"):
         load(DataConfig(name=f"npz:{path}"))

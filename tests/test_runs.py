@@ -29,7 +29,7 @@ from fastlatent.runs import (
     unpack_generators,
     unpack_optimizer,
 )
-from fastlatent.runs.files import read_tensors, write_json, write_tensors
+from fastlatent.runs.files import read_tensors, write_json, write_tensors, written_whole
 
 # A model and a data set that take a step in milliseconds.
 TINY = (
@@ -132,6 +132,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
     assert [entry.name for entry in tmp_path.iterdir()] == ["values.json"]
 
 
+def test_errors_of_writing_say_what_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    with pytest.raises(OSError, match=r"^cannot write mode F as PNG$"), written_whole(path):
+        raise OSError("cannot write mode F as PNG")
+    with pytest.raises(OSError, match="No such file") as other, written_whole(path):
+        (tmp_path / "another").read_bytes()
+    assert other.value.filename == str(tmp_path / "another")
+    with pytest.raises(OSError, match="No space left") as own, written_whole(path):
+        raise OSError(28, "No space left on device")  # as write() raises it, without a name
+    assert own.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as own, written_whole(path) as temporary:
+        temporary.read_bytes()
+    assert own.value.filename == str(path)
+
+
 def test_checkpoints_keep_the_newest(run: Run) -> None:
     assert run.latest() is None
     for step in (0, 10, 20, 30):
@@ -218,6 +233,47 @@ def test_place_of_a_new_run(run: Run, tmp_path: Path) -> None:
         Run.check_free(tmp_path / "other")
     with pytest.raises(RunError, match="is not a run folder"):
         Run.open(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"editor": "mine"}')
+    with pytest.raises(UsageError, match="is there and is no run"):
+        Run.check_free(tmp_path / "other")
+
+
+def test_a_run_that_only_began_gives_way_but_nothing_else_does(run: Run) -> None:
+    for name in ("metrics.jsonl", "events.out.tfevents.1", ".latest.17.tmp"):
+        (run.path / name).touch()
+    Run.check_free(run.path)
+    (run.path / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match=r"holds letter\.txt, which is no part of a run"):
+        Run.check_free(run.path)
+
+
+@pytest.mark.parametrize("pointer", ["{}", "[3]", "true", '"3"'])
+def test_damaged_pointer_is_a_sentence(run: Run, pointer: str) -> None:
+    run.save(state(3))
+    (run.path / "state/latest").write_text(pointer)
+    with pytest.raises(ValueError, match="latest is damaged: it must hold a step"):
+        run.load()
+
+
+def test_a_step_saved_again_replaces_the_first_only_once_whole(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(state(1, 1.0))
+    replace_file = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(source).name == ".1.tmp":
+            raise OSError(5, "Input/output error")
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(RunError, match="the one of step 1 is whole"):
+            run.save(state(1, 2.0))
+    assert run.load().tensors["weights"]["w"].tolist() == [1.0] * 3
+    run.save(state(1, 2.0))
+    assert run.load().tensors["weights"]["w"].tolist() == [2.0] * 3
+    assert not list(run.path.rglob("*.tmp"))
 
 
 def test_weights_that_do_not_fit(run: Run) -> None:
@@ -244,14 +300,14 @@ def test_log_is_cut_back(tmp_path: Path) -> None:
 
 
 def test_optimizer_round_trip() -> None:
-    def make() -> tuple[torch.nn.Linear, torch.optim.Adam]:
+    def make() -> tuple[torch.nn.Conv2d, torch.optim.Adam]:
         torch.manual_seed(0)
-        layer = torch.nn.Linear(3, 2)
+        layer = torch.nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
         return layer, torch.optim.Adam(layer.parameters(), lr=0.1)
 
-    def step(layer: torch.nn.Linear, optimizer: torch.optim.Adam) -> None:
+    def step(layer: torch.nn.Conv2d, optimizer: torch.optim.Adam) -> None:
         optimizer.zero_grad()
-        layer(torch.ones(1, 3)).square().sum().backward()
+        layer(torch.ones(1, 3, 3, 3)).square().sum().backward()
         optimizer.step()
 
     first, adam = make()
@@ -260,7 +316,17 @@ def test_optimizer_round_trip() -> None:
     values = json.loads(json.dumps(values))
     second, other = make()
     second.load_state_dict(first.state_dict())
-    unpack_optimizer(other, {name: tensor.clone() for name, tensor in tensors.items()}, values)
+    stored = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    unpack_optimizer(other, stored, values)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        back, kept = other.state[second.weight][moment], adam.state[first.weight][moment]
+        assert torch.equal(back, kept)
+        assert (
+            back.stride() == kept.stride() == first.weight.stride() != stored["0/exp_avg"].stride()
+        )
     step(first, adam)
     step(second, other)
     assert torch.equal(first.weight, second.weight)
@@ -338,6 +404,36 @@ def test_killed_and_resumed_is_never_interrupted(options: tuple[str, ...], tmp_p
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert without_rates(whole) == without_rates(broken)
     assert (whole / "codes.safetensors").exists() == ("gaussian" not in options)
+
+
+@pytest.mark.slow  # three launches of two processes
+def test_two_processes_stopped_and_resumed_are_never_interrupted(tmp_path: Path) -> None:
+    def launch(*arguments: str) -> subprocess.CompletedProcess:
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        return subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=120,
+        )
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = [*TINY, "--model.latent", "gaussian", "--model.kl-weight", "1", "--steps", "8"]
+    command = ("-m", "fastlatent.train")
+    assert launch(*command, *arguments, "--out", str(whole)).returncode == 0
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    assert launch(str(script), "5", *arguments, "--out", str(broken)).returncode != 0
+    assert Run.open(broken).latest() == 4
+    resumed = launch(*command, "--resume", str(broken))
+    assert resumed.returncode == 0, resumed.stderr
+
+    for path in (whole / "state/8").glob("*.safetensors"):
+        ours, theirs = load_file(path), load_file(broken / "state/8" / path.name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
+    assert without_rates(whole) == without_rates(broken)
 
 
 def without_rates(folder: Path) -> list[dict]:

@@ -77,7 +77,11 @@ def read_npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     # A truncated archive has lost the directory at its end, so it is no zip file either.
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file, or it is truncated")
-    with np.load(path, allow_pickle=False) as archive:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    with archive:
         arrays = {}
         for key in archive.files:
             if key not in wanted:

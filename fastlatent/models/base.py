@@ -39,6 +39,10 @@ class LatentModel(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
 
+    def corrupt(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """What `forward` shows the encoder: (n, c, h, w) -> (n, c, h, w); x itself by default."""
+        return x
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)): (n, c, h, w) -> (n, c, h, w)."""
         return self.decode(self.encode(x))

@@ -24,7 +24,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush_to_disk(path.parent)
     except OSError as error:
-        # Name the file that was asked for, not the temporary one.
+        # Name the file that was asked for, not the temporary one; writing names none. Errors
+        # without a number, such as Pillow's, consist of their text.
+        if error.errno is None or str(error.filename or temporary) != str(temporary):
+            raise
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)

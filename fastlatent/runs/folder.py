@@ -37,6 +37,8 @@ Weights = Literal["last", "best"]
 
 WEIGHT_FILES: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
 CODE_FILES: dict[Weights, str] = {"last": "codes.safetensors", "best": "codes-best.safetensors"}
+# What a run leaves that never got as far as a checkpoint.
+BEGINNING = ("config.json", "images", "state", "metrics.jsonl", "events.*", ".*.tmp")
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
 
 
@@ -62,15 +64,25 @@ class Run:
 
         A run that never got as far as a checkpoint is no hindrance.
         """
-        if (path / "config.json").exists():
-            states, weights = path / "state" / "latest", path / WEIGHT_FILES["last"]
-            if states.exists() or weights.exists():
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        try:
+            read_config(path / "config.json")
+        except (OSError, ValueError):
+            raise UsageError(
+                f"{path} is there and is no run; choose another folder with --out"
+            ) from None
+        if (path / "state" / "latest").exists() or (path / WEIGHT_FILES["last"]).exists():
+            raise UsageError(
+                f"{path} already holds a run; go on with it by --resume {path}, "
+                "or choose another folder with --out"
+            )
+        for entry in sorted(path.iterdir()):
+            if not any(entry.match(pattern) for pattern in BEGINNING):
                 raise UsageError(
-                    f"{path} already holds a run; go on with it by --resume {path}, "
-                    "or choose another folder with --out"
+                    f"{path} holds {entry.name}, which is no part of a run that has just begun; "
+                    "choose another folder with --out"
                 )
-        elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise UsageError(f"{path} is there and is no run; choose another folder with --out")
 
     def create(self) -> None:
         """Begin the run in its new or empty folder; UsageError where that holds something."""
@@ -147,9 +159,14 @@ class Run:
         return sorted(int(entry.name) for entry in self._states.iterdir() if entry.name.isdigit())
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest whole checkpoint; ValueError when the pointer is damaged."""
         pointer = self._states / "latest"
-        return int(read_json(pointer)) if pointer.is_file() else None
+        if not pointer.is_file():
+            return None
+        step = read_json(pointer)
+        if type(step) is not int:
+            raise ValueError(f"{pointer} is damaged: it must hold a step; got {step!r}")
+        return step
 
     def save(self, state: State) -> None:
         """Write a checkpoint, move the pointer to it, drop those not to be kept.
@@ -159,6 +176,7 @@ class Run:
         self._states.mkdir(exist_ok=True)
         building = self._states / f".{state.step}.tmp"
         final = self._states / str(state.step)
+        aside = self._states / f".{state.step}.old.tmp"
         try:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
@@ -170,11 +188,15 @@ class Run:
             marks = {path.name: fingerprint(path) for path in sorted(building.iterdir())}
             write_json(building / "state.json", {"files": marks, **state.values})
             if final.exists():
-                shutil.rmtree(final)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(final, aside)
             os.replace(building, final)
             flush_to_disk(self._states)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
+            if aside.exists() and not final.exists():
+                os.replace(aside, final)
             raise self._unsaved(error, state.step) from None
         self._point_to(state.step)
 

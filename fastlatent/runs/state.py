@@ -27,11 +27,17 @@ def unpack_optimizer(
     optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     """Put back what `pack_optimizer` took; the settings (lr, ...) stay as `optimizer` has them."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for index, quantities in values["numbers"].items():
         state.setdefault(int(index), {}).update(quantities)
     for key, tensor in tensors.items():
         index, name = key.split("/", 1)
+        if int(index) < len(parameters) and tensor.shape == parameters[int(index)].shape:
+            # The file has lost the strides; with others than its parameter's, the step would take
+            # another path through the kernels.
+            like = parameters[int(index)]
+            tensor = torch.empty_like(like, dtype=tensor.dtype, device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
     groups = optimizer.state_dict()["param_groups"]
     saved = [group["params"] for group in values["groups"]]
