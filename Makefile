@@ -24,6 +24,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench
+	@mkdir -p $(dir $(RESULT))
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=$(RESULT) $(ARGS)
 	$(BIN)/python benchmarks/table.py
 

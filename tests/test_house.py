@@ -228,7 +228,7 @@ def test_what_the_documents_tell_to_type_exists():
     assert targets == {"setup", "check", "test", "bench", "train"}
     words = set(re.findall(r"\bmake ([a-z]+)", text))
     commands = set(re.findall(r"python -m fastlatent\.([a-z_]+)", text))
-    files = set(re.findall(r"\b(?:fastlatent|csrc|tests|benchmarks)/[\w./]+\w(?![\w<*])", text))
+    files = set(re.findall(r"\b(?:fastlatent|csrc|tests|benchmarks)/[\w./]+\.\w+", text))
     assert words and words <= targets
     assert commands and not [name for name in commands if not (PACKAGE / f"{name}.py").is_file()]
     assert files and not [name for name in files if not (ROOT / name).exists()]
