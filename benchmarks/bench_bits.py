@@ -1,5 +1,7 @@
 """Binarisation, packing and second moments against what people write today."""
 
+from timeit import timeit
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,10 @@ MOMENTS = {
 def test_binary_moments(compare, codes, name):
     """Each rival starts from codes in the form that suits it best, conversion not counted."""
     convert, product = MOMENTS[name]
+    part = convert(codes[: CODES // 100])
+    expected = 100 * timeit(lambda: product(part), number=1)
+    if expected > 30:
+        pytest.skip(f"no kernel for this processor: it would take {expected:.0f} s a call")
     form = convert(codes)
     rounds = 15 if "fastlatent" in name else 5
     size = f"{CODES} x {BITS}"
