@@ -251,6 +251,12 @@ u64v popcount(u64v v) {
 #endif
 }
 
+int64_t sum(u64v counts) {
+  int64_t total = 0;
+  for (unsigned l = 0; l < sizeof(u64v) / 8; ++l) total += int64_t(counts[l]);
+  return total;
+}
+
 int64_t count(const uint64_t* column, int64_t length) {
   constexpr int64_t lanes = FL_BYTES / 8;
   u64v counts = {};
@@ -259,14 +265,14 @@ int64_t count(const uint64_t* column, int64_t length) {
     std::memcpy(&words, column + k, sizeof words);
     counts += popcount(words);
   }
-  int64_t total = 0;
-  for (int64_t l = 0; l < lanes; ++l) total += int64_t(counts[l]);
-  return total;
+  return sum(counts);
 }
 
-// A register tile of 4 x 4 column pairs: eight loads feed sixteen counts.
 constexpr int64_t kTile = 4;
 
+#if defined(__AVX512VPOPCNTDQ__)
+
+// A register tile of 4 x 4 column pairs: eight loads feed sixteen counts.
 void differ_tile(const uint64_t* a, const uint64_t* b, int64_t length, int64_t* out, int64_t stride) {
   constexpr int64_t lanes = FL_BYTES / 8;
   u64v count[kTile][kTile] = {};
@@ -283,13 +289,61 @@ void differ_tile(const uint64_t* a, const uint64_t* b, int64_t length, int64_t* 
     }
   }
   for (int64_t s = 0; s < kTile; ++s) {
-    for (int64_t t = 0; t < kTile; ++t) {
-      int64_t total = 0;
-      for (int64_t l = 0; l < lanes; ++l) total += int64_t(count[s][t][l]);
-      out[s * stride + t] = total;
+    for (int64_t t = 0; t < kTile; ++t) out[s * stride + t] = sum(count[s][t]);
+  }
+}
+
+#else
+
+// Adds three bits in each position: `low` keeps the sum, the carry is returned.
+u64v carry_save(u64v& low, u64v a, u64v b) {
+  const u64v half = low ^ a;
+  const u64v carry = (low & a) | (half & b);
+  low = half ^ b;
+  return carry;
+}
+
+// Set bits of a ^ b, where counting is dear: a tree of carry-save adders leaves one count for eight vectors (Harley and
+// Seal's method in Mula, Kurz and Lemire 2018, section 3).
+int64_t differing(const uint64_t* a, const uint64_t* b, int64_t length) {
+  constexpr int64_t lanes = FL_BYTES / 8;
+  const auto next = [&](int64_t k) {
+    u64v left, right;
+    std::memcpy(&left, a + k, sizeof left);
+    std::memcpy(&right, b + k, sizeof right);
+    return left ^ right;
+  };
+  u64v ones = {}, twos = {}, fours = {}, eights = {}, rest = {};
+  int64_t k = 0;
+  for (; k + 8 * lanes <= length; k += 8 * lanes) {
+    u64v two[4], four[2];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) two[i] = carry_save(ones, next(k + 2 * i * lanes), next(k + (2 * i + 1) * lanes));
+    four[0] = carry_save(twos, two[0], two[1]);
+    four[1] = carry_save(twos, two[2], two[3]);
+    eights += popcount(carry_save(fours, four[0], four[1]));
+  }
+  for (; k < length; k += lanes) rest += popcount(next(k));
+  return sum(8 * eights + 4 * popcount(fours) + 2 * popcount(twos) + popcount(ones) + rest);
+}
+
+// In parts of the columns that stay in the first-level cache while all pairs of the tile visit them.
+void differ_tile(const uint64_t* a, const uint64_t* b, int64_t length, int64_t* out, int64_t stride) {
+  constexpr int64_t part = 384;
+  for (int64_t s = 0; s < kTile; ++s) {
+    for (int64_t t = 0; t < kTile; ++t) out[s * stride + t] = 0;
+  }
+  for (int64_t k = 0; k < length; k += part) {
+    const int64_t words = k + part < length ? part : length - k;
+    for (int64_t s = 0; s < kTile; ++s) {
+      for (int64_t t = 0; t < kTile; ++t) {
+        out[s * stride + t] += differing(a + s * length + k, b + t * length + k, words);
+      }
     }
   }
 }
+
+#endif
 
 void differ(const uint64_t* columns, int64_t length, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t* out,
             int64_t stride) {
