@@ -292,7 +292,9 @@ class _Fit:
         """R (m, m)."""
         if not self.repaired:
             return self.h
-        return (self.factor @ self.factor.mT).clamp(-1, 1).fill_diagonal_(1)
+        # Rounding in the product may depend on the side of the diagonal.
+        product = self.factor @ self.factor.mT
+        return ((product + product.mT) / 2).clamp(-1, 1).fill_diagonal_(1)
 
     @property
     def complete(self) -> bool:
