@@ -88,6 +88,8 @@ using ScalarOf = typename Format<V>::Scalar;
 template <class V>
 using IntOf = typename Format<V>::Int;
 template <class V>
+using UintOf = typename Format<V>::Uint;  // wraps around, as the bits of a NaN make integers do
+template <class V>
 using ScalarIntOf = std::conditional_t<sizeof(ScalarOf<V>) == 4, int32_t, int64_t>;
 
 template <class V>
@@ -148,7 +150,7 @@ inline V clamp(V x, ScalarOf<V> low, ScalarOf<V> high) {
 // 2^n for integers n held as floats, within the exponents of normal numbers
 template <class V>
 inline V pow2(IntOf<V> n) {
-  return bits_as<V>((n + Format<V>::kBias) << Format<V>::kMantissa);
+  return bits_as<V>((bits_as<UintOf<V>>(n) + Format<V>::kBias) << Format<V>::kMantissa);
 }
 
 // x = n ln 2 + r with |r| <= ln 2 / 2
@@ -218,10 +220,11 @@ template <class V>
 inline void split_binary(V x, V& f, V& n) {
   using F = Format<V>;
   using I = IntOf<V>;
-  const I one = bits_as<I>(splat<V>(1));
-  const I root = bits_as<I>(splat<V>(ScalarOf<V>(0.70710678118654752440)));
-  const I exponent = ((bits_as<I>(x) + (one - root)) >> F::kMantissa) - F::kBias;
-  f = bits_as<V>(bits_as<I>(x) - (exponent << F::kMantissa)) - 1;
+  using U = UintOf<V>;
+  const U one = bits_as<U>(splat<V>(1));
+  const U root = bits_as<U>(splat<V>(ScalarOf<V>(0.70710678118654752440)));
+  const I exponent = (bits_as<I>(bits_as<U>(x) + (one - root)) >> F::kMantissa) - F::kBias;
+  f = bits_as<V>(bits_as<U>(x) - (bits_as<U>(exponent) << F::kMantissa)) - 1;
   n = bits_as<V>(exponent + bits_as<I>(splat<V>(F::kRound))) - F::kRound;
 }
 
