@@ -113,6 +113,7 @@ _single_backward = register(
     discrete=(False, False),
     dtypes=_check.FLOATING,
     cpp=_single_backward_cpp,
+    triton="logistic_triton",
 )
 
 _single = register(
@@ -123,6 +124,7 @@ _single = register(
     gradient="true",
     dtypes=_check.FLOATING,
     cpp=_single_cpp,
+    triton="logistic_triton",
     backward=lambda args, grads: (None, *_single_backward(grads[0], *args), None, None, None),
 )
 
