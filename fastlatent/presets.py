@@ -143,7 +143,8 @@ def _lbae(name: str, description: str, model: LBAEConfig, data: DataConfig, **re
 # 512, no augmentation; the incomplete batch of each epoch is left out.
 _MNIST = _lbae(
     "lbae-mnist",
-    "MNIST as 200 bits, the published model. Result and time: not measured yet.",
+    "MNIST as 200 bits, the published model. Test loss 179 nats per image after one epoch, 12 "
+    "minutes on 2 CPU cores; not trained to the end yet.",
     LBAEConfig(architecture="mnist", dim=200),
     DataConfig(name="mnist", size=32),
     epochs=5000,
@@ -306,7 +307,7 @@ _PRESETS = (
     _lbae(
         "lbae-digits",
         "1,797 handwritten digits as 64 bits, a quarter of the published width; needs no files. "
-        "Test loss 268.8 nats per image after 71 s on 2 CPU cores.",
+        "Test loss 269.5 nats per image after 105 s on 2 CPU cores.",
         LBAEConfig(architecture="mnist", dim=64, width=0.25),
         DataConfig(name="digits", size=32),
         epochs=60,

@@ -291,7 +291,7 @@ def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.Capture
     [
         (["lbae-foo"], 2, "there is no preset 'lbae-foo'; choose from lbae-digits"),
         (["--foo", "3"], 2, "Unrecognized options: --foo"),
-        (["--data.nme", "x"], 2, "Unrecognized options: --data.nme"),
+        (["--data.nme", "x"], 2, "--data.nme"),
         (["--epochs", "many"], 2, "--epochs"),
         (["--epochs", "0"], 2, "epochs must be at least 1; got 0"),
         (["--model.dim", "0"], 2, "dim must be at least 1; got 0"),
@@ -406,7 +406,8 @@ def test_commands_say_what_is_wrong(
 def test_help_documents_every_option(command, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert command.main(["--help"]) == 0
-    _, *options = re.split(r"\n  ?(?=--[a-z])", capsys.readouterr().out)
+    said = re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out)  # frames, in older versions of tyro
+    _, *options = re.split(r"\n  ?(?=--[a-z])", said)
     assert options
     for option in options:
         name, text = option.split(maxsplit=1)

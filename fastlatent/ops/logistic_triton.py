@@ -683,21 +683,21 @@ def discretized_logistic_mixture_backward(
 
 
 def discretized_logistic_mixture_bins(params: Tensor, uniforms: Tensor, *rest: Any) -> Tensor:
-    return _sample(params, uniforms, *rest, quantized=True)
+    return _sample(True, params, uniforms, *rest)
 
 
 def discretized_logistic_mixture_values(params: Tensor, uniforms: Tensor, *rest: Any) -> Tensor:
-    return _sample(params, uniforms, *rest, quantized=False)
+    return _sample(False, params, uniforms, *rest)
 
 
 def _sample(
+    quantized: bool,
     params: Tensor,
     uniforms: Tensor,
     coupled: bool | None,
     n_bins: int,
     grid: str,
     min_log_scale: float | None,
-    quantized: bool,
 ) -> Tensor:
     n, c, h, w = uniforms.shape
     constants = _constants(Grid.of(grid, n_bins, min_log_scale), _wide(params))

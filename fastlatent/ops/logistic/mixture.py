@@ -266,8 +266,8 @@ def images_and_parameters(
     images, c, h, w = shape
     make = torch.Generator().manual_seed(sum(shape) + k)
     bins, *_ = bins_and_parameters(shape, n, grid, device, dtype, calm)
-    shape = (images, c, k, h, w)
-    _, means, log_scales = bins_and_parameters(shape, n, grid, "cpu", torch.float64, calm)
+    each = (images, c, k, h, w)
+    _, means, log_scales = bins_and_parameters(each, n, grid, "cpu", torch.float64, calm)
     of = Grid.of(grid, n, None)
     centres = (2 * bins.cpu().double() - (n - 1) + of.shift) / of.gamma
     blocks = [(centres[:, :, None] + 0.2 * means).float().double(), log_scales]
