@@ -525,6 +525,7 @@ def test_equal_weights_give_the_likelihood_itself(samples, batch):
     assert toy.encoded == len(x)
 
 
+@pytest.mark.slow
 def test_importance_weights_approach_the_likelihood_from_below():
     toy, x = Conjugate(0.4, 0.5, 0.9), torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
     means = [
@@ -589,6 +590,7 @@ def test_impossible_and_broken_weights():
             importance_log_likelihood(Given(never), torch.zeros(1, 1), **{name: 0})
 
 
+@pytest.mark.slow
 def test_the_bound_of_one_draw_is_the_elbo_and_of_no_information_the_likelihood():
     model = build(replace(SMALL, analytical_kl=True), 0).double()
     x = binary(model, 40)

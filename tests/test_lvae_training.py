@@ -36,7 +36,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     "options",
     [
         ("--model.beta-anneal", "9", "--accumulate", "2", "--ema", "0.9"),
-        ("--model.residual", "cabdcabd", "--clip", "5", "--data.resident", "stream"),
+        pytest.param(
+            ("--model.residual", "cabdcabd", "--clip", "5", "--data.resident", "stream"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["annealing, accumulated, moving average", "clipped, streaming"],
 )
