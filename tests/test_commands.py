@@ -291,7 +291,7 @@ def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.Capture
     [
         (["lbae-foo"], 2, "there is no preset 'lbae-foo'; choose from lbae-digits"),
         (["--foo", "3"], 2, "Unrecognized options: --foo"),
-        (["--data.nme", "x"], 2, "--data.nme"),
+        (["--data.nme", "x"], 2, "Unrecognized options: --data.nme"),
         (["--epochs", "many"], 2, "--epochs"),
         (["--epochs", "0"], 2, "epochs must be at least 1; got 0"),
         (["--model.dim", "0"], 2, "dim must be at least 1; got 0"),
