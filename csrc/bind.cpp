@@ -112,6 +112,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("binary_moments", &fl::binary_moments, released);
   m.def("binary_moments_scratch", &fl::binary_moments_scratch);
 
+  m.def("logistic_log_prob", &fl::logistic_log_prob, released);
+  m.def("logistic_backward", &fl::logistic_backward, released);
+  m.def("logistic_mixture_log_prob", &fl::logistic_mixture_log_prob, released);
+  m.def("logistic_mixture_backward", &fl::logistic_mixture_backward, released);
+  m.def("logistic_mixture_sample", &fl::logistic_mixture_sample, released);
+
   m.def("copula_align", &fl::copula_align, released);
 #if defined(FL_CUDA)
   m.def(

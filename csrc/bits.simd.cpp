@@ -3,9 +3,6 @@
 #include <type_traits>
 
 #include "simd.h"
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace fl {
 namespace FL_ISA {

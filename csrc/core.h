@@ -3,4 +3,5 @@
 
 #include "bits.h"
 #include "copula.h"
+#include "logistic.h"
 #include "simd_probe.h"

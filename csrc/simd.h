@@ -19,6 +19,12 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "view.h"
 
 namespace fl {
@@ -118,6 +124,23 @@ inline V sign(V x) {
   return x >= 0 ? one : (x < 0 ? -one : x);
 }
 
+#if !defined(__FMA__) && !defined(__AVX512F__) && !defined(__aarch64__)
+// Dekker's product and Knuth's sum: what rounding took from a b and from a b + c is added back.
+template <class V>
+inline V fma_by_parts(V a, V b, V c) {
+  const ScalarOf<V> splitter = ScalarOf<V>((int64_t(1) << (Format<V>::kMantissa / 2 + 1)) + 1);
+  const auto high = [&](V x) {
+    const V t = splitter * x;
+    return t - (t - x);
+  };
+  const V a1 = high(a), b1 = high(b), a2 = a - a1, b2 = b - b1;
+  const V product = a * b, product_error = ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2;
+  const V sum = product + c, other = sum - product;
+  const V sum_error = (product - (sum - other)) + (c - other);
+  return sum + (product_error + sum_error);
+}
+#endif
+
 template <class V>
 inline V clamp(V x, ScalarOf<V> low, ScalarOf<V> high) {
   x = x < low ? splat<V>(low) : x;
@@ -204,6 +227,81 @@ inline void split_binary(V x, V& f, V& n) {
   f = bits_as<V>(bits_as<U>(x) - (bits_as<U>(exponent) << F::kMantissa)) - 1;
   n = bits_as<V>(exponent + bits_as<I>(splat<V>(F::kRound))) - F::kRound;
 }
+
+// a b + c, rounded once (where the processor can't, to within one unit more)
+inline f32v fma(f32v a, f32v b, f32v c) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (f32v)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return fma_by_parts(a, b, c);
+#endif
+}
+
+inline f64v fma(f64v a, f64v b, f64v c) {
+#if defined(__AVX512F__)
+  return (f64v)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (f64v)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (f64v)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return fma_by_parts(a, b, c);
+#endif
+}
+
+// e^r - 1 for |r| <= ln 2 / 2 and its largest relative error 2^-28: a minimax polynomial
+inline f32v expm1_reduced_fast(f32v r) {
+  f32v p = splat<f32v>(0x1.6a243ap-10f);
+  p = p * r + 0x1.1239e0p-7f;
+  p = p * r + 0x1.5558f2p-5f;
+  p = p * r + 0x1.555492p-3f;
+  p = p * r + 0x1.fffffcp-2f;
+  return r + (r * r) * p;
+}
+
+// e^x; below -87 it is 0, above 88 e^88. For float in about half the time of exp; for double it is exp.
+inline f32v exp_fast(f32v x) {
+  const f32v inside = clamp(x, -87.f, 88.f);
+  const auto [n, r] = reduce_by_ln2(inside);
+  const f32v result = (1 + expm1_reduced_fast(r)) * pow2<f32v>(n);
+  return x < -87.f ? f32v{} : result;
+}
+
+inline f64v exp_fast(f64v x) { return exp(x); }
+
+// e^-x and 1 - e^-x for x >= 0, the second to its own precision near 0
+template <class V>
+struct Decay {
+  V value, rest;
+};
+
+inline Decay<f32v> decay(f32v x) {
+  const f32v inside = x > 87.f ? splat<f32v>(87.f) : x;
+  const auto [n, r] = reduce_by_ln2(-inside);
+  const f32v e = expm1_reduced_fast(r);
+  f32v value = (1 + e) * pow2<f32v>(n);
+  value = x > 87.f ? f32v{} : value;
+  return {value, n == 0 ? -e : 1 - value};
+}
+
+inline Decay<f64v> decay(f64v x) { return {exp(-x), -expm1(-x)}; }
+
+// (1 - e^-x) / x for 0 <= x <= 1
+inline f32v mean_decay(f32v x) {
+  f32v p = splat<f32v>(0x1.0d3bdep-13f);
+  p = p * x + -0x1.546fd8p-10f;
+  p = p * x + 0x1.0f17c2p-7f;
+  p = p * x + -0x1.55291cp-5f;
+  p = p * x + 0x1.555376p-3f;
+  p = p * x + -0x1.fffff0p-2f;
+  return p * x + 1;
+}
+
+inline f64v mean_decay(f64v x) { return x > 0 ? -expm1(-x) / x : splat<f64v>(1); }
 
 template <class V>
 inline V log(V x) {

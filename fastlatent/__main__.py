@@ -11,6 +11,8 @@ COMMANDS = {
     "sample": "draw new images from a trained model",
     "reconstruct": "show images next to their reconstructions, measure the loss",
     "interpolate": "walk between images through the latent space",
+    "layers": "show what each layer of a Ladder VAE holds",
+    "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
     "convert": "turn published weights into a run folder",
     "doctor": "show which kernels serve this machine, and test them",
 }

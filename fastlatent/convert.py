@@ -1,59 +1,87 @@
 """Turn published weights into a run folder: `python -m fastlatent.convert lbae CHECKPOINT RUN`."""
 
+import argparse
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
+from torch import Tensor
 
 from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import Device, RunError, command, parse
-from fastlatent.models.lbae import convert_original
+from fastlatent.console import Device, RunError, UsageError, command, parse
+from fastlatent.models import LVAEConfig, lbae
+from fastlatent.models.lvae import original as lvae
 from fastlatent.passes import measure_loss
-from fastlatent.presets import PRESETS
+from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.progress import say
 from fastlatent.runs import Run
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
 - lbae: weights-*.cp, last.cp or best.cp of github.com/ok1zjf/LBAE, bits or VAE
+- lvae: checkpoints/model_*.pt of github.com/addtt/ladder-vae-pytorch; what its tensors do not tell,
+  such as the nonlinearity, is read from config.pkl beside it, otherwise taken from --preset
 
-Where the data set is at hand, the test loss is measured and the training codes are counted.
+Where the data set is at hand, the test loss is measured and training codes that are bits are
+counted.
 
-Example:
-  python -m fastlatent.convert lbae models/best.cp runs/lbae-celeba-published --root ~/data"""
+Examples:
+  python -m fastlatent.convert lbae models/best.cp runs/lbae-celeba-published --root ~/data
+  python -m fastlatent.convert lvae model_600000.pt runs/svhn --preset lvae-svhn-15"""
+
+# The data sets of the Ladder VAE's program by their names there.
+LVAE_DATA = {
+    "static_mnist": "static-mnist",
+    "cifar10": "cifar10",
+    "svhn": "svhn",
+    "celeba": "celeba",
+    "multi_dsprites_binary_rgb": "multi-dsprites",
+    "multi_mnist_binary": "multi-mnist",
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    family: tyro.conf.Positional[Literal["lbae"]]
+    family: tyro.conf.Positional[Literal["lbae", "lvae"]]
     """Which program the checkpoint is from."""
     checkpoint: tyro.conf.Positional[Path]
     """Its file."""
     run: tyro.conf.Positional[Path]
     """Run folder to make."""
+    preset: str | None = None
+    """Preset whose data and settings hold where the checkpoint tells none (lvae); default: the one
+    that fits it."""
     root: Path | None = None
     """Folder that holds the data sets; default: the environment variable FASTLATENT_DATA."""
     device: Device = "auto"
     """auto: the GPU if there is one."""
 
 
+class Converted(NamedTuple):
+    """What a checkpoint became."""
+
+    config: TrainConfig
+    weights: dict[str, Tensor]
+    description: str
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and convert."""
     options = parse(Options, argv, "convert", DESCRIPTION)
-    model, weights = convert_original(read_checkpoint(options.checkpoint))
-    baseline = "-vae" if model.latent == "gaussian" else ""
-    preset = PRESETS[f"lbae-{model.architecture}{baseline}"].config
+    convert = {"lbae": convert_lbae, "lvae": convert_lvae}[options.family]
+    config, weights, description = convert(options, read_checkpoint(options.checkpoint))
     root = None if options.root is None else options.root.expanduser().absolute()
-    run = Run(options.run, replace(preset, model=model, data=replace(preset.data, root=root)))
+    run = Run(options.run, replace(config, data=replace(config.data, root=root)))
     run.create()
     run.write_weights(weights)
-    say(f"{model.architecture} model with {model.dim} {model.latent} latents: {options.run}")
+    say(f"{description}: {options.run}")
 
     trained = Trained(RunOptions(options.run, device=options.device))
     try:
@@ -65,6 +93,110 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"test loss {loss:.4f} {trained.model.loss_unit}")
     if trained.model.latent_kind == "bits":
         say(f"codes counted: {trained.codes.count:,}")
+
+
+def convert_lbae(options: Options, checkpoint: dict[str, Any]) -> Converted:
+    """A checkpoint tells all there is to know about the model; the preset follows from that."""
+    if options.preset is not None:
+        raise UsageError("--preset does not go with lbae, whose checkpoints tell everything")
+    model, weights = lbae.convert_original(checkpoint)
+    baseline = "-vae" if model.latent == "gaussian" else ""
+    preset = PRESETS[f"lbae-{model.architecture}{baseline}"].config
+    description = f"{model.architecture} model with {model.dim} {model.latent} latents"
+    return Converted(replace(preset, model=model), weights, description)
+
+
+def convert_lvae(options: Options, checkpoint: dict[str, Any]) -> Converted:
+    """What a checkpoint does not tell is as the program's options, then as a preset has it."""
+    file = options.checkpoint.parent / "config.pkl"
+    stored = read_options(file) if file.is_file() else {}
+    channels = lvae.image_channels(checkpoint)
+    known = stored.get("dataset_name")
+    presets = {
+        name: preset.config
+        for name, preset in PRESETS.items()
+        if may_fit(preset.config, channels, known)
+    }
+    if not presets:
+        data = "" if known is None else f" of the data set {known}"
+        raise RunError(
+            f"no preset has images of {channels} channels{data}, as {options.checkpoint} has"
+        )
+    if options.preset is not None:
+        if options.preset not in presets:
+            listed = ", ".join(presets)
+            raise UsageError(f"--preset must be one of {listed}; got {options.preset!r}")
+        return with_preset(checkpoint, stored, presets[options.preset])
+
+    fitting, faults = [], []
+    for preset in presets.values():
+        try:
+            fitting.append(with_preset(checkpoint, stored, preset))
+        except ValueError as error:
+            faults.append(error)
+    if not fitting:
+        raise faults[0]
+    data = sorted({converted.config.data.name for converted in fitting})
+    if len(data) > 1:
+        listed = ", ".join(converted.config.name for converted in fitting)
+        raise UsageError(
+            f"{options.checkpoint} could be of {' or '.join(data)}; say which with --preset, one "
+            f"of {listed}"
+        )
+    layers = len(fitting[0].config.model.zdims)
+    return min(
+        fitting,
+        key=lambda found: abs(len(PRESETS[found.config.name].config.model.zdims) - layers),
+    )
+
+
+def may_fit(preset: TrainConfig, channels: int, known: str | None) -> bool:
+    """Whether such images may be of the preset's data set, `known` if the program tells it."""
+    if not isinstance(preset.model, LVAEConfig) or preset.model.image_shape[0] != channels:
+        return False
+    names = LVAE_DATA.values() if known is None else (LVAE_DATA.get(known),)
+    return preset.data.kind in names
+
+
+def with_preset(
+    checkpoint: dict[str, Any], stored: dict[str, Any], preset: TrainConfig
+) -> Converted:
+    """A Ladder VAE; ValueError where the checkpoint is of other images or another likelihood."""
+    like = lvae.original_settings(stored, preset.model)
+    model, weights = lvae.convert_original(checkpoint, like)
+    if model.likelihood != like.likelihood:
+        raise ValueError(
+            f"the checkpoint has a {model.likelihood} likelihood and {preset.name} has not; the "
+            "program's config.pkl must lie beside it"
+        )
+    source = "config.pkl and the preset" if stored else "the preset"
+    description = (
+        f"Ladder VAE of {len(model.zdims)} layers with a {model.likelihood} likelihood; "
+        f"{model.nonlinearity} activations and images of {preset.data.name} by {source} "
+        f"{preset.name}"
+    )
+    return Converted(replace(preset, model=model), weights, description)
+
+
+class _OptionsOnly(pickle.Unpickler):
+    """Builds an argparse.Namespace of plain Python values and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) != ("argparse", "Namespace"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return argparse.Namespace
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options that the Ladder VAE's program stored; RunError for anything else."""
+    with path.open("rb") as file:
+        try:
+            options = _OptionsOnly(file).load()
+        except Exception as error:  # damage can end in any of them
+            raise RunError(f"{path} cannot be read as options: {error}") from None
+    if not isinstance(options, argparse.Namespace):
+        raise RunError(f"{path} holds {type(options).__name__}, not options")
+    return vars(options)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

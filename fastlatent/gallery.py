@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAMES: dict[Sampling, str] = {
     "copula": "fitted to the training codes (copula)",
     "random": "fair random bits",
-    "prior": "from the prior N(0, I)",
+    "prior": "from the prior",
 }
 
 

@@ -26,7 +26,7 @@ def draw(
     generator: torch.Generator,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
 ) -> Tensor:  # (n, d)
-    """Latents by the method: the fitted copula, fair random bits, or the normal prior N(0, I).
+    """Latents by the method: the fitted copula, fair random bits, or the model's prior.
 
     Raises ValueError for a method of the other kind of latent.
     """
@@ -37,7 +37,8 @@ def draw(
         return copula.sample(n, generator=generator)
     if method == "random":
         return random_bits(n, model.latent_dim, generator=generator)
-    return torch.randn(n, model.latent_dim, generator=generator, device=generator.device)
+    with evaluating(model):
+        return model.draw_prior(n, generator)
 
 
 class Walk(NamedTuple):

@@ -1,12 +1,24 @@
 """Blocks, initialisation and reconstruction losses that the models share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ResidualLayout = Literal["cabdcabd", "bacdbac", "bacdbacd"]
+Nonlinearity = Literal["relu", "leakyrelu", "elu", "selu"]
+
+ACTIVATIONS: dict[Nonlinearity, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leakyrelu": F.leaky_relu,  # slope 0.01
+    "elu": F.elu,
+    "selu": F.selu,
+}
 
 
 def convolution(
@@ -58,6 +70,146 @@ def resample_stages(
 ) -> nn.Sequential:
     """One ResampleStage between each number of channels and the next."""
     return nn.Sequential(*(ResampleStage(a, b, slope, transposed) for a, b in pairwise(channels)))
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all residual blocks of a network have in common."""
+
+    channels: int
+    layout: ResidualLayout  # b: batch norm, a: activation, c: 3x3 convolution, d: channel dropout
+    nonlinearity: Nonlinearity
+    batch_norm: bool
+    dropout: float  # probability; 0: none
+
+    @property
+    def steps(self) -> str:
+        """The letters of the layout that are there."""
+        absent = "b" * (not self.batch_norm) + "d" * (not self.dropout)
+        return "".join(letter for letter in self.layout if letter not in absent)
+
+
+class Gate(nn.Module):
+    """act(v) sigmoid(s), where v and s are the halves of a 1x1 convolution: (n, c, h, w) as is."""
+
+    def __init__(self, style: BlockStyle):
+        super().__init__()
+        self.act = ACTIVATIONS[style.nonlinearity]
+        self.conv = nn.Conv2d(style.channels, 2 * style.channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, switch = self.conv(x).chunk(2, 1)
+        return self.act(value) * switch.sigmoid()
+
+
+class GatedResidual(nn.Module):
+    """x + gate(f(x)), f in the order that the style's layout spells: (n, c, h, w) as is.
+
+    `masks` gives what each channel dropout multiplies with, (n, c, 1, 1); None: no dropout.
+    """
+
+    def __init__(self, style: BlockStyle, gated: bool):
+        super().__init__()
+        self.steps = style.steps
+        self.act = ACTIVATIONS[style.nonlinearity]
+        c = style.channels
+        self.convs = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for _ in range(self.steps.count("b")))
+        self.gate = Gate(style) if gated else None
+
+    def forward(self, x: Tensor, masks: Iterator[Tensor] | None = None) -> Tensor:
+        convs, norms = iter(self.convs), iter(self.norms)
+        y = x
+        for step in self.steps:
+            if step == "c":
+                y = next(convs)(y)
+            elif step == "b":
+                y = next(norms)(y)
+            elif step == "a":
+                y = self.act(y)
+            elif masks is not None:
+                y = y * next(masks)
+        return x + (y if self.gate is None else self.gate(y))
+
+
+class Resampled(nn.Module):
+    """A gated residual block after a 3x3 convolution that halves or doubles the size, if either."""
+
+    def __init__(self, style: BlockStyle, gated: bool, resample: Literal["down", "up"] | None):
+        super().__init__()
+        c = style.channels
+        self.resample: nn.Module = nn.Identity()
+        if resample == "down":
+            self.resample = nn.Conv2d(c, c, 3, stride=2, padding=1)
+        elif resample == "up":
+            self.resample = nn.ConvTranspose2d(c, c, 3, stride=2, padding=1, output_padding=1)
+        self.residual = GatedResidual(style, gated)
+
+    def forward(self, x: Tensor, masks: Iterator[Tensor] | None = None) -> Tensor:
+        return self.residual(self.resample(x), masks)
+
+
+class Merge(nn.Module):
+    """Two maps (n, c, h, w) into one: a 1x1 convolution of both, then maybe a gated block."""
+
+    def __init__(self, style: BlockStyle, kind: Literal["linear", "residual"]):
+        super().__init__()
+        self.conv = nn.Conv2d(2 * style.channels, style.channels, 1)
+        self.residual = GatedResidual(style, gated=True) if kind == "residual" else None
+
+    def forward(self, u: Tensor, v: Tensor, masks: Iterator[Tensor] | None = None) -> Tensor:
+        y = self.conv(torch.cat([u, v], 1))
+        return y if self.residual is None else self.residual(y, masks)
+
+
+def upsample_twice(x: Tensor) -> Tensor:
+    """Bilinear interpolation between pixel centres, (n, c, h, w) -> (n, c, 2 h, 2 w).
+
+    That of F.interpolate, whose gradient differs from run to run on CUDA.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)], dim)
+        after = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)], dim)
+        x = torch.stack([x.lerp(before, 0.25), x.lerp(after, 0.25)], dim + 1).flatten(dim, dim + 1)
+    return x
+
+
+@torch.no_grad()
+def data_dependent_init_(
+    module: nn.Module,
+    run: Callable[[], object],  # one forward pass over the batch to normalise for
+    normal: Callable[[str, Sequence[int]], Tensor],  # standard normal numbers by name and shape
+    scale: float = 0.1,
+) -> None:
+    """Weights under which every convolution gives mean 0 and deviation `scale` on that batch.
+
+    Weights start from N(0, 2 / fan-in); then, in the order of the pass, each convolution is
+    normalised given what the normalised ones before it put out (T. Salimans, D. P. Kingma, "Weight
+    Normalization", NeurIPS 2016, section 3).
+    """
+
+    def normalise(layer: nn.Module, _: object, y: Tensor) -> Tensor:
+        dims = [dim for dim in range(y.dim()) if dim != 1]
+        variance, mean = torch.var_mean(y, dims)
+        factor = scale / (variance + 1e-5).sqrt()
+        layer.bias.copy_((layer.bias - mean) * factor)
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        layer.weight.mul_(factor[:, None, None] if transposed else factor[:, None, None, None])
+        return (y - mean[:, None, None]) * factor[:, None, None]
+
+    hooks = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            fan_in = layer.weight[0].numel()
+            layer.weight.copy_(normal(name, layer.weight.shape) * (2 / fan_in) ** 0.5)
+            layer.bias.zero_()
+            hooks.append(layer.register_forward_hook(normalise))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

@@ -12,8 +12,12 @@ def generator(
     seed: int, step: int, name: str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """A generator whose stream depends on nothing but its arguments (keyed by BLAKE2b)."""
-    key = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key, "big") >> 1)
+    return torch.Generator(device).manual_seed(_hash(f"{seed}/{step}/{name}"))
+
+
+def _hash(text: str) -> int:
+    """63 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,10 @@ class Noise:
     seed: int
     step: int
     rank: int = 0
+
+    def derived(self, name: str) -> "Noise":
+        """Noise for a part of the step, with streams of its own."""
+        return Noise(_hash(f"{self.seed}/{self.step}/{self.rank}/{name}"), self.step, self.rank)
 
     def normal(
         self,

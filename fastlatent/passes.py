@@ -3,19 +3,36 @@
 Under torch.distributed every rank takes its share and all get the same result.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fastlatent.data import Batch, Split
+from fastlatent.metrics import Weighing, importance_log_likelihood
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise
 from fastlatent.ops import pack_bits
 from fastlatent.priors import CodeStatistics
 from fastlatent.progress import track
+
+
+class Mean(NamedTuple):
+    """A mean over n images, with the standard error that the choice of the images gives it."""
+
+    value: float
+    error: float  # NaN of a single image
+
+    @staticmethod
+    def of_sums(total: float, squares: float, n: int) -> "Mean":
+        """From the sum of n values and the sum of their squares."""
+        mean = total / n
+        variance = max(squares / n - mean * mean, 0) / (n - 1) if n > 1 else math.nan
+        return Mean(mean, math.sqrt(variance))
 
 
 def measure_loss(
@@ -25,14 +42,66 @@ def measure_loss(
     seed: int = 0,  # of the noise, where the model draws any
 ) -> dict[str, float]:
     """The mean over all images of each per-image value of the model, "loss" among them."""
-    sums: dict[str, Tensor] = {}
+    return {name: mean.value for name, mean in measure(model, split, batch, seed).items()}
+
+
+def measure(
+    model: LatentModel,
+    split: Split,
+    batch: int,  # images at a time on each rank
+    seed: int = 0,  # of the noise, where the model draws any
+    limit: int | None = None,  # only the first so many images
+) -> dict[str, Mean]:
+    """As measure_loss, with standard errors."""
+    sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
     with evaluating(model) as device:
-        for number, part in _share(split, batch, device, f"loss on the {split.name} split"):
+        for number, part in _share(split, batch, device, f"loss on the {split.name} split", limit):
             noise = Noise(seed, number, _rank())
-            for name, values in model(part.images, noise=noise).items():
-                total = values.double().sum()
-                sums[name] = sums[name] + total if name in sums else total
-    return {name: total / len(split) for name, total in _totals(sums, device).items()}
+            _add(sums, model(part.images, noise=noise))
+    count = _count(split, limit)
+    totals = _totals(sums, device)
+    return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
+
+
+class Bound(NamedTuple):
+    """The importance-weighted bound on the log-likelihood, in nats: its mean over n images."""
+
+    value: float
+    error: float  # as of any mean over images; NaN of a single image
+    sampling_error: float  # the part of it from the finite number of draws; NaN of one draw
+
+
+def measure_bound(
+    model: LatentModel,
+    split: Split,
+    samples: int,  # draws of the latents for each image
+    batch: int,  # draws at a time on each rank
+    seed: int = 0,
+    limit: int | None = None,  # only the first so many images
+) -> Bound:
+    """The mean of importance_log_likelihood over the images.
+
+    Raises ValueError for a model whose draws of latents have no weights.
+    """
+    if not isinstance(model, Weighing):
+        raise ValueError(
+            f"measure_bound: {type(model).__name__} has no importance weights, so its "
+            "log-likelihood has no such bound"
+        )
+    sums: dict[str, Tensor] = {}
+    images, title = max(1, batch // samples), f"{samples:,} samples on the {split.name} split"
+    with evaluating(model) as device:
+        for number, part in _share(split, images, device, title, limit):
+            noise = Noise(seed, number, _rank()).derived("bound")
+            estimate = importance_log_likelihood(
+                model, part.images, samples, batch=batch, noise=noise
+            )
+            _add(sums, estimate._asdict())
+    totals = _totals(sums, device)
+    count = _count(split, limit)
+    _, variances = totals["standard_error"]
+    mean = Mean.of_sums(*totals["log_likelihood"], count)
+    return Bound(*mean, sampling_error=math.sqrt(variances) / count)
 
 
 def gather_codes(
@@ -57,6 +126,14 @@ def gather_codes(
     return statistics
 
 
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Add to each name's (2,) the sum of its values (n,) and the sum of their squares."""
+    for name, value in values.items():
+        value = value.double()
+        moments = torch.stack([value.sum(), value.square().sum()])
+        sums[name] = sums[name] + moments if name in sums else moments
+
+
 @contextmanager
 def evaluating(model: LatentModel) -> Iterator[torch.device]:
     """The model in evaluation mode without gradients, then as it was; gives its device."""
@@ -69,12 +146,12 @@ def evaluating(model: LatentModel) -> Iterator[torch.device]:
         model.train(training)
 
 
-def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, float]:
+def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[float]]:
     """The sums over all ranks; a rank that had no image to look at has no sums of its own."""
     names = [list(sums)]
     if _world() > 1:
         dist.broadcast_object_list(names)
-    totals = torch.zeros(len(names[0]), dtype=torch.float64, device=device)
+    totals = torch.zeros(len(names[0]), 2, dtype=torch.float64, device=device)
     for place, name in enumerate(names[0]):
         if name in sums:
             totals[place] = sums[name]
@@ -87,7 +164,7 @@ def _share(
     split: Split, batch: int, device: torch.device, title: str, limit: int | None = None
 ) -> Iterator[tuple[int, Batch]]:
     """This rank's batches, numbered, with progress; the last ones of a pass may be empty."""
-    count = len(split) if limit is None else min(limit, len(split))
+    count = _count(split, limit)
     batch = min(batch, -(-count // _world()))
     batches: Iterable[Batch] = split.batches(
         batch, device, order=torch.arange(count), rank=_rank(), world=_world()
@@ -96,6 +173,11 @@ def _share(
     for number, part in enumerate(track(batches, title, steps)):
         if len(part.index):
             yield number, part
+
+
+def _count(split: Split, limit: int | None) -> int:
+    """How many images a pass looks at."""
+    return len(split) if limit is None else min(limit, len(split))
 
 
 def _rank() -> int:

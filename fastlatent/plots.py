@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlatent.runs.files import written_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from PIL.Image import Image
 
 TILE = 64  # smaller images are enlarged, by a whole factor, to at least this many pixels
@@ -115,21 +116,50 @@ def walks(
 
 def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
     """Training and test loss over the epochs, from the lines of metrics.jsonl."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    axes = _axes()
     for kind, style in (("train", {"alpha": 0.6, "lw": 1}), ("test", {"marker": ".", "lw": 1.5})):
-        points = [(line["epoch"], line["loss"]) for line in metrics if line["kind"] == kind]
+        lines = (line for line in metrics if line["kind"] == kind and "loss" in line)
+        points = [(line["epoch"], line["loss"]) for line in lines]
         if points:
             axes.plot(*zip(*points, strict=True), label=kind, **style)
             axes.legend()
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"loss ({unit})")
     axes.grid(alpha=0.3)
-    canvas = FigureCanvasAgg(figure)
+    return _drawn(axes)
+
+
+def layer_bars(
+    values: Sequence[float],  # one for each layer, bottom first
+    errors: Sequence[float],  # their standard errors
+    title: str,
+    unit: str,
+) -> "Image":
+    """A bar for each layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes = _axes()
+    axes.bar(range(len(values)), values, yerr=errors, color="tab:blue", ecolor="0.2", capsize=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layer, from the bottom (nearest the image) to the top")
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return _drawn(axes)
+
+
+def _axes() -> "Axes":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6.4, 4), dpi=120, layout="constrained").add_subplot()
+
+
+def _drawn(axes: "Axes") -> "Image":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(axes.figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 

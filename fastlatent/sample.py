@@ -21,14 +21,17 @@ from fastlatent.quality import compare_samplers
 DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
-- Gaussian latents, --method prior: from N(0, I)
+- Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned
 
 Examples:
   python -m fastlatent.sample runs/lbae-digits --n 100 --out samples.png
   python -m fastlatent.sample runs/lbae-digits --method random --n 1000 --folder single"""
 
 SHOWN = 400  # samples in the picture, at most
-PART = 1 << 14  # latents drawn at a time; not --batch, so that the same are drawn whatever it is
+# Latents drawn at a time, and numbers in them; not --batch, so that the same are drawn whatever
+# it is.
+PART = 1 << 14
+PART_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def latents_in_parts(
     trained: Trained, method: Sampling, n: int, copula: BernoulliCopula | None
 ) -> Iterator[Tensor]:  # each (k, d)
-    """n latents, PART at a time, so that memory does not bound n."""
+    """n latents in parts, so that memory does not bound n."""
     stream = generator(trained.seed, 0, f"samples/{method}")
-    for start in range(0, n, PART):
-        yield draw(trained.model, method, min(PART, n - start), stream, copula)
+    part = max(1, min(PART, PART_NUMBERS // trained.model.latent_dim))
+    for start in range(0, n, part):
+        yield draw(trained.model, method, min(part, n - start), stream, copula)
 
 
 def report_quality(trained: Trained, repair: Repair) -> None:

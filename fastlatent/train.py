@@ -13,14 +13,22 @@ from fastlatent.console import RunError, Signals, Stopped, UsageError, command, 
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
 from fastlatent.models import LatentModel
-from fastlatent.passes import gather_codes, measure_loss
+from fastlatent.passes import gather_codes, measure_bound, measure_loss
 from fastlatent.plots import loss_curve, save
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, is_main_process, say
 from fastlatent.quality import compare_samplers
 from fastlatent.runs import Log, Run, State, read_config, read_metrics
-from fastlatent.training import AGREE_EVERY, Diverged, Learner, Plan, accelerated, check_shapes
+from fastlatent.training import (
+    AGREE_EVERY,
+    Diverged,
+    Learner,
+    Plan,
+    accelerated,
+    check_bound,
+    check_shapes,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,9 +77,12 @@ class Training:
         self.plan = Plan(config, len(self.train), device, rank, world)
         self.learner = Learner(config, accelerator)
         check_shapes(self.learner.model, data)
+        check_bound(self.learner.model, config)
         self.done = 0  # optimizer steps
         self.test_loss: float | None = None  # of the weights as they are
-        if resume is not None:
+        if resume is None:
+            self.learner.initialise(self.train)
+        else:
             check_same_images(resume, len(self.train))
             self.learner.restore(resume)
             self.done, self.test_loss = resume.step, resume.values["test_loss"]
@@ -107,6 +118,8 @@ class Training:
                     progress.note = self._log_loss(watch)
                 if "eval" in events:
                     self._evaluate()
+                if "bound" in events:
+                    self._bound()
                 if "pictures" in events:
                     self._draw()
                 if "checkpoint" in events or signal:
@@ -131,7 +144,8 @@ class Training:
     def _log_loss(self, watch: Stopwatch) -> str:
         means = self.learner.meter.read()
         rate = watch.read()
-        self._record("train", {**means, "images_per_second": rate})
+        skipped = self.learner.skipped
+        self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
         return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
 
     def _evaluate(self) -> None:
@@ -145,6 +159,19 @@ class Training:
             self.run.write_best(model.state_dict(), self.done, self.test_loss)
         mark = ", the lowest so far" if best else ""
         say(f"{self._position()}: test loss {self.test_loss:.4f} {model.loss_unit}{mark}")
+
+    def _bound(self) -> None:
+        """The importance-weighted bound on the test split."""
+        model, config, samples = self.learner.shown(), self.config, self.config.bound_samples
+        bound = measure_bound(
+            model, self.test, samples, config.test_batch, config.seed, config.bound_images
+        )
+        numbers = {"log_likelihood": bound.value, "standard_error": bound.error}
+        self._record("bound", {"samples": samples, **numbers})
+        say(
+            f"{self._position()}: log-likelihood at least {bound.value:.4f} nats per image "
+            f"by {samples} samples, standard error {bound.error:.4f}"
+        )
 
     def _draw(self) -> None:
         """Pictures of the model as it is; samples by the codes of part of the training set."""
@@ -264,7 +291,7 @@ class Command:
 
 
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
-FIXED = {"model", "seed", "batch", "ema"}
+FIXED = {"model", "seed", "batch", "optimizer", "ema"}
 FREE_DATA = {"root", "resident", "workers", "download"}
 
 

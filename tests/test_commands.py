@@ -20,7 +20,16 @@ from safetensors.torch import load_file
 from torch._inductor.exc import InvalidCxxCompiler
 
 from fastlatent import __main__ as dispatcher
-from fastlatent import convert, interpolate, progress, reconstruct, sample, train
+from fastlatent import (
+    convert,
+    evaluate,
+    interpolate,
+    layers,
+    progress,
+    reconstruct,
+    sample,
+    train,
+)
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, command
 from fastlatent.data import load
@@ -282,7 +291,7 @@ def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.Capture
     [
         (["lbae-foo"], 2, "there is no preset 'lbae-foo'; choose from lbae-digits"),
         (["--foo", "3"], 2, "Unrecognized options: --foo"),
-        (["--data.nme", "x"], 2, "--data.nme"),
+        (["--data.nme", "x"], 2, "Unrecognized options: --data.nme"),
         (["--epochs", "many"], 2, "--epochs"),
         (["--epochs", "0"], 2, "epochs must be at least 1; got 0"),
         (["--model.dim", "0"], 2, "dim must be at least 1; got 0"),
@@ -391,7 +400,9 @@ def test_commands_say_what_is_wrong(
     assert_one_sentence(capsys.readouterr().err, complaint)
 
 
-@pytest.mark.parametrize("command", [train, sample, reconstruct, interpolate, convert])
+@pytest.mark.parametrize(
+    "command", [train, sample, reconstruct, interpolate, evaluate, layers, convert]
+)
 def test_help_documents_every_option(command, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert command.main(["--help"]) == 0

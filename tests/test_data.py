@@ -57,6 +57,9 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ({"resident": "gpu"}, "data.resident must be auto, device or stream; got 'gpu'"),
         ({"name": "static-mnist", "size": 64}, "data.size of static-mnist must be 28 or 32"),
         ({"name": "static-mnist", "crop": 20}, "data.crop"),
+        ({"name": "multi-mnist", "size": 32}, "data.size of multi-mnist must be 64; got 32"),
+        ({"name": "multi-dsprites", "crop": 60}, "data.crop does not apply to multi-dsprites"),
+        ({"name": "celeba:train"}, "celeba:valid.*got 'celeba:train'"),
         ({"name": "digits", "download": True}, "data.download works for mnist"),
     ],
 )
@@ -343,6 +346,45 @@ def test_static_mnist_npz_without_a_part(tmp_path):
         load(DataConfig(name="static-mnist", root=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "channels"),
+    [
+        ("multi-dsprites", "multi-dsprites-binary-rgb/multi_dsprites_color_012.npz", 3),
+        ("multi-mnist", "multi_mnist/multi_binary_mnist_012.npz", 1),
+    ],
+)
+def test_multi_objects_leave_their_labels_unread(tmp_path, rng, name, file, channels):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    x = rng.integers(0, 2, (19, 64, 64, channels), np.uint8) * np.uint8(255)
+    (tmp_path / file).parent.mkdir()
+    np.savez_compressed(tmp_path / file, x=x, labels=np.array({"n_obj": Evil()}, object))
+    data = load(DataConfig(name=name, root=tmp_path))
+    assert (len(data.train), len(data.test), data.label_names) == (17, 2, None)
+    assert data.train.shape == (channels, 64, 64)
+    assert np.array_equal(data.test.images(torch.arange(2)), x[17:].transpose(0, 3, 1, 2))
+    assert not (tmp_path / "harm").exists()
+    with pytest.raises(ValueError, match=f"data.classes needs labels, and {name} has none"):
+        load(DataConfig(name=name, root=tmp_path, classes=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((3, 64, 64, 3), np.uint8), r"x must be uint8 of shape \(n, 64, 64, 1\); got"),
+        (np.zeros((3, 64, 64, 1), np.float32), "got float32"),
+        (np.full((3, 64, 64, 1), 254, np.uint8), "x must hold 0 and 255 alone"),
+        (np.zeros((1, 64, 64, 1), np.uint8), "multi-mnist has no train image"),
+    ],
+)
+def test_faults_in_multi_objects(tmp_path, x, message):
+    np.savez(tmp_path / "multi_binary_mnist_012.npz", x=x)
+    with pytest.raises(ValueError, match=message):
+        load(DataConfig(name="multi-mnist", root=tmp_path))
+
+
 def test_svhn(tmp_path, monkeypatch, rng):
     from scipy.io import savemat
 
@@ -450,6 +492,12 @@ def test_celeba(celeba, crop, resident):
         picture = tf.center_crop(picture, [crop])
     expected = tf.pil_to_tensor(tf.center_crop(tf.resize(picture, [64]), [64]))
     assert torch.equal(data.test.images(torch.tensor([0]))[0], expected)
+
+
+def test_celeba_tested_on_its_validation_images(celeba):
+    data = load(DataConfig(name="celeba:valid", root=celeba.parent, size=16))
+    assert (len(data.train), len(data.test)) == (4, 2)
+    assert data.test.labels.tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
 def test_celeba_classes_keep_images_with_any_of_the_attributes(celeba):

@@ -30,7 +30,16 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"arguments", "gallery", "quality", "training"},
-    {"convert", "doctor", "interpolate", "reconstruct", "sample", "train"},
+    {
+        "convert",
+        "doctor",
+        "evaluate",
+        "interpolate",
+        "layers",
+        "reconstruct",
+        "sample",
+        "train",
+    },
     {"__main__"},
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

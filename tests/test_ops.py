@@ -16,6 +16,8 @@ from fastlatent.ops._register import public_function
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = 400  # elements: what gradcheck and hessians can afford
+# Error allowed against PyTorch's; Triton's interpreter has no fused multiply-add.
+SLACK = 4.0 if os.environ.get("TRITON_INTERPRET") == "1" else 2.0
 
 
 @pytest.fixture(params=DEVICES)
@@ -42,8 +44,9 @@ def instruction_sets() -> list[str]:
 
 @pytest.fixture(params=instruction_sets())
 def isa(request, device):
-    if device != "cpu" and request.param != instruction_sets()[-1]:
-        pytest.skip("instruction sets concern the CPU")
+    compiled = device == "cpu" and os.environ.get("FASTLATENT_IMPL", "auto") in ("auto", "cpp")
+    if not compiled and request.param != instruction_sets()[-1]:
+        pytest.skip("instruction sets concern the C++ kernels")
     if request.param == "none":
         yield
         return
@@ -103,7 +106,7 @@ def assert_equal_where_decided(op, args, index, got, want):
         assert not ((got ^ want) & mask).any()
 
 
-def assert_as_good_as_torch(got, ours, truth, slack=2.0):
+def assert_as_good_as_torch(got, ours, truth, slack=SLACK):
     """The error against float64 is at most twice the PyTorch reference's, as in FlashAttention.
 
     In float64 the reference is its own truth, so there both only have to agree.

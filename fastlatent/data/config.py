@@ -6,9 +6,10 @@ from typing import Literal, get_args
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
+BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
 KNOWN = (
     "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
-    "folder:PATH, npz:PATH"
+    "celeba:valid, multi-dsprites, multi-mnist, folder:PATH, npz:PATH"
 )
 
 Resident = Literal["auto", "device", "stream"]
@@ -19,7 +20,8 @@ class DataConfig:
     """Which images to use and how to serve them."""
 
     # digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist, svhn,
-    # cifar10, celeba, folder:PATH or npz:PATH
+    # cifar10, celeba (celeba:valid tests on the validation images), multi-dsprites, multi-mnist,
+    # folder:PATH or npz:PATH
     name: str = "digits"
     # folder that holds the data sets; default: the environment variable FASTLATENT_DATA
     root: Path | None = None
@@ -54,12 +56,14 @@ class DataConfig:
             raise ValueError(f"data.classes must hold labels from 0 up; got {self.classes!r}")
         if self.resident not in get_args(Resident):
             raise ValueError(f"data.resident must be auto, device or stream; got {self.resident!r}")
-        if self.kind == "static-mnist":
+        if self.kind in BINARY_SIZES:
             # Any other size would turn its 0s and 1s into greys.
-            if self.size not in (None, 28, 32):
-                raise ValueError(f"data.size of static-mnist must be 28 or 32; got {self.size}")
+            sizes = BINARY_SIZES[self.kind]
+            if self.size not in (None, *sizes):
+                listed = " or ".join(map(str, sizes))
+                raise ValueError(f"data.size of {self.kind} must be {listed}; got {self.size}")
             if self.crop is not None:
-                raise ValueError("data.crop does not apply to static-mnist")
+                raise ValueError(f"data.crop does not apply to {self.kind}")
         if self.download and self.kind not in DOWNLOADABLE:
             raise ValueError(
                 f"data.download works for {', '.join(DOWNLOADABLE)}; got {self.name!r}"
@@ -80,10 +84,12 @@ def _check_name(name: str) -> None:
     kind, colon, detail = name.partition(":")
     if kind == "emnist" and colon:
         known = detail in EMNIST_SPLITS
+    elif kind == "celeba" and colon:
+        known = detail == "valid"
     elif kind in ("folder", "npz"):
         known = bool(detail)
     else:
-        known = name in ("digits", "static-mnist", *DOWNLOADABLE)
+        known = name in ("digits", *BINARY_SIZES, *DOWNLOADABLE)
     if not known:
         splits = f" (SPLIT: {', '.join(EMNIST_SPLITS)})" if kind == "emnist" else ""
         raise ValueError(f"data.name must be one of {KNOWN}{splits}; got {name!r}")

@@ -160,6 +160,8 @@ _READERS: dict[str, Callable[[DataConfig], Source]] = {
     "svhn": published.svhn,
     "cifar10": published.cifar10,
     "celeba": published.celeba,
+    "multi-dsprites": published.multi_objects,
+    "multi-mnist": published.multi_objects,
     "folder": own.folder,
     "npz": own.npz,
 }

@@ -99,6 +99,15 @@ _IDX_LABELS = {
     "emnist:digits": _DIGITS,
     "emnist:mnist": _DIGITS,
 }
+# The file, the folders that it may lie in, the channels of its images.
+_MULTI_OBJECTS = {
+    "multi-dsprites": (
+        "multi_dsprites_color_012.npz",
+        ("multi-dsprites-binary-rgb", "multi_dsprites", "multi-dsprites", ""),
+        3,
+    ),
+    "multi-mnist": ("multi_binary_mnist_012.npz", ("multi_mnist", "multi-mnist", ""), 1),
+}
 _CIFAR10_LABELS = (
     "airplane",
     "automobile",
@@ -226,7 +235,10 @@ def cifar10(config: DataConfig) -> Source:
 
 
 def celeba(config: DataConfig) -> Source:
-    """The official train and test images with their 40 attributes as 0 and 1."""
+    """The official train and test images with their 40 attributes as 0 and 1.
+
+    `celeba:valid` has the validation images for test images.
+    """
     folders = ("celeba", "CelebA", "")
     partition = _find(config, folders, "list_eval_partition.txt")
     attributes = _find(config, (str(partition.parent),), "list_attr_celeba.txt")
@@ -250,7 +262,8 @@ def celeba(config: DataConfig) -> Source:
         )
     # The official partition: 0 train, 1 validation, 2 test.
     parts = torch.tensor([int(part_of[row[0]]) for row in rows])
-    train, test = ((parts == part).nonzero()[:, 0] for part in (0, 2))
+    held_out = 1 if config.detail == "valid" else 2
+    train, test = ((parts == part).nonzero()[:, 0] for part in (0, held_out))
     return Source(
         [folder / rows[i][0] for i in train.tolist()],
         [folder / rows[i][0] for i in test.tolist()],
@@ -259,6 +272,27 @@ def celeba(config: DataConfig) -> Source:
         tuple(header.split()),
         mode="RGB",
     )
+
+
+def multi_objects(config: DataConfig) -> Source:
+    """Pictures of 0 to 2 sprites: the first nine tenths are train, the rest test.
+
+    Format: github.com/addtt/multi-object-datasets; x (n, 64, 64, c) of 0 and 255. The labels, a
+    pickled dictionary, are not read.
+    """
+    file, folders, channels = _MULTI_OBJECTS[config.kind]
+    path = _find(config, folders, file)
+    x = read_npz_arrays(path, ("x",))["x"]
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (64, 64, channels):
+        raise ValueError(
+            f"{path}: x must be uint8 of shape (n, 64, 64, {channels}); got {x.dtype} of shape "
+            f"{x.shape}"
+        )
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    if images.flatten().bincount(minlength=256)[1:255].any():
+        raise ValueError(f"{path}: x must hold 0 and 255 alone, for off and on")
+    train = len(images) * 9 // 10
+    return Source(images[:train], images[train:])
 
 
 def data_root(config: DataConfig) -> Path:

@@ -2,12 +2,17 @@
 
 from fastlatent.models.base import LatentModel
 from fastlatent.models.lbae import LBAE, LBAEConfig
+from fastlatent.models.lvae import LadderVAE, LVAEConfig
 from fastlatent.nn import seeded
 
-MODELS: dict[str, tuple[type, type[LatentModel]]] = {"lbae": (LBAEConfig, LBAE)}
+ModelConfig = LBAEConfig | LVAEConfig
+MODELS: dict[str, tuple[type, type[LatentModel]]] = {
+    "lbae": (LBAEConfig, LBAE),
+    "lvae": (LVAEConfig, LadderVAE),
+}
 
 
-def build(config: LBAEConfig, seed: int) -> LatentModel:
+def build(config: ModelConfig, seed: int) -> LatentModel:
     """The model of `config`, on the CPU; the same seed gives the same weights."""
     if config.family not in MODELS:
         raise ValueError(f"build: family must be one of {', '.join(MODELS)}; got {config.family!r}")
@@ -15,4 +20,13 @@ def build(config: LBAEConfig, seed: int) -> LatentModel:
         return MODELS[config.family][1](config)
 
 
-__all__ = ["LBAE", "MODELS", "LBAEConfig", "LatentModel", "build"]
+__all__ = [
+    "LBAE",
+    "MODELS",
+    "LBAEConfig",
+    "LVAEConfig",
+    "LadderVAE",
+    "LatentModel",
+    "ModelConfig",
+    "build",
+]

@@ -39,6 +39,22 @@ class LatentModel(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
 
+    def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
+        """Real latents from the prior (n, d): N(0, I) unless the family has another."""
+        return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether training begins with `initialise`."""
+        return False
+
+    def initialise(self, x: Tensor, noise: Noise) -> None:
+        """Set the weights from the first batch of training images (n, c, h, w), once."""
+        raise NotImplementedError(f"{type(self).__name__} is not initialised from data")
+
+    def begin_step(self, step: int) -> None:
+        """Take up what changes with the optimizer step, counted from 0; nothing by default."""
+
     def corrupt(self, x: Tensor, noise: Noise | None) -> Tensor:
         """What `forward` shows the encoder: (n, c, h, w) -> (n, c, h, w); x itself by default."""
         return x
@@ -54,6 +70,18 @@ class LatentModel(nn.Module, ABC):
         if images.dim() != 4 or images.shape[1:] != torch.Size(self.image_shape):
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"{expected} of shape (n, {shape}); got {tuple(images.shape)}")
+
+    def _checked_target(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """What to reconstruct: x itself by default."""
+        if target is None:
+            return x
+        self._check_images("target", target)
+        if len(target) != len(x):
+            raise ValueError(
+                f"{type(self).__name__}: target must hold {len(x)} images, one for each of x; "
+                f"got {len(target)}"
+            )
+        return target
 
     def _check_latents(self, name: str, latents: Tensor) -> None:
         expected = f"{type(self).__name__}: {name} must be floating-point latents"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlatent.models.base import LatentModel
+from fastlatent.models.renaming import check_tensors, rename
 from fastlatent.nn import (
     at_least_float32,
     bernoulli_nll,
@@ -188,14 +189,7 @@ class LBAE(LatentModel):
         Raises ValueError where the configuration draws random numbers and `noise` is None.
         """
         self._check_images("x", x)
-        if target is None:
-            target = x
-        else:
-            self._check_images("target", target)
-            if len(target) != len(x):
-                raise ValueError(
-                    f"LBAE: target must hold {len(x)} images, one for each of x; got {len(target)}"
-                )
+        target = self._checked_target(x, target)
         encoded = self.encoder(self.corrupt(x, noise))
 
         if self.latent_kind == "bits":
@@ -298,42 +292,20 @@ def convert_original(checkpoint: dict[str, Any]) -> tuple[LBAEConfig, dict[str, 
         raise ValueError(
             "convert_original: checkpoint must be a dictionary with the entries 'gen' and 'enc'"
         )
+    original: dict[str, Tensor] = {}
     for part in ("gen", "enc"):
-        if not isinstance(checkpoint[part], dict):
-            raise ValueError(f"convert_original: {part!r} must be a state dictionary")
-        for name, tensor in checkpoint[part].items():
-            if not isinstance(tensor, Tensor):
-                raise ValueError(
-                    f"convert_original: {part}.{name} must be a tensor; got {type(tensor).__name__}"
-                )
+        check_tensors(checkpoint[part], repr(part), prefix=f"{part}.")
+        original |= {f"{part}.{name}": tensor for name, tensor in checkpoint[part].items()}
     config = _original_config(checkpoint["gen"], checkpoint["enc"])
     with torch.device("meta"):
         expected = LBAE(config).state_dict()
     modules = _original_modules(config)
-
-    unused = {f"{part}.{name}" for part in ("gen", "enc") for name in checkpoint[part]}
-    weights: dict[str, Tensor] = {}
-    for name, like in expected.items():
+    names = {}
+    for name in expected:
         module, leaf = name.rsplit(".", 1)
-        original = f"{modules[module]}.{leaf}"
-        if original not in unused:
-            raise ValueError(f"convert_original: the checkpoint lacks {original}")
-        unused.remove(original)
-        part, key = original.split(".", 1)
-        tensor = checkpoint[part][key]
-        if tensor.shape != like.shape:
-            raise ValueError(
-                f"convert_original: {original} must have shape {tuple(like.shape)} in a "
-                f"{config.architecture} model of {config.dim} {config.latent} latents; "
-                f"got {tuple(tensor.shape)}"
-            )
-        weights[name] = tensor.detach().to("cpu", like.dtype, copy=True)
-    if unused:
-        raise ValueError(
-            f"convert_original: {min(unused)} has no place in a {config.architecture} model "
-            f"with {config.latent} latents ({len(unused)} such tensors)"
-        )
-    return config, weights
+        names[name] = f"{modules[module]}.{leaf}"
+    model = f"a {config.architecture} model of {config.dim} {config.latent} latents"
+    return config, rename(original, names, expected, model)
 
 
 def _original_config(gen: dict[str, Tensor], enc: dict[str, Tensor]) -> LBAEConfig:

@@ -8,6 +8,18 @@ kernel serves which op.
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
+from fastlatent.ops.logistic import (
+    discretized_logistic_log_prob,
+    discretized_logistic_mean,
+    discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_mean,
+    discretized_logistic_mixture_mode,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_mode,
+    discretized_logistic_sample,
+    from_pixelcnn,
+    from_vdvae,
+)
 
 __all__ = [
     "OPS",
@@ -16,6 +28,16 @@ __all__ = [
     "bernoulli_copula_sample",
     "binarize",
     "binary_moments",
+    "discretized_logistic_log_prob",
+    "discretized_logistic_mean",
+    "discretized_logistic_mixture_log_prob",
+    "discretized_logistic_mixture_mean",
+    "discretized_logistic_mixture_mode",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_mode",
+    "discretized_logistic_sample",
+    "from_pixelcnn",
+    "from_vdvae",
     "pack_bits",
     "table",
     "unpack_bits",

@@ -76,9 +76,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    """The value under the first type of a union that takes it."""
+    """The value under the first type of a union that takes it, among models that of its family."""
     if value is None and type(None) in options:
         return None
+    if isinstance(value, dict) and "family" in value:
+        named = [option for option in options if _family(option) == value["family"]]
+        options = tuple(named) or options
     complaint: ValueError | None = None
     for option in options:
         if option is not type(None):
@@ -87,6 +90,11 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
             except ValueError as error:
                 complaint = complaint or error
     raise complaint or ValueError(f"{where} must be null; got {value!r}")
+
+
+def _family(form: Any) -> str | None:
+    """The family that a model's configuration is of; None for what is no such thing."""
+    return getattr(form, "family", None) if is_dataclass(form) else None
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -6,6 +6,8 @@ best.safetensors           weights at the lowest test loss
 codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
 metrics.jsonl              one line of numbers for each log, test and sample measurement
+evaluation.json            what evaluate measured last
+evaluation.json            what evaluate measured last
 images/*.png, events.*     pictures; TensorBoard
 """
 

@@ -5,8 +5,17 @@ from fastlatent.training.learner import (
     Diverged,
     Learner,
     accelerated,
+    check_bound,
     check_shapes,
 )
 from fastlatent.training.plan import Plan
 
-__all__ = ["AGREE_EVERY", "Diverged", "Learner", "Plan", "accelerated", "check_shapes"]
+__all__ = [
+    "AGREE_EVERY",
+    "Diverged",
+    "Learner",
+    "Plan",
+    "accelerated",
+    "check_bound",
+    "check_shapes",
+]

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastlatent.console import RunError, UsageError, choose_device
-from fastlatent.data import Batch, Dataset
+from fastlatent.data import Batch, Dataset, Split
+from fastlatent.latents import unit_images
+from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
 from fastlatent.noise import Noise
-from fastlatent.presets import TrainConfig
+from fastlatent.presets import Interval, TrainConfig
 from fastlatent.progress import say
 from fastlatent.runs import (
     EVALUATED,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 AGREE_EVERY = 10  # steps between two times that several ranks ask each other whether to stop
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 OVERFLOW_LIMIT = 40  # skipped fp16 steps in a row; each halves the loss scale, which starts at 2^16
 
 
@@ -108,13 +111,17 @@ class Learner:
             if config.ema
             else None
         )
-        adam = torch.optim.Adam(
+        optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.objective, self.optimizer = accelerator.prepare(Objective(self.model), adam)
+        self.objective, self.optimizer = accelerator.prepare(Objective(self.model), optimizer)
         self.meter = Meter(accelerator.device)
         self.best: Best | None = None
+        self.skipped = 0  # steps left out because something was not finite
         self._skipped_in_a_row = 0
+        # Batch normalisation's running statistics, which a step that is left out must not spoil.
+        self._statistics = [part for part in self.model.buffers() if part.is_floating_point()]
+        self._kept_statistics = [part.clone() for part in self._statistics] if config.skip else []
 
     @property
     def chosen(self) -> LatentModel:
@@ -128,30 +135,89 @@ class Learner:
                 dist.broadcast(buffer, 0)
         return self.chosen
 
+    def initialise(self, split: Split) -> None:
+        """Weights from the first batch of the split, where the model takes them from data."""
+        if not self.model.data_dependent:
+            return
+        images = unit_images(split, torch.arange(self.config.batch), self.accelerator.device)
+        self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
+        if dist.is_initialized():
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                dist.broadcast(tensor.data, 0)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
+
     def learn(self, step: int, parts: list[Batch], plan: Plan) -> None:
         """One optimizer step, the gradient summed up over its parts."""
         self.objective.train()
+        self.model.begin_step(step)
+        if self.config.skip:
+            torch._foreach_copy_(self._kept_statistics, self._statistics)
         seen = []
+        finite = True
         for part, batch in enumerate(parts):
             with self.accelerator.accumulate(self.objective):
                 values = self.objective(batch.images, plan.noise(step, part))
                 self.accelerator.backward(values["loss"])
-                if self.config.clip is not None and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-                self.optimizer.step()
+                seen.append(values)
+                if self.accelerator.sync_gradients:
+                    norm = self._bound_gradient()
+                    finite = not self.config.skip or self._all_finite(seen, norm)
+                if finite:
+                    self.optimizer.step()
                 self.optimizer.zero_grad()
-            seen.append(values)
+        if not finite:
+            self._leave_out(step + 1, seen)
+            return
         if self.accelerator.optimizer_step_was_skipped:
             self._count_overflow(step + 1)
             return
         self._skipped_in_a_row = 0
         for values in seen:
-            self.meter.add(values, step + 1)
+            self.meter.add({**values, "gradient_norm": norm}, step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
 
+    def _bound_gradient(self) -> Tensor:
+        """The gradient's norm; the gradient is scaled down where configured."""
+        self.accelerator.unscale_gradients()
+        parameters = [one for one in self.model.parameters() if one.grad is not None]
+        norm = nn.utils.get_total_norm([one.grad for one in parameters])
+        if self.config.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+        return norm
+
+    def _all_finite(self, seen: list[dict[str, Tensor]], norm: Tensor) -> bool:
+        """Whether losses and gradient are finite on all ranks; waits for the device.
+
+        The loss scaler of fp16 looks for itself, and has to see what it looks for.
+        """
+        if self.accelerator.scaler is not None:
+            return True
+        finite = torch.stack([*(values["loss"].detach() for values in seen), norm]).isfinite()
+        bad = 1 - finite.all().float()
+        if dist.is_initialized():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        return not bad
+
+    def _leave_out(self, step: int, seen: list[dict[str, Tensor]]) -> None:
+        """Undo what the forward pass of a step did that is to be left out, and count the step."""
+        torch._foreach_copy_(self._statistics, self._kept_statistics)
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row > self.config.skip:
+            names = {
+                name for values in seen for name, value in values.items() if not value.isfinite()
+            }
+            raise Diverged(
+                f"the loss or its gradient was infinite or NaN in each of the "
+                f"{self._skipped_in_a_row} steps up to step {step}; in the last one "
+                + (", ".join(sorted(names)) or "the gradient alone")
+            )
+
     def _count_overflow(self, step: int) -> None:
         """The loss scaler skips a few steps while it looks for a scale; many are the end."""
+        self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == OVERFLOW_LIMIT:
             raise Diverged(
@@ -209,6 +275,7 @@ class Learner:
                 "best": self.best,
                 "optimizer": optimizer,
                 "scaler": None if scaler is None else scaler.state_dict(),
+                "skipped": self.skipped,
                 "skipped_in_a_row": self._skipped_in_a_row,
                 "averaged": None if self.average is None else int(self.average.n_averaged),
                 "ranks": [{"generators": numbers, "meter": meter} for _, numbers, meter in ranks],
@@ -234,6 +301,7 @@ class Learner:
         unpack_optimizer(self.optimizer, state.tensors["optimizer"], values["optimizer"])
         if self.accelerator.scaler is not None and values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.skipped = values.get("skipped", 0)  # not counted in older checkpoints
         self._skipped_in_a_row = values["skipped_in_a_row"]
         self.best = None if values["best"] is None else Best(*values["best"])
 
@@ -264,5 +332,14 @@ def check_shapes(model: LatentModel, data: Dataset) -> None:
 
         raise UsageError(
             f"the model takes images of {describe(model.image_shape)}, but {data.name} gives "
-            f"{describe(data.train.shape)}; see --data.size and --model.architecture"
+            f"{describe(data.train.shape)}; see --data.size and the options of the model"
+        )
+
+
+def check_bound(model: LatentModel, config: TrainConfig) -> None:
+    """UsageError when a bound is asked for that the model does not have."""
+    if Interval.parse(config.bound_every).count and not isinstance(model, Weighing):
+        raise UsageError(
+            "--bound-every needs a model with a likelihood, such as lvae; "
+            f"this is {config.model.family}"
         )

@@ -56,10 +56,10 @@ class Plan:
         return Noise(self.config.seed, step * self.config.accumulate + part, self.rank)
 
     def events(self, step: int) -> set[str]:
-        """What follows the first `step` steps: any of log, eval, pictures and checkpoint."""
+        """What follows the first `step` steps: any of log, eval, bound, pictures, checkpoint."""
         due = {
             event: Interval.parse(getattr(self.config, f"{event}_every"))
-            for event in ("log", "eval", "pictures", "checkpoint")
+            for event in ("log", "eval", "bound", "pictures", "checkpoint")
         }
         events = {name for name, every in due.items() if every.due(step, self.steps_per_epoch)}
         return events | {"eval", "checkpoint"} if step == self.last_step else events

@@ -1,0 +1,175 @@
+#include "logistic.h"
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "expect.h"
+#include "parallel.h"
+
+namespace fl {
+namespace {
+
+// Elements, or pixels, that are computed together: a chunk's sum does not depend on the number of threads.
+constexpr int64_t kBlock = 256;
+
+int64_t blocks_of(int64_t count) { return (count + kBlock - 1) / kBlock; }
+
+struct alignas(64) Line {
+  char bytes[64];
+};
+
+DType wide(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void expect_grid(const LogisticGrid& grid) {
+  expect(grid.bins >= 2 && grid.bins <= 65536 && grid.gamma > 0, "core: there is no such grid");
+}
+
+void expect_bins(const View& bins) {
+  expect((bins.dtype == DType::u8 || bins.dtype == DType::i32) && !bins.cuda, "core: bins must be u8 or i32");
+}
+
+void expect_in_range(bool in_range, const char* op, const LogisticGrid& grid) {
+  if (!in_range) {
+    throw std::invalid_argument(std::string(op) + ": bins must be in 0 to " + std::to_string(grid.bins - 1));
+  }
+}
+
+void expect_elements(const View& bins, const View& mean, const View& log_scale) {
+  expect_bins(bins);
+  expect(bins.ndim == 1 && mean.ndim == 1 && is_floating(mean.dtype), "core: elements must be vectors");
+  expect_vector("bins", bins, bins.dtype, mean.size[0]);
+  expect_vector("mean", mean, mean.dtype, bins.size[0]);
+  expect_vector("log_scale", log_scale, mean.dtype, bins.size[0]);
+}
+
+Mixture mixture_of(const View& bins, const View& params, bool coupled, const LogisticGrid& grid) {
+  expect_grid(grid);
+  expect(bins.ndim == 3 && params.ndim == 3 && is_floating(params.dtype) && !params.cuda && !bins.cuda,
+         "core: bins and params must be (n, c, s) and (n, p, s) on the CPU");
+  const int64_t channels = bins.size[1], each = coupled ? 10 : 1 + 2 * channels;
+  expect(!coupled || channels == 3, "core: coupled channels must be three");
+  expect(params.size[0] == bins.size[0] && params.size[2] == bins.size[2] && params.size[1] >= each &&
+             params.size[1] % each == 0,
+         "core: params do not fit bins");
+  return {bins, params, params.size[1] / each, channels, coupled, grid};
+}
+
+// Calls run(image, begin, end, block, scratch) for each block of pixels of each image.
+template <class F>
+void for_blocks(const Mixture& mixture, int threads, int64_t scratch_bytes, const F& run) {
+  const int64_t n = mixture.params.size[0], s = mixture.params.size[2], blocks = blocks_of(s);
+  const int64_t bytes = (s < kBlock ? s : kBlock) * mixture.params.size[1] * 8;
+  parallel_for(n * blocks, bytes, threads, [&](int64_t begin, int64_t end) {
+    std::vector<Line> scratch(size_t(scratch_bytes / 64 + 1));
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t image = block / blocks, first = block % blocks * kBlock;
+      run(image, first, first + kBlock < s ? first + kBlock : s, block, scratch.data());
+    }
+  });
+}
+
+}  // namespace
+
+void logistic_log_prob(const View& bins, const View& mean, const View& log_scale, int64_t n_bins, double gamma,
+                       double shift, double min_log_scale, const View& out, int threads) {
+  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+  expect_grid(grid);
+  expect_elements(bins, mean, log_scale);
+  expect_vector("out", out, wide(mean.dtype), bins.size[0]);
+  const auto run = FL_KERNELS(logistic).log_prob;
+  std::atomic<bool> in_range{true};
+  const int64_t count = bins.size[0];
+  parallel_for(blocks_of(count), kBlock * 64, threads, [&](int64_t begin, int64_t end) {
+    const int64_t stop = end * kBlock < count ? end * kBlock : count;
+    if (!run(bins, mean, log_scale, grid, out, begin * kBlock, stop)) in_range = false;
+  });
+  expect_in_range(in_range, "discretized_logistic_log_prob", grid);
+}
+
+void logistic_backward(const View& grad, const View& bins, const View& mean, const View& log_scale, int64_t n_bins,
+                       double gamma, double shift, double min_log_scale, const View& mean_grad,
+                       const View& log_scale_grad, int threads) {
+  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+  expect_grid(grid);
+  expect_elements(bins, mean, log_scale);
+  expect_vector("grad", grad, wide(mean.dtype), bins.size[0]);
+  expect_vector("mean_grad", mean_grad, mean.dtype, bins.size[0]);
+  expect_vector("log_scale_grad", log_scale_grad, mean.dtype, bins.size[0]);
+  const auto run = FL_KERNELS(logistic).backward;
+  const int64_t count = bins.size[0];
+  parallel_for(blocks_of(count), kBlock * 64, threads, [&](int64_t begin, int64_t end) {
+    const int64_t stop = end * kBlock < count ? end * kBlock : count;
+    run(grad, bins, mean, log_scale, grid, mean_grad, log_scale_grad, begin * kBlock, stop);
+  });
+}
+
+void logistic_mixture_log_prob(const View& bins, const View& params, bool coupled, int64_t n_bins, double gamma,
+                               double shift, double min_log_scale, const View& out, int threads) {
+  const Mixture mixture = mixture_of(bins, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  expect_bins(bins);
+  const int64_t n = params.size[0], s = params.size[2], blocks = blocks_of(s);
+  const bool each = out.ndim == 2;
+  if (each) {
+    expect_rows("out", out, wide(params.dtype), n, s);
+  } else {
+    expect_vector("out", out, wide(params.dtype), n);
+  }
+  const auto& kernels = FL_KERNELS(logistic);
+  std::vector<double> sums(size_t(n * blocks));
+  std::atomic<bool> in_range{true};
+  for_blocks(mixture, threads, kernels.scratch(mixture),
+             [&](int64_t image, int64_t begin, int64_t end, int64_t block, void* scratch) {
+               bool good = true;
+               sums[size_t(block)] =
+                   kernels.mixture_log_prob(mixture, image, begin, end, each ? &out : nullptr, scratch, good);
+               if (!good) in_range = false;
+             });
+  expect_in_range(in_range, "discretized_logistic_mixture_log_prob", mixture.grid);
+  for (int64_t i = 0; !each && i < n; ++i) {
+    double total = 0;
+    for (int64_t block = 0; block < blocks; ++block) total += sums[size_t(i * blocks + block)];
+    if (out.dtype == DType::f64) {
+      static_cast<double*>(out.data)[i] = total;
+    } else {
+      static_cast<float*>(out.data)[i] = float(total);
+    }
+  }
+}
+
+void logistic_mixture_backward(const View& grad, const View& bins, const View& params, bool coupled, int64_t n_bins,
+                               double gamma, double shift, double min_log_scale, const View& params_grad, int threads) {
+  const Mixture mixture = mixture_of(bins, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  expect_bins(bins);
+  const int64_t n = params.size[0], s = params.size[2];
+  if (grad.ndim == 2) {
+    expect_rows("grad", grad, wide(params.dtype), n, s);
+  } else {
+    expect_vector("grad", grad, wide(params.dtype), n);
+  }
+  expect(params_grad.ndim == 3 && params_grad.dtype == params.dtype && !params_grad.cuda && params_grad.size[0] == n &&
+             params_grad.size[1] == params.size[1] && params_grad.size[2] == s,
+         "core: params_grad must be like params");
+  const auto& kernels = FL_KERNELS(logistic);
+  for_blocks(mixture, threads, kernels.scratch(mixture),
+             [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+               kernels.mixture_backward(mixture, image, begin, end, grad, params_grad, scratch);
+             });
+}
+
+void logistic_mixture_sample(const View& params, const View& uniforms, bool coupled, int64_t n_bins, double gamma,
+                             double shift, double min_log_scale, const View& out, int threads) {
+  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  const DType dtype = wide(params.dtype);
+  expect(out.dtype == DType::u8 ? n_bins <= 256 : out.dtype == DType::i32 || out.dtype == dtype,
+         "core: out must be u8, i32 or of params' precision");
+  expect(uniforms.ndim == 3 && uniforms.dtype == dtype && !uniforms.cuda && uniforms.size[0] == params.size[0] &&
+             uniforms.size[1] == 1 + mixture.channels && uniforms.size[2] == params.size[2],
+         "core: uniforms must be (n, 1 + c, s)");
+  const auto run = FL_KERNELS(logistic).mixture_sample;
+  for_blocks(mixture, threads, 0, [&](int64_t image, int64_t begin, int64_t end, int64_t, void*) {
+    run(mixture, image, begin, end, uniforms, out);
+  });
+}
+
+}  // namespace fl

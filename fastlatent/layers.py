@@ -1,0 +1,88 @@
+"""Show what each layer of a Ladder VAE holds: `python -m fastlatent.layers RUN`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastlatent import plots
+from fastlatent.arguments import RunOptions, Trained
+from fastlatent.console import UsageError, command, parse
+from fastlatent.models import LadderVAE
+from fastlatent.noise import Noise
+from fastlatent.passes import evaluating
+from fastlatent.progress import say, track
+
+DESCRIPTION = """Show what varies with one layer of a Ladder VAE alone: a picture for each layer.
+
+In a row of a picture all images share the latents of the layers above, drawn once; the layer itself
+is drawn anew for every image, and the layers below are at the mean of their prior.
+
+Examples:
+  python -m fastlatent.layers runs/lvae-digits
+  python -m fastlatent.layers runs/lvae-static-mnist-3 --n 8 --layers 1 2 --pixels sample"""
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """The command line."""
+
+    n: int = 12
+    """Rows of a picture, and images in a row."""
+    layers: tuple[int, ...] = ()
+    """Which layers, 0 being nearest the image; default: all."""
+    pixels: Literal["mean", "sample"] = "mean"
+    """Show the mean of the likelihood, or (sample, as published) pixels drawn from it."""
+    folder: Path | None = None
+    """Where to write layer-0.png and so on; default: images in the run folder."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and draw the pictures."""
+    options = parse(Options, argv, "layers", DESCRIPTION)
+    trained = Trained(options)
+    model = trained.model
+    if not isinstance(model, LadderVAE):
+        family = trained.run.config.model.family
+        raise UsageError(f"layers needs a Ladder VAE; {options.run} holds a model of {family}")
+    count = len(model.layer_shapes)
+    chosen = options.layers or tuple(range(count))
+    if not 0 <= min(chosen) <= max(chosen) < count:
+        listed = " ".join(map(str, options.layers))
+        raise UsageError(f"--layers must lie in 0 to {count - 1}; got {listed}")
+    plots.check_count(options.n**2)
+    folder = trained.run.images if options.folder is None else options.folder.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    for layer in chosen:
+        rows = track(range(options.n), f"layer {layer}", options.n, unit="row")
+        images = torch.cat(
+            [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
+        )
+        channels, height, width = model.layer_shapes[layer]
+        caption = f"layer {layer} of 0 to {count - 1} ({channels} x {height} x {width}) drawn anew"
+        picture = plots.grid(images, options.n, caption)
+        say(f"layer {layer}: {plots.save(picture, folder / f'layer-{layer}.png')}")
+
+
+def draw_row(model: LadderVAE, layer: int, options: Options, noise: Noise) -> Tensor:
+    """Images (n, c, h, w) that differ in this layer and, by it, in those below."""
+    with evaluating(model):
+        passed = model.sample_prior(
+            options.n,
+            noise,
+            mode_layers=range(layer),
+            constant_layers=range(layer + 1, len(model.layer_shapes)),
+        )
+        if options.pixels == "mean":
+            return model.likelihood.mean(passed.features)
+        return model.likelihood.sample(passed.features, noise)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What can be set about a Ladder VAE; the defaults are the published 3-layer model of MNIST."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fastlatent.nn import BlockStyle, Nonlinearity, ResidualLayout
+
+LikelihoodName = Literal[
+    "bernoulli", "gaussian", "discretized_logistic", "discretized_logistic_mixture"
+]
+MergeKind = Literal["linear", "residual"]
+
+
+@dataclass(frozen=True)
+class LVAEConfig:
+    """What it takes to build the model."""
+
+    family: Literal["lvae"] = "lvae"
+    """Kind of model; the preset has chosen it."""
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    """Channels, height and width of the images."""
+    likelihood: LikelihoodName = "bernoulli"
+    """Distribution of the pixels given the latents; the discretized ones are of 8-bit images."""
+    zdims: tuple[int, ...] = (32, 32, 32)
+    """Channels of each stochastic layer, the bottom one, nearest the image, first."""
+    downsample: tuple[int, ...] = (1, 1, 1)
+    """How many times each layer halves the size; the bottom one first."""
+    blocks: int = 4
+    """Residual blocks of each layer, on the way up and on the way down."""
+    filters: int = 64
+    """Channels of every deterministic feature map."""
+    batch_norm: bool = True
+    """Batch normalisation in the residual blocks."""
+    skip: bool = True
+    """Lead the deterministic features around each stochastic layer."""
+    gated: bool = True
+    """A gate at the end of each residual block; merging blocks always have one."""
+    learn_top_prior: bool = True
+    """Learn mean and variance of the top prior instead of keeping N(0, I)."""
+    residual: ResidualLayout = "bacdbacd"
+    """Order inside residual blocks: batch norm, activation, convolution, dropout."""
+    merge: MergeKind = "residual"
+    """How a layer's posterior joins what comes from below and from above."""
+    analytical_kl: bool = False
+    """Train with the closed-form KL instead of its one-sample estimate."""
+    free_bits: float = 0.5
+    """Nats of KL of each layer and image below which the training loss takes no notice of it."""
+    beta_anneal: int = 0
+    """Steps over which the weight of the KL in the training loss grows from 0 to 1; 0: always 1."""
+    data_dependent_init: bool = True
+    """Normalise every convolution's output on the first training batch before training."""
+    initial_downscaling: bool = True
+    """Halve the size of the image in the first convolution, double it before the last blocks."""
+    nonlinearity: Nonlinearity = "elu"
+    """Activation everywhere."""
+    dropout: float = 0.2
+    """Probability that training blanks a channel after a convolution of a residual block."""
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, expectation: str) -> None:
+            if not condition:
+                got = getattr(self, name)
+                raise ValueError(f"LVAEConfig: {name} must be {expectation}; got {got!r}")
+
+        for name, choices in (
+            ("likelihood", LikelihoodName),
+            ("residual", ResidualLayout),
+            ("merge", MergeKind),
+            ("nonlinearity", Nonlinearity),
+        ):
+            words = get_args(choices)
+            require(getattr(self, name) in words, name, "one of " + ", ".join(words))
+        sizes = "three numbers from 1 up: channels, height, width"
+        good = len(self.image_shape) == 3 and min(self.image_shape) >= 1
+        require(good, "image_shape", sizes)
+        good = len(self.zdims) >= 1 and min(self.zdims) >= 1
+        require(good, "zdims", "at least one number, each at least 1")
+        require(self.blocks >= 1, "blocks", "at least 1")
+        counts = f"{len(self.zdims)} numbers, one for each of zdims, from 0 to blocks"
+        good = len(self.downsample) == len(self.zdims)
+        good = good and all(0 <= count <= self.blocks for count in self.downsample)
+        require(good, "downsample", f"{counts} ({self.blocks})")
+        require(self.filters >= 1, "filters", "at least 1")
+        require(0 <= self.free_bits < float("inf"), "free_bits", "at least 0")
+        require(self.beta_anneal >= 0, "beta_anneal", "at least 0")
+        require(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
+
+    @property
+    def style(self) -> BlockStyle:
+        """What all residual blocks have in common."""
+        return BlockStyle(
+            self.filters, self.residual, self.nonlinearity, self.batch_norm, self.dropout
+        )
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the top layer is than the padded image."""
+        return 2 ** (sum(self.downsample) + self.initial_downscaling)
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the image once padded to a multiple of `factor`."""
+        _, height, width = self.image_shape
+        return -(-height // self.factor) * self.factor, -(-width // self.factor) * self.factor
+
+    @property
+    def layer_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(c, h, w) of each stochastic layer, the bottom one first."""
+        height, width = self.padded_size
+        shapes = []
+        shrink = 1 + self.initial_downscaling
+        for channels, halvings in zip(self.zdims, self.downsample, strict=True):
+            shrink *= 2**halvings
+            shapes.append((channels, height // shrink, width // shrink))
+        return tuple(shapes)

@@ -1,0 +1,80 @@
+"""Argument checks and test arguments that the family shares."""
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops import _check
+from fastlatent.ops._register import strict
+from fastlatent.ops.logistic.cell import GRIDS, UNCLAMPED
+
+BINS = (torch.uint8, torch.int32)
+
+
+def is_coupled(coupled: bool | None, channels: int) -> bool:
+    return channels == 3 if coupled is None else coupled
+
+
+def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> None:
+    _check.choice(op, "grid", grid, GRIDS)
+    if not 2 <= n_bins <= 65536:
+        raise ValueError(f"{op}: n_bins must be in 2 ... 65536; got {n_bins}")
+    if min_log_scale is not None and not min_log_scale >= UNCLAMPED:
+        raise ValueError(f"{op}: min_log_scale must be at least -60; got {min_log_scale}")
+
+
+def check_params(op: str, params: Tensor, channels: int, coupled: bool | None, grid: str) -> None:
+    _check.tensor(op, "params", params, 4, _check.FLOATING)
+    coupled = is_coupled(coupled, channels)
+    if coupled and channels != 3:
+        raise ValueError(f"{op}: coupled channels must be three; got {channels}")
+    if coupled and grid == "unit":
+        raise ValueError(f"{op}: grid must be 'centred' or 'symmetric' where channels are coupled")
+    each = 10 if coupled else 1 + 2 * channels
+    if channels < 1 or params.shape[1] < each or params.shape[1] % each:
+        kind = "coupled" if coupled else "uncoupled"
+        raise ValueError(
+            f"{op}: params must have a multiple of {each} planes for {channels} {kind} channels; "
+            f"got {params.shape[1]}"
+        )
+
+
+def check_bins(op: str, bins: Tensor, params: Tensor, n_bins: int) -> None:
+    if bins.device != params.device:
+        raise ValueError(
+            f"{op}: bins must be on the device of the parameters, {params.device}; "
+            f"got {bins.device}"
+        )
+    if bins.is_cuda and strict() and not bool(((bins >= 0) & (bins < n_bins)).all()):
+        raise ValueError(f"{op}: bins must be in 0 to {n_bins - 1}")
+
+
+def bins_and_parameters(
+    shape: tuple[int, ...],
+    n: int,
+    grid: str,
+    device: str,
+    dtype: torch.dtype,
+    calm: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bins, means about the grid and log-scales on both sides of -3; calm: slopes of order 1."""
+    make = torch.Generator().manual_seed(len(shape) + sum(shape) + n)
+    bins = torch.randint(0, n, shape, generator=make, dtype=torch.int32)
+    bins = torch.where(torch.rand(shape, generator=make) < 0.1, torch.zeros_like(bins), bins)
+    bins = torch.where(torch.rand(shape, generator=make) < 0.1, n - 1, bins)
+    middle = 0.5 if grid == "unit" else 0.0
+    mean = middle + torch.randn(shape, generator=make, dtype=torch.float64) * 0.6
+    log_scale = torch.randn(shape, generator=make, dtype=torch.float64)
+    log_scale = log_scale * 0.3 - 0.5 if calm else log_scale * 1.5 - 2.5
+    small = torch.uint8 if n <= 256 else torch.int32
+    return bins.to(device, small), mean.to(device, dtype), log_scale.to(device, dtype)
+
+
+def upstream_gradient(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:
+    make = torch.Generator().manual_seed(sum(shape) + 1)
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.randn(shape, generator=make, dtype=torch.float64).to(device, wide)
+
+
+def flat(x: Tensor) -> Tensor:
+    """(...) as one contiguous vector."""
+    return x.contiguous().view(-1)

@@ -1,0 +1,280 @@
+"""A mixture of discretized logistics for each pixel."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops import _check
+from fastlatent.ops._register import register, threads
+from fastlatent.ops.logistic.arguments import (
+    BINS,
+    bins_and_parameters,
+    check_bins,
+    check_grid,
+    check_params,
+    is_coupled,
+    upstream_gradient,
+)
+from fastlatent.ops.logistic.cell import Cell, Grid, cell_of, log_prob_of, slopes_of, widen
+
+REDUCTIONS = ("image", "none")
+
+
+class Planes(NamedTuple):
+    """The parameters of a mixture, (n, ..., s) for s pixels."""
+
+    logits: Tensor  # (n, K, s)
+    means: Tensor  # (n, c, K, s)
+    log_scales: Tensor  # (n, c, K, s)
+    coefficients: Tensor | None  # (n, 3, K, s), before their tanh
+
+    @staticmethod
+    def of(params: Tensor, channels: int, coupled: bool) -> "Planes":
+        wide = widen(params).flatten(2)
+        k = components(params.shape[1], channels, coupled)
+        rest = wide[:, k:].unflatten(1, (channels, 3 if coupled else 2, k))
+        means, log_scales, *coefficients = rest.unbind(2)
+        return Planes(wide[:, :k], means, log_scales, coefficients[0] if coupled else None)
+
+
+def components(planes: int, channels: int, coupled: bool) -> int:
+    """K, from the number of parameter planes."""
+    return planes // (10 if coupled else 1 + 2 * channels)
+
+
+def _channel_means(p: Planes, x: Tensor, grid: Grid) -> Tensor:
+    """Means given the values x (n, c, s) of the channels before, as cell_of takes them."""
+    means = grid.gamma * p.means - grid.shift
+    if p.coefficients is None:
+        return means
+    tau = p.coefficients.tanh()
+    red, green = x[:, 0, None], x[:, 1, None]
+    shifts = (torch.zeros_like(tau[:, 0]), tau[:, 0] * red, tau[:, 1] * red + tau[:, 2] * green)
+    return means + torch.stack(shifts, 1)
+
+
+def _mixture_cells(bins: Tensor, p: Planes, grid: Grid) -> Cell:
+    bins = bins.int().flatten(2)
+    x = (2 * bins - (grid.n - 1)).to(p.means.dtype)
+    return cell_of(bins[:, :, None], _channel_means(p, x, grid), p.log_scales, grid)
+
+
+def _mixture_reference(
+    bins: Tensor,
+    params: Tensor,
+    coupled: bool | None = None,
+    n_bins: int = 256,
+    grid: str = "centred",
+    min_log_scale: float | None = -7.0,
+    reduction: str = "image",
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    p = Planes.of(params, bins.shape[1], is_coupled(coupled, bins.shape[1]))
+    joint = log_prob_of(_mixture_cells(bins, p, of)).sum(1)
+    log_prob = (p.logits.log_softmax(1) + joint).logsumexp(1)
+    if reduction == "image":
+        return log_prob.sum(1)
+    return log_prob.view(bins.shape[0], *bins.shape[2:]).contiguous()
+
+
+def _mixture_backward_reference(
+    grad: Tensor,
+    bins: Tensor,
+    params: Tensor,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    """grad (n,) or (n, h, w)."""
+    of = Grid.of(grid, n_bins, min_log_scale)
+    p = Planes.of(params, bins.shape[1], is_coupled(coupled, bins.shape[1]))
+    cells = _mixture_cells(bins, p, of)
+    share = (p.logits.log_softmax(1) + log_prob_of(cells).sum(1)).softmax(1)
+    by_mean, by_log_scale = slopes_of(cells, p.log_scales, of)
+    blocks = [by_mean, by_log_scale]
+    if p.coefficients is not None:
+        x = (2 * bins.flatten(2).int() - (n_bins - 1)).to(by_mean.dtype) / of.gamma
+        target = torch.stack([by_mean[:, 1], by_mean[:, 2], by_mean[:, 2]], 1)
+        source = torch.stack([x[:, 0], x[:, 0], x[:, 1]], 1)[:, :, None]
+        blocks.append(target * source * (1 - p.coefficients.tanh().square()))
+    rest = torch.stack(blocks, 2) * share[:, None, None]
+    whole = torch.cat([share - p.logits.softmax(1), rest.flatten(1, 3)], 1)
+    scaled = grad.flatten(1)[:, None] * whole if grad.dim() > 1 else grad[:, None, None] * whole
+    return torch.empty_like(params).copy_(scaled.view(params.shape))
+
+
+def _mixture_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for shape, k, coupled, n, grid, reduction in [
+        ((1, 3, 1, 2), 2, None, 16, "centred", "none"),
+        ((2, 1, 1, 2), 2, None, 32, "unit", "image"),
+    ]:
+        bins, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype, calm=True)
+        yield bins, params, coupled, n, grid, -3.0, reduction
+    for shape, k, coupled, n, grid, floor, reduction in [
+        ((2, 3, 8, 9), 10, None, 256, "centred", -3.0, "image"),
+        ((3, 3, 5, 7), 4, True, 256, "symmetric", -3.0, "none"),
+        ((3, 1, 7, 13), 5, None, 2, "centred", -3.0, "image"),
+        ((2, 2, 9, 5), 2, None, 65536, "unit", None, "image"),
+        ((1, 18, 3, 6), 2, None, 256, "unit", -3.0, "none"),
+        ((16, 1, 1, 40), 2, None, 256, "centred", -3.0, "image"),
+        ((0, 3, 4, 4), 2, None, 256, "centred", -3.0, "image"),
+    ]:
+        bins, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
+        yield bins, params, coupled, n, grid, floor, reduction
+    bins, params = images_and_parameters((2, 3, 8, 9), 3, None, 256, "centred", device, dtype)
+    last = torch.channels_last
+    bins, params = bins.to(memory_format=last), params.to(memory_format=last)
+    yield bins, params, None, 256, "centred", -3.0, "none"
+    yield bins[:, :, ::2], params[..., ::2, :], None, 256, "centred", -3.0, "image"
+
+
+def _mixture_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for bins, params, *rest, reduction in _mixture_cases(device, dtype):
+        n, _, h, w = bins.shape
+        shape = (n,) if reduction == "image" else (n, h, w)
+        yield upstream_gradient(shape, device, dtype), bins, params, *rest
+
+
+def _mixture_cpp(
+    core: Any,
+    bins: Tensor,
+    params: Tensor,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+    reduction: str,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    n, c, h, w = bins.shape
+    shape = (n,) if reduction == "image" else (n, h, w)
+    out = torch.empty(shape, dtype=widen(params[:0]).dtype)
+    core.logistic_mixture_log_prob(
+        bins.flatten(2), params.flatten(2), is_coupled(coupled, c), *of, _pixels(out), threads()
+    )
+    return out
+
+
+def _mixture_backward_cpp(
+    core: Any,
+    grad: Tensor,
+    bins: Tensor,
+    params: Tensor,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    out = torch.empty_like(params)
+    planes = out.flatten(2)
+    core.logistic_mixture_backward(
+        _pixels(grad.contiguous()),
+        bins.flatten(2),
+        params.flatten(2),
+        is_coupled(coupled, bins.shape[1]),
+        *of,
+        planes,
+        threads(),
+    )
+    return out if planes.data_ptr() == out.data_ptr() else out.copy_(planes.view(out.shape))
+
+
+_mixture_backward = register(
+    "discretized_logistic_mixture_backward(Tensor grad, Tensor bins, Tensor params, "
+    "bool? coupled, int n_bins, str grid, float? min_log_scale) -> Tensor",
+    _mixture_backward_reference,
+    cases=_mixture_backward_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_mixture_backward_cpp,
+    triton="logistic_triton",
+)
+
+
+def _mixture_gradient(args: tuple, grads: tuple) -> tuple:
+    *arguments, _ = args
+    return None, _mixture_backward(grads[0], *arguments), None, None, None, None, None
+
+
+_mixture = register(
+    "discretized_logistic_mixture_log_prob(Tensor bins, Tensor params, bool? coupled, int n_bins, "
+    "str grid, float? min_log_scale, str reduction) -> Tensor",
+    _mixture_reference,
+    cases=_mixture_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_mixture_cpp,
+    triton="logistic_triton",
+    backward=_mixture_gradient,
+)
+
+
+@_mixture.public
+def discretized_logistic_mixture_log_prob(
+    bins: Tensor,  # (n, c, h, w) uint8 or int32 in 0 ... n_bins - 1
+    params: Tensor,  # (n, p, h, w)
+    coupled: bool | None = None,
+    n_bins: int = 256,
+    grid: Literal["centred", "symmetric", "unit"] = "centred",
+    min_log_scale: float | None = -7.0,
+    reduction: Literal["image", "none"] = "image",
+) -> Tensor:  # nats: (n,) summed over each image, or (n, h, w)
+    """log P(pixel) of a mixture of discretized logistics, with its closed gradient.
+
+    The number of components follows from p = 10 K where channels are coupled, K (1 + 2 c)
+    otherwise; this module's first lines give their order. `coupled` None means c = 3. Computed in
+    float32, or float64 for float64; gradients take the dtype of the parameters. Contiguous and
+    channels_last tensors are read as they are. Log-scales below `min_log_scale` count as that and
+    get no gradient (at equality they do); None means -60. A NaN parameter gives NaN in its pixel
+    only.
+
+    Raises TypeError for bins that are not uint8 or int32 or params that are not floating,
+    ValueError for shapes that do not fit, coupled channels that are not three or on grid "unit",
+    n_bins outside 2 ... 65536, min_log_scale below -60 and, on CPU or under FASTLATENT_STRICT=1, a
+    bin outside the grid.
+    """
+    op = "discretized_logistic_mixture_log_prob"
+    _check.tensor(op, "bins", bins, 4, BINS)
+    check_grid(op, n_bins, grid, min_log_scale)
+    _check.choice(op, "reduction", reduction, REDUCTIONS)
+    check_params(op, params, bins.shape[1], coupled, grid)
+    if bins.shape[0] != params.shape[0] or bins.shape[2:] != params.shape[2:]:
+        raise ValueError(
+            f"{op}: bins and params must agree in images and pixels; "
+            f"got shapes {tuple(bins.shape)} and {tuple(params.shape)}"
+        )
+    check_bins(op, bins, params, n_bins)
+    return _mixture(bins, params, coupled, n_bins, grid, min_log_scale, reduction)
+
+
+def images_and_parameters(
+    shape: tuple[int, int, int, int],
+    k: int,
+    coupled: bool | None,
+    n: int,
+    grid: str,
+    device: str,
+    dtype: torch.dtype,
+    calm: bool = False,
+) -> tuple[Tensor, Tensor]:
+    images, c, h, w = shape
+    make = torch.Generator().manual_seed(sum(shape) + k)
+    bins, *_ = bins_and_parameters(shape, n, grid, device, dtype, calm)
+    each = (images, c, k, h, w)
+    _, means, log_scales = bins_and_parameters(each, n, grid, "cpu", torch.float64, calm)
+    of = Grid.of(grid, n, None)
+    centres = (2 * bins.cpu().double() - (n - 1) + of.shift) / of.gamma
+    blocks = [(centres[:, :, None] + 0.2 * means).float().double(), log_scales]
+    if is_coupled(coupled, c):
+        blocks.append(torch.randn(images, c, k, h, w, generator=make, dtype=torch.float64))
+    logits = torch.randn(images, k, h, w, generator=make, dtype=torch.float64)
+    params = torch.cat([logits, torch.stack(blocks, 2).flatten(1, 3)], 1)
+    return bins, params.to(device, dtype)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x if x.dim() == 1 else x.view(x.shape[0], x.shape[1] * x.shape[2])

@@ -1,0 +1,163 @@
+"""One discretized logistic for each value."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops import _check
+from fastlatent.ops._register import register, threads
+from fastlatent.ops.logistic.arguments import (
+    BINS,
+    bins_and_parameters,
+    check_bins,
+    check_grid,
+    flat,
+    upstream_gradient,
+)
+from fastlatent.ops.logistic.cell import Grid, cell_of, log_prob_of, slopes_of, widen
+
+
+def _single_reference(
+    bins: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int = 256,
+    grid: str = "unit",
+    min_log_scale: float | None = -7.0,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    centre = of.gamma * widen(mean) - of.shift
+    return log_prob_of(cell_of(bins.int(), centre, widen(log_scale), of)).contiguous()
+
+
+def _single_backward_reference(
+    grad: Tensor,
+    bins: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    scale = widen(log_scale)
+    cell = cell_of(bins.int(), of.gamma * widen(mean) - of.shift, scale, of)
+    slopes = slopes_of(cell, scale, of)
+    by_mean, by_log_scale = ((grad * slope).to(mean.dtype).contiguous() for slope in slopes)
+    return by_mean, by_log_scale
+
+
+def _single_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for n, grid in [(32, "symmetric"), (16, "unit")]:
+        yield *bins_and_parameters((3, 3), n, grid, device, dtype, calm=True), n, grid, -7.0
+    for shape, n, grid, floor in [
+        ((64, 150), 256, "centred", -7.0),
+        ((2, 3, 14, 15), 256, "unit", -3.0),
+        ((803,), 2, "centred", -3.0),
+        ((21, 33), 65536, "unit", None),
+        ((0, 3), 256, "unit", -7.0),
+    ]:
+        yield *bins_and_parameters(shape, n, grid, device, dtype), n, grid, floor
+    bins, mean, log_scale = bins_and_parameters((30, 40), 32, "symmetric", device, dtype)
+    yield bins[:, ::2], mean[:, 1::2], log_scale.t().contiguous().t()[:, ::2], 32, "symmetric", -7.0
+
+
+def _single_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for bins, *rest in _single_cases(device, dtype):
+        yield upstream_gradient(bins.shape, device, dtype), bins, *rest
+
+
+def _single_cpp(
+    core: Any,
+    bins: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    out = torch.empty(bins.shape, dtype=widen(mean[:0]).dtype)
+    core.logistic_log_prob(flat(bins), flat(mean), flat(log_scale), *of, flat(out), threads())
+    return out
+
+
+def _single_backward_cpp(
+    core: Any,
+    grad: Tensor,
+    bins: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    by_mean, by_log_scale = (
+        torch.empty(bins.shape, dtype=mean.dtype),
+        torch.empty(bins.shape, dtype=mean.dtype),
+    )
+    inputs = map(flat, (grad, bins, mean, log_scale))
+    core.logistic_backward(*inputs, *of, flat(by_mean), flat(by_log_scale), threads())
+    return by_mean, by_log_scale
+
+
+_single_backward = register(
+    "discretized_logistic_backward(Tensor grad, Tensor bins, Tensor mean, Tensor log_scale, "
+    "int n_bins, str grid, float? min_log_scale) -> (Tensor, Tensor)",
+    _single_backward_reference,
+    cases=_single_backward_cases,
+    gradient="true",
+    discrete=(False, False),
+    dtypes=_check.FLOATING,
+    cpp=_single_backward_cpp,
+    triton="logistic_triton",
+)
+
+_single = register(
+    "discretized_logistic_log_prob(Tensor bins, Tensor mean, Tensor log_scale, int n_bins, "
+    "str grid, float? min_log_scale) -> Tensor",
+    _single_reference,
+    cases=_single_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_single_cpp,
+    triton="logistic_triton",
+    backward=lambda args, grads: (None, *_single_backward(grads[0], *args), None, None, None),
+)
+
+
+@_single.public
+def discretized_logistic_log_prob(
+    bins: Tensor,  # (...) uint8 or int32 in 0 ... n_bins - 1
+    mean: Tensor,  # (...) on the grid's scale
+    log_scale: Tensor,  # (...)
+    n_bins: int = 256,
+    grid: Literal["centred", "symmetric", "unit"] = "unit",
+    min_log_scale: float | None = -7.0,
+) -> Tensor:  # (...) nats, float32 or the parameters' precision if that is higher
+    """log P(bin) of one logistic for each value, with its closed gradient; relative accuracy.
+
+    Log-scales below `min_log_scale` count as that and get no gradient (at equality they do);
+    None means -60. A NaN parameter gives NaN there only.
+
+    Raises TypeError for bins that are not uint8 or int32 or parameters that are not floating,
+    ValueError for shapes or devices that differ, an unknown grid, n_bins outside 2 ... 65536,
+    min_log_scale below -60 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
+    """
+    op = "discretized_logistic_log_prob"
+    _check.tensor(op, "bins", bins, None, BINS)
+    _check.tensor(op, "mean", mean, None, _check.FLOATING)
+    _check.tensor(op, "log_scale", log_scale, None, _check.FLOATING)
+    _check.alike(op, mean=mean, log_scale=log_scale)
+    for name, other in (("mean", mean), ("log_scale", log_scale)):
+        if other.shape != bins.shape:
+            raise ValueError(
+                f"{op}: {name} must have the shape of bins, {tuple(bins.shape)}; "
+                f"got {tuple(other.shape)}"
+            )
+    check_grid(op, n_bins, grid, min_log_scale)
+    check_bins(op, bins, mean, n_bins)
+    return _single(bins, mean, log_scale, n_bins, grid, min_log_scale)

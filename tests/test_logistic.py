@@ -1,0 +1,847 @@
+"""Discretized logistics: exact numbers, probabilities that sum to one, and accuracy everywhere."""
+
+import math
+from itertools import product
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlatent import ops
+from fastlatent.ops import (
+    discretized_logistic_log_prob,
+    discretized_logistic_mean,
+    discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_mean,
+    discretized_logistic_mixture_mode,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_mode,
+    discretized_logistic_sample,
+    from_pixelcnn,
+    from_vdvae,
+)
+from fastlatent.ops.logistic.cell import GRIDS, Grid
+
+U = 2.0**-24  # rounding unit of float32
+quick = settings(max_examples=30, deadline=None)
+
+# (grid, n, bin, mean, log-scale, smallest log-scale) and log P with its two derivatives, from
+# 120-digit arithmetic straight from the definition
+SINGLE = [
+    (("centred", 256, 128, 0, -3, -7), (-3.236475807287, 0.7894049799189, -0.9958758037111)),
+    (("centred", 256, 127, 0, -3, -7), (-3.236475807287, -0.7894049799189, -0.9958758037111)),
+    (("centred", 256, 64, -0.5, -1, -7), (-5.234427297082, 7.243949705995e-3, -0.9999668578182)),
+    (("centred", 256, 0, -0.5, -2, -7), (-3.690819472266, -7.204687721631, 3.574090183476)),
+    (("centred", 256, 255, 0.875, -4, -7), (-6.612003402621, 54.52476266121, 6.60177273398)),
+    (("centred", 256, 0, 0.5, -5, -7), (-222.0377262652, -148.4131591026, 222.0377262652)),
+    (("centred", 256, 200, -0.75, -5, -7), (-195.4939497346, 148.4131591026, 194.5912231667)),
+    (
+        ("centred", 256, 37, -0.703125, -6.75, -7),
+        (-2.446954121326, -779.9343405696, 2.141502865155),
+    ),
+    (("centred", 256, 37, -0.703125, -9, -7), (-3.071468639419, -1045.781279785, 0.0)),
+    (("centred", 256, 37, -0.703125, -12, None), (-448.7724028098, -162754.791419, 448.7724028098)),
+    (
+        ("centred", 256, 254, 0.9921875, -6, -7),
+        (-0.4170594083925, -1.410457860304, -0.6790558666943),
+    ),
+    (("centred", 256, 100, 0.25, 3, -7), (-9.23454511373, -5.771345747337e-4, -0.9997312299992)),
+    (("centred", 256, 1, -1, 10, -7), (-16.23441072572, 8.082955382112e-12, -0.9999999999999)),
+    (("centred", 256, 200, 0.125, 30, -7), (-36.23441072572, 1.942314274569e-27, -1.0)),
+    (("centred", 256, 128, 1000, -7.5, -7), (-1.096624557568e6, -1096.633158428, 0.0)),
+    (
+        ("centred", 256, 255, 10000, 30, -7),
+        (-0.6931471800921, 4.678811482231e-14, -4.678345435911e-10),
+    ),
+    (("unit", 256, 77, 0.3125, -4.5, -7), (-2.620004004546, -36.96304829475, -0.6365154020671)),
+    (("unit", 256, 0, 0.015625, -3.5, -7), (-0.9058910339527, -19.730796095, 0.2312202667383)),
+    (("symmetric", 256, 255, 0.984375, -5, -7), (-1.432287270264, 112.9777091648, 0.8826383528496)),
+    (("symmetric", 256, 100, -0.25, -4.25, -7), (-3.222874061414, 58.79600228097, 1.053083501826)),
+    (("centred", 2, 1, 0.375, -1, -7), (-0.3080928614893, 0.7207603754887, -0.2702851408083)),
+    (("centred", 32, 17, 0.0625, -2.5, -7), (-1.681567183946, 2.416546852077, -0.8950039573432)),
+    (
+        ("unit", 65536, 40000, 0.609375, -8.5, None),
+        (-7.44300506249, 4837.378735673, 3.760462273772),
+    ),
+]
+
+# bins, then for each kind of parameter its values and gradients for components 0, 1, ...; log P
+MIXTURES = {
+    "grey": (
+        [90],
+        -2.945223722324,
+        [
+            ([0.5, -1, 0.25], [-0.1903117017201, -0.1094524283308, 0.2997641300509]),
+            ([-0.25, 0.5, -0.3125], [-2.581405003256, -8.488450278087e-3, 27.07170824424]),
+            ([-3, -1.5, -4.25], [-0.1951668535319, 4.73561233976e-3, -0.1907815161488]),
+        ],
+    ),
+    "grey, last bin": (
+        [255],
+        -4.462696585446,
+        [
+            ([0, 2, -3], [0.3698678266262, -0.8756005950631, 0.5057327684368]),
+            ([0.75, 0.5, 1.25], [5.666793342148, 3.713931517804e-83, 6.544765834675e-119]),
+            ([-2.5, -6, -8], [1.394475616548, 1.842401321577e-83, 0.0]),
+        ],
+    ),
+    "colour": (
+        [150, 140, 30],
+        -13.41694294386,
+        [
+            ([0.25, -0.5], [-0.07520103314708, 0.07520103314708]),
+            ([0.125, 0.25], [0.8383954934736, -4.992222898842]),
+            ([-2, -3], [-0.5607493936081, -0.02902202291003]),
+            ([0.5, -0.25], [-0.2787851342227, 0.1574062684465]),
+            ([0.0625, -0.125], [-2.008757048996, 0.948888047527]),
+            ([-2.5, -1.5], [-0.511374701722, -0.1433683500549]),
+            ([-0.75, 0.125], [-1.205489426228, -0.1980122011351]),
+            ([-0.5, -0.75], [-11.45033397342, -1.139692974745]),
+            ([-3, -2], [1.417477856777, -0.2691253685164]),
+            ([0.25, 1], [-1.055243525373, -0.04692566732459]),
+        ],
+    ),
+    "colour, open bins": (
+        [0, 255, 128],
+        -8.52678957496,
+        [
+            ([-1.5, 1], [-0.04730908072358, 0.04730908072358]),
+            ([-0.875, -1.25], [-0.9285708904182, -0.9534050475341]),
+            ([-3.5, -2], [0.11242990683, -0.2420901052072]),
+            ([0.5, -2], [-0.02878394675235, -1.02406764036e-221]),
+            ([1.5, 0.5], [0.03659994878973, 1.449477260157e-220]),
+            ([-1, -8], [-1.530039315233e-3, 0.0]),
+            ([-0.25, 0], [-0.1335174289899, 11.77501578699]),
+            ([0, 0.25], [0.1420375743632, -11.77501578699]),
+            ([-2, -2.5], [2.85681892897e-3, 4.809319806278]),
+            ([-0.5, 0.25], [0.111705128354, -11.0686896847]),
+        ],
+    ),
+    "colour, far tail": (
+        [10, 200, 255],
+        -294.6286734532,
+        [
+            ([3], [0.0]),
+            ([0.5], [-54.59815003314]),
+            ([-4], [76.59978261663]),
+            ([0.25], [-128.5685675645]),
+            ([-0.5], [148.4131591026]),
+            ([-5], [190.986171887]),
+            ([-0.5], [-14.55730537206]),
+            ([-1], [20.08553692262]),
+            ([-3], [24.28427033057]),
+            ([0.75], [6.813718472796]),
+        ],
+    ),
+}
+
+
+def bins_of(values, n=256):
+    return torch.tensor(values, dtype=torch.uint8 if n <= 256 else torch.int32)
+
+
+def column(values, dtype=torch.float32):
+    """Parameters of one pixel."""
+    return torch.tensor(values, dtype=dtype)[None, :, None, None]
+
+
+def mixture_of(bins, params, **options):
+    """log P of pixels (m, c) under parameters (m, p)."""
+    return discretized_logistic_mixture_log_prob(
+        bins[:, :, None, None], params[:, :, None, None], **options
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("at", "want"), SINGLE)
+def test_published_numbers_of_one_logistic(at, want, dtype):
+    grid, n, k, mean, log_scale, floor = at
+    m, s = (torch.tensor([float(v)], dtype=dtype, requires_grad=True) for v in (mean, log_scale))
+    got = discretized_logistic_log_prob(bins_of([k], n), m, s, n, grid, floor)
+    got.sum().backward()
+    lam = log_scale if floor is None else max(log_scale, floor)
+    of = Grid.of(grid, n, floor)
+    x = 2 * k - n + 1 + of.shift
+    near = (abs(x - of.gamma * mean) - 1) / of.gamma * math.exp(-lam)
+    below, above = max(-near, 0.0), max(near, 0.0)
+    u = U if dtype == torch.float32 else 1e-11 / 128  # the numbers are printed to 13 digits
+    for value, expected, bound in [
+        (got, want[0], 8 * u * (16 + below) * abs(want[0])),
+        (m.grad, want[1], 8 * u * (16 + below) * abs(want[1])),
+        (s.grad, want[2], 16 * u * (1 + above) + 1e-12 * abs(want[2])),
+    ]:
+        assert abs(value.item() - expected) <= max(bound, 1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_published_numbers_of_mixtures(name, dtype):
+    bins, want, kinds = MIXTURES[name]
+    params = column([v for values, _ in kinds for v in values], dtype).requires_grad_(True)
+    got = discretized_logistic_mixture_log_prob(bins_of(bins)[None, :, None, None], params)
+    got.sum().backward()
+    gradient = torch.tensor([g for _, slopes in kinds for g in slopes], dtype=torch.float64)
+    tight = 1e-5 if dtype == torch.float32 else 1e-11
+    assert got.item() == pytest.approx(want, rel=tight / 4)
+    torch.testing.assert_close(
+        params.grad.flatten().double(), gradient, rtol=4 * tight, atol=tight * gradient.abs().max()
+    )
+
+
+def single_distribution(n, grid, mean, log_scale, floor=-7.0):
+    """P(k) of all bins for parameters (m,): (m, n)."""
+    bins = torch.arange(n, dtype=torch.int32).expand(len(mean), n)
+    each = [p[:, None].expand(len(mean), n) for p in (mean, log_scale)]
+    return discretized_logistic_log_prob(bins, *each, n, grid, floor).double().exp()
+
+
+@quick
+@given(
+    n=st.sampled_from([2, 3, 8, 32, 256]),
+    grid=st.sampled_from(GRIDS),
+    mean=st.floats(-1e4, 1e4, width=32) | st.floats(-1.5, 1.5, width=32),
+    log_scale=st.floats(-30, 30, width=32),
+    floor=st.sampled_from([-7.0, None]),
+)
+def test_probabilities_sum_to_one(n, grid, mean, log_scale, floor):
+    total = single_distribution(n, grid, torch.tensor([mean]), torch.tensor([log_scale]), floor)
+    assert abs(float(total.sum()) - 1) <= 1e-6
+
+
+@quick
+@given(
+    n=st.sampled_from([2, 3, 8, 32, 256]),
+    k=st.integers(1, 10),
+    scale=st.sampled_from([0.5, 2.0, 1e4]),
+    seed=st.integers(0, 1000),
+    floor=st.sampled_from([-7.0, None]),
+)
+def test_probabilities_of_mixtures_sum_to_one(n, k, scale, seed, floor):
+    make = torch.Generator().manual_seed(seed)
+    log_scales = torch.rand(k, generator=make) * 60 - 30
+    means = torch.randn(k, generator=make) * scale
+    params = torch.cat([torch.randn(k, generator=make) * 3, means.clamp(-1e4, 1e4), log_scales])
+    bins = torch.arange(n, dtype=torch.int32)[:, None]
+    log_prob = mixture_of(bins, params.expand(n, -1), n_bins=n, min_log_scale=floor)
+    assert abs(float(log_prob.double().exp().sum()) - 1) <= 1e-6
+
+
+def test_many_bins_sum_to_one_in_double_precision():
+    mean, log_scale = torch.tensor([0.3, 0.9, -5.0]).double(), torch.tensor([-9.0, -4, 2]).double()
+    for grid in GRIDS:
+        total = single_distribution(65536, grid, mean, log_scale, None).sum(1)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-9)
+
+
+def colour_parameters(k, seed, count=1, dtype=torch.float32):
+    make = torch.Generator().manual_seed(seed)
+    blocks = []
+    for _ in range(3):
+        blocks += [
+            torch.randn(count, k, generator=make) * 0.7,
+            torch.randn(count, k, generator=make) * 1.5 - 3,
+            torch.randn(count, k, generator=make),
+        ]
+    return torch.cat([torch.randn(count, k, generator=make), *blocks], 1).to(dtype)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("grid", ["centred", "symmetric"])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_all_colours_sum_to_one(n, grid, coupled):
+    colours = torch.tensor(list(product(range(n), repeat=3)), dtype=torch.int32)
+    for seed in range(3):
+        params = colour_parameters(4, seed)
+        params = params if coupled else params[:, : 4 * 7]
+        log_prob = mixture_of(
+            colours, params.expand(len(colours), -1), n_bins=n, grid=grid, coupled=coupled
+        )
+        assert abs(float(log_prob.double().exp().sum()) - 1) <= 1e-6
+
+
+def test_colours_follow_the_chain_rule():
+    """Summing over the last channel leaves the first two, and so on down to one."""
+    k = 5
+    make = torch.Generator().manual_seed(7)
+    params = colour_parameters(k, 3)
+    double = params.double()
+    logits, rest = double[0, :k], double[0, k:].view(3, 3, k)
+    bins = torch.arange(256, dtype=torch.int32)
+
+    def marginal(red, green=None):
+        """log P(red) or log P(red, green), by the definition of one logistic in float64."""
+        x = [(2 * c - 255) / 255 for c in (red, green) if c is not None]
+        total = logits.log_softmax(0)
+        for channel, value in enumerate([red, green][: len(x)]):
+            mean = rest[channel, 0]
+            if channel == 1:
+                mean = mean + rest[0, 2].tanh() * x[0]
+            total = total + discretized_logistic_log_prob(
+                torch.full((k,), value, dtype=torch.int32), mean, rest[channel, 1], 256, "centred"
+            )
+        return total.logsumexp(0)
+
+    for _ in range(4):
+        component = int(torch.multinomial(logits.softmax(0), 1, generator=make))
+        red = int(((rest[0, 0, component] + 1) * 127.5).clamp(0, 255))
+        green = int(((rest[1, 0, component]) * 127.5 + 127.5).clamp(0, 255))
+        firsts = torch.stack([marginal(int(r)) for r in bins])
+        assert float(firsts.exp().sum()) == pytest.approx(1, abs=1e-9)
+        seconds = torch.stack([marginal(red, int(g)) for g in bins]).logsumexp(0)
+        assert float(seconds) == pytest.approx(float(marginal(red)), abs=1e-9)
+        pixels = torch.stack([torch.full_like(bins, red), torch.full_like(bins, green), bins], 1)
+        thirds = mixture_of(pixels, params.expand(256, -1)).double().logsumexp(0)
+        want = float(marginal(red, green))
+        assert abs(math.expm1(float(thirds) - want)) <= 2.5e-7 * (4 + abs(want))
+
+
+def test_mirrored_bins_have_the_same_bits():
+    make = torch.Generator().manual_seed(0)
+    for grid in ("centred", "symmetric"):
+        bins = torch.randint(0, 256, (4096,), generator=make, dtype=torch.int32)
+        mean = torch.randn(4096, generator=make).requires_grad_(True)
+        scale = (torch.randn(4096, generator=make) * 3 - 3).requires_grad_(True)
+        first = discretized_logistic_log_prob(bins, mean, scale, 256, grid)
+        second = discretized_logistic_log_prob(255 - bins, -mean, scale, 256, grid)
+        assert torch.equal(first, second)
+        (m1, s1), (m2, s2) = (torch.autograd.grad(p.sum(), (mean, scale)) for p in (first, second))
+        assert torch.equal(m1, m2) and torch.equal(s1, s2)
+
+
+def test_monotone_in_the_mean_and_zero_slope_at_the_centre():
+    centres = (2 * torch.arange(256) - 255) / 256
+    mean = centres.repeat(3).requires_grad_(True)
+    scale = torch.tensor([-6.0, -3, 1]).repeat_interleave(256)
+    for k in (0, 40, 200, 255):
+        bins = torch.full((768,), k, dtype=torch.int32)
+        (slope,) = torch.autograd.grad(
+            discretized_logistic_log_prob(bins, mean, scale, 256, "symmetric").sum(), mean
+        )
+        if k in (0, 255):
+            assert (slope <= 0).all() if k == 0 else (slope >= 0).all()
+        else:
+            assert torch.equal(
+                slope.view(3, 256).sign(), (centres[k] - centres).sign().expand(3, -1)
+            )
+
+
+def test_expected_score_is_zero():
+    mean, scale = torch.tensor([0.1, 0.7, -1.2]), torch.tensor([-3.0, -2.0, -1.0])
+    m, s = (p[:, None].repeat(1, 256).requires_grad_(True) for p in (mean, scale))
+    bins = torch.arange(256, dtype=torch.int32).expand(3, 256)
+    log_prob = discretized_logistic_log_prob(bins, m, s, 256, "centred")
+    slopes = torch.autograd.grad(log_prob.sum(), (m, s))
+    p = log_prob.detach().double().exp()
+    for slope in slopes:
+        assert ((p * slope).sum(1).abs() <= 1e-5 * (p * slope.abs()).sum(1)).all()
+
+
+def test_components_can_be_moved_merged_and_shifted():
+    k, count = 6, 200
+    make = torch.Generator().manual_seed(1)
+    params = colour_parameters(k, 2, count)
+    bins = torch.randint(0, 256, (count, 3), generator=make, dtype=torch.uint8)
+    leaf = params.clone().requires_grad_(True)
+    log_prob = mixture_of(bins, leaf)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
+    tolerance = 1e-5 * (1 + log_prob.abs().max().item())
+
+    shifted = torch.cat([params[:, :k] + 100, params[:, k:]], 1)
+    torch.testing.assert_close(mixture_of(bins, shifted), log_prob, rtol=0, atol=tolerance)
+
+    order = torch.randperm(k, generator=make)
+    turned = params.view(count, 10, k)[:, :, order].reshape(count, -1).requires_grad_(True)
+    again = mixture_of(bins, turned)
+    torch.testing.assert_close(again, log_prob, rtol=0, atol=tolerance)
+    (moved,) = torch.autograd.grad(again.sum(), turned)
+    torch.testing.assert_close(
+        moved.view(count, 10, k), gradient.view(count, 10, k)[:, :, order], rtol=1e-4, atol=1e-3
+    )
+
+    one = params.view(count, 10, k)[:, :, :1]
+    same = one.expand(-1, -1, 4).reshape(count, -1)
+    torch.testing.assert_close(
+        mixture_of(bins, same), mixture_of(bins, one.reshape(count, -1)), rtol=1e-6, atol=1e-5
+    )
+    certain = params.view(count, 10, k).clone()
+    certain[:, 0] = torch.tensor([1e4, *[-1e4] * (k - 1)])
+    torch.testing.assert_close(
+        mixture_of(bins, certain.reshape(count, -1)),
+        mixture_of(bins, one.reshape(count, -1)),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_two_bins_are_binary_cross_entropy():
+    make = torch.Generator().manual_seed(2)
+    mean = torch.randn(2000, generator=make)
+    scale = torch.randn(2000, generator=make)
+    bins = torch.randint(0, 2, (2000,), generator=make, dtype=torch.uint8)
+    want = -torch.nn.functional.binary_cross_entropy_with_logits(
+        mean.double() / scale.double().exp(), bins.double(), reduction="none"
+    )
+    got = discretized_logistic_log_prob(bins, mean, scale, 2, "centred", None).double()
+    assert ((got - want).abs() <= 8 * U * (16 + mean.abs() * 50) * want.abs()).all()
+
+
+def test_logits_gradients_add_to_zero():
+    params = colour_parameters(10, 4, 500).requires_grad_(True)
+    bins = torch.randint(0, 256, (500, 3), dtype=torch.uint8, generator=torch.Generator())
+    (gradient,) = torch.autograd.grad(mixture_of(bins, params).sum(), params)
+    assert gradient[:, :10].sum(1).abs().max() <= 1e-6
+
+
+@quick
+@given(
+    mean=st.floats(-1e4, 1e4, width=32),
+    log_scale=st.floats(-30, 30, width=32),
+    raw=st.floats(-1e4, 1e4, width=32),
+    logit=st.floats(-1e4, 1e4, width=32),
+    floor=st.sampled_from([-7.0, None]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_finite_everywhere(mean, log_scale, raw, logit, floor, dtype):
+    ordinary = [0.1, -2.0, 0.3] * 3
+    params = torch.tensor(
+        [
+            [logit, 0.0]
+            + [v for p in zip([mean, log_scale, raw] * 3, ordinary, strict=True) for v in p]
+        ]
+    )
+    params = params.expand(256, -1).to(dtype).requires_grad_(True)
+    k = torch.arange(256, dtype=torch.uint8)
+    log_prob = mixture_of(torch.stack([k, k.flip(0), k], 1), params, min_log_scale=floor)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), params)
+    assert log_prob.isfinite().all() and gradient.isfinite().all()
+
+
+def test_the_clamp_passes_its_gradient_at_equality_only():
+    mean = torch.full((3,), 0.1)
+    scale = torch.tensor([-7.5, -7.0, -6.9], requires_grad=True)
+    bins = torch.full((3,), 150, dtype=torch.uint8)
+    log_prob = discretized_logistic_log_prob(bins, mean, scale, 256, "centred")
+    (gradient,) = torch.autograd.grad(log_prob.sum(), scale)
+    assert log_prob[0] == log_prob[1] and gradient[0] == 0
+    assert gradient[1] != 0 and gradient[2] != 0
+
+
+def test_error_bounds_of_one_logistic():
+    """|error| within the bounds stated for the formulas, against float64 at the same inputs."""
+    make = torch.Generator().manual_seed(5)
+    count = 200_000
+    for spread, offset, floor in [(1.5, -3, -7.0), (4, -2, -7.0), (8, 0, None), (2, -9, None)]:
+        bins = torch.randint(0, 256, (count,), generator=make, dtype=torch.int32)
+        centre = (2 * bins - 255) / 255
+        scale = torch.randn(count, generator=make) * spread + offset
+        scale = scale.clamp(-30, 30)
+        wide = torch.randn(count, generator=make) * scale.clamp_max(3).exp() * 3
+        mean = torch.where(torch.rand(count, generator=make) < 0.5, centre + wide, wide * 5)
+        results = []
+        for dtype in (torch.float32, torch.float64):
+            m, s = (p.detach().to(dtype).requires_grad_(True) for p in (mean, scale))
+            log_prob = discretized_logistic_log_prob(bins, m, s, 256, "centred", floor)
+            slopes = torch.autograd.grad(log_prob.sum(), (m, s))
+            results.append([v.detach().double() for v in (log_prob, *slopes)])
+        lam = scale.double().clamp_min(-60 if floor is None else floor)
+        distance = (centre.double() - mean.double()).abs() * 255
+        inner = (bins > 0) & (bins < 255)
+        signed = torch.where(bins == 0, mean.double() * 255 - centre.double() * 255, distance)
+        signed = torch.where(bins == 255, centre.double() * 255 - mean.double() * 255, signed)
+        near = (torch.where(inner, distance, signed) - 1) / 255 * (-lam).exp()
+        below, above = (-near).clamp_min(0), near.clamp_min(0)
+        bounds = (
+            8 * U * (16 + below) * results[1][0].abs(),
+            8 * U * (16 + below) * results[1][1].abs(),
+            16 * U * (1 + above),
+        )
+        for got, want, bound in zip(*results, bounds, strict=True):
+            assert ((got - want).abs() <= bound.clamp_min(1e-30)).all()
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_error_bounds_of_mixtures(k):
+    make = torch.Generator().manual_seed(6)
+    count = 20_000
+    params = colour_parameters(k, 8, count)
+    bins = torch.randint(0, 256, (count, 3), generator=make, dtype=torch.uint8)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = params.to(dtype).requires_grad_(True)
+        log_prob = mixture_of(bins, leaf)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
+        results.append((log_prob.detach().double(), gradient.double()))
+    blocks = params[:, k:].view(count, 3, 3, k).double()
+    scale = blocks[:, :, 1].clamp_min(-7).exp()
+    condition = ((blocks[:, 1:, 0].abs() + 2) / scale[:, 1:]).sum(1).amax(1)
+    (got, gradient), (want, true_gradient) = results
+    assert ((got - want).abs() <= 8 * U * (4 + want.abs() + condition)).all()
+    size = (1 / scale).flatten(1).amax(1).clamp_min(1) * 3
+    bound = 32 * U * (10 + want.abs() + condition) * size
+    assert ((gradient - true_gradient).abs().amax(1) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_parameters_are_computed_in_float32(dtype):
+    params = colour_parameters(10, 9, 300).to(dtype)
+    bins = torch.randint(0, 256, (300, 3), dtype=torch.uint8, generator=torch.Generator())
+    half, single = (p.detach().requires_grad_(True) for p in (params, params.float()))
+    outputs = [mixture_of(bins, p) for p in (half, single)]
+    assert outputs[0].dtype == torch.float32 and torch.equal(*outputs)
+    (narrow,), (wide,) = (
+        torch.autograd.grad(out.sum(), p) for out, p in zip(outputs, (half, single), strict=True)
+    )
+    assert torch.equal(narrow, wide.to(dtype))
+
+
+def test_layouts_and_reductions_agree():
+    make = torch.Generator().manual_seed(3)
+    params = colour_parameters(4, 5, 2 * 9 * 11).view(2, 9, 11, 40).permute(0, 3, 1, 2)
+    bins = torch.randint(0, 256, (2, 3, 9, 11), generator=make, dtype=torch.uint8)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = params.contiguous(memory_format=layout).detach().requires_grad_(True)
+        each = discretized_logistic_mixture_log_prob(
+            bins.contiguous(memory_format=layout), leaf, reduction="none"
+        )
+        (gradient,) = torch.autograd.grad(each.sum(), leaf)
+        assert gradient.is_contiguous(memory_format=layout)
+        results.append((each, gradient, discretized_logistic_mixture_log_prob(bins, leaf)))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+    each, _, whole = results[0]
+    torch.testing.assert_close(whole, each.double().sum((1, 2)).float(), rtol=1e-6, atol=0)
+
+
+def test_a_nan_stays_in_its_pixel():
+    params = colour_parameters(3, 1, 12).view(1, 3, 4, 30).permute(0, 3, 1, 2).contiguous()
+    for plane in (0, 4, 8, 10, 29):
+        poisoned = params.clone()
+        poisoned[0, plane, 1, 2] = torch.nan
+        bins = torch.full((1, 3, 3, 4), 77, dtype=torch.uint8)
+        poisoned.requires_grad_(True)
+        each = discretized_logistic_mixture_log_prob(bins, poisoned, reduction="none")
+        assert each.isnan().nonzero().tolist() == [[0, 1, 2]]
+        (gradient,) = torch.autograd.grad(each.sum(), poisoned)
+        assert gradient.isnan().any(1).nonzero().tolist() == [[0, 1, 2]]
+
+
+def test_definition_in_many_digits():
+    """float64 against the difference of two sigmoids in 80 digits."""
+    make = torch.Generator().manual_seed(4)
+    with mpmath.workdps(80):
+        for grid in GRIDS:
+            of = Grid.of(grid, 256, None)
+            for _ in range(60):
+                k = int(torch.randint(0, 256, (1,), generator=make))
+                m, ls = (torch.randn(2, generator=make).double() * 2).tolist()
+                ls = 2 * ls - 3
+
+                def sigmoid(x, m=m, ls=ls):
+                    return 1 / (1 + mpmath.exp(-(x - mpmath.mpf(m)) / mpmath.exp(mpmath.mpf(ls))))
+
+                x = 2 * k - 255 + of.shift
+                upper = 1 if k == 255 else sigmoid(mpmath.mpf(x + 1) / of.gamma)
+                lower = 0 if k == 0 else sigmoid(mpmath.mpf(x - 1) / of.gamma)
+                if upper - lower < mpmath.mpf(10) ** -60:
+                    continue
+                want = float(mpmath.log(upper - lower))
+                got = discretized_logistic_log_prob(
+                    bins_of([k]),
+                    torch.tensor([m], dtype=torch.float64),
+                    torch.tensor([ls], dtype=torch.float64),
+                    256,
+                    grid,
+                    None,
+                )
+                assert float(got) == pytest.approx(want, rel=1e-12, abs=1e-15)
+
+
+def pixels(*shape, dtype=torch.uint8):
+    return torch.zeros(*shape, dtype=dtype)
+
+
+BAD = [
+    (
+        lambda: discretized_logistic_log_prob(torch.zeros(3), torch.zeros(3), torch.zeros(3)),
+        TypeError,
+        "bins must have dtype uint8, int32",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(4), torch.zeros(4)),
+        ValueError,
+        "mean must have the shape of bins",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3).double()),
+        TypeError,
+        "log_scale must have the dtype of mean",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3), 1),
+        ValueError,
+        "n_bins must be in 2 ... 65536; got 1",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(
+            pixels(3), torch.zeros(3), torch.zeros(3), grid="byte"
+        ),
+        ValueError,
+        "'centred', 'symmetric', 'unit'; got 'byte'",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(
+            pixels(3), torch.zeros(3), torch.zeros(3), min_log_scale=-61
+        ),
+        ValueError,
+        "min_log_scale must be at least -60",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(pixels(2, 3, 4, 4), torch.zeros(2, 25, 4, 4)),
+        ValueError,
+        "params must have a multiple of 10 planes for 3 coupled channels; got 25",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(pixels(2, 1, 4, 4), torch.zeros(2, 10, 4, 4)),
+        ValueError,
+        "multiple of 3 planes for 1 uncoupled channels; got 10",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(
+            pixels(2, 2, 4, 4), torch.zeros(2, 10, 4, 4), True
+        ),
+        ValueError,
+        "coupled channels must be three; got 2",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(
+            pixels(2, 3, 4, 4), torch.zeros(2, 10, 4, 4), grid="unit"
+        ),
+        ValueError,
+        "grid must be 'centred' or 'symmetric'",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(pixels(2, 3, 4, 4), torch.zeros(2, 10, 4, 5)),
+        ValueError,
+        "must agree in images and pixels",
+    ),
+    (
+        lambda: discretized_logistic_mixture_log_prob(
+            pixels(2, 3, 4, 4), torch.zeros(2, 10, 4, 4), reduction="sum"
+        ),
+        ValueError,
+        "'image', 'none'; got 'sum'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("attempt", "error", "sentence"), BAD)
+def test_bad_arguments_are_named(attempt, error, sentence):
+    with pytest.raises(error, match=sentence):
+        attempt()
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_bins_off_the_grid_are_refused(value):
+    if ops.OPS["discretized_logistic_log_prob"].serving("cpu").implementation != "cpp":
+        pytest.skip("values are checked inside the C++ kernel")
+    bins = torch.zeros(1, 1, 20, 20, dtype=torch.int32)
+    bins[0, 0, 19, 19] = value
+    with pytest.raises(ValueError, match="mixture_log_prob: bins must be in 0 to 255"):
+        discretized_logistic_mixture_log_prob(bins, torch.zeros(1, 3, 20, 20))
+    with pytest.raises(ValueError, match="discretized_logistic_log_prob: bins must be in 0 to 255"):
+        discretized_logistic_log_prob(bins, torch.zeros(bins.shape), torch.zeros(bins.shape))
+
+
+@pytest.mark.parametrize(("mean", "log_scale"), [(0.1, -3.0), (-0.9, -5.0), (0.0, 0.5)])
+def test_quantiles_hit_every_bin_as_often_as_it_is_likely(mean, log_scale):
+    """N evenly spread uniforms can't miss a bin's share by more than one."""
+    count = 65536
+    u = (torch.arange(count) + 0.5) / count
+    m, ls = torch.full((count,), mean), torch.full((count,), log_scale)
+    drawn = discretized_logistic_sample(m, ls, u, grid="centred").long()
+    assert (drawn.diff() >= 0).all()
+    expected = count * single_distribution(256, "centred", m[:1], ls[:1])[0]
+    counts = drawn.bincount(minlength=256)
+    assert ((counts - expected).abs() <= 1 + count * 1e-6).all()
+
+
+def test_components_are_drawn_as_often_as_they_weigh():
+    count, k = 65536, 4
+    logits = torch.tensor([0.3, -1.0, 1.2, 0.0])
+    means = torch.tensor([-0.75, -0.25, 0.25, 0.75])
+    params = torch.cat([logits, means, torch.full((k,), -7.0)])[None, :, None, None]
+    uniforms = torch.full((1, 2, 1, count), 0.5)
+    uniforms[0, 0, 0] = (torch.arange(count) + 0.5) / count
+    values = discretized_logistic_mixture_sample(
+        params.expand(1, -1, 1, count), uniforms, "continuous"
+    ).flatten()
+    for i in range(k):
+        drawn = int((values - means[i]).abs().lt(1e-3).sum())
+        assert abs(drawn - count * float(logits.softmax(0)[i])) <= 1
+
+
+def test_samples_stay_on_the_grid_and_are_possible():
+    params = colour_parameters(5, 11, 400)[:, :, None, None]
+    uniforms = torch.rand((400, 4, 1, 1), generator=torch.Generator().manual_seed(0))
+    bins = discretized_logistic_mixture_sample(params, uniforms)
+    assert discretized_logistic_mixture_log_prob(bins, params).isfinite().all()
+    for n, grid, low, high in [(256, "centred", -1, 1), (8, "symmetric", -7 / 8, 7 / 8)]:
+        values = discretized_logistic_mixture_sample(
+            params, uniforms, "continuous", n_bins=n, grid=grid
+        )
+        assert low <= values.min() and values.max() <= high
+
+
+def test_colour_samples_follow_their_distribution():
+    """Counts of all 64 colours of 4 bins within 5 standard errors of their probabilities."""
+    params, count = colour_parameters(3, 12), 40_000
+    uniforms = torch.rand((count, 4, 1, 1), generator=torch.Generator().manual_seed(1))
+    drawn = discretized_logistic_mixture_sample(
+        params.expand(count, -1)[:, :, None, None], uniforms, n_bins=4
+    ).long()[:, :, 0, 0]
+    counts = (drawn * torch.tensor([16, 4, 1])).sum(1).bincount(minlength=64)
+    colours = torch.tensor(list(product(range(4), repeat=3)), dtype=torch.int32)
+    p = mixture_of(colours, params.expand(64, -1), n_bins=4).double().exp()
+    assert ((counts - count * p).abs() <= 5 * (count * p * (1 - p)).sqrt() + 1).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mean_is_that_of_the_clipped_logistic(grid):
+    of = Grid.of(grid, 256, -7.0)
+    make = torch.Generator().manual_seed(3)
+    mean = (torch.randn(200, generator=make) * 200 + of.shift) / of.gamma
+    scale = torch.randn(200, generator=make) * 3 - 3
+    u = ((torch.arange(20000) + 0.5) / 20000).double()
+    drawn = discretized_logistic_sample(
+        *(p[:, None].double().expand(200, 20000) for p in (mean, scale)),
+        u.expand(200, 20000),
+        "continuous",
+        grid=grid,
+    )
+    got = discretized_logistic_mean(mean, scale, grid=grid)
+    torch.testing.assert_close(got.double(), drawn.mean(1), rtol=0, atol=2e-4)
+    k = torch.arange(256).double()
+    exact = (single_distribution(256, grid, mean, scale) * (2 * k - 255 + of.shift)).sum(1)
+    assert ((got * of.gamma - exact).abs() / 2 <= 0.5).all()
+
+
+def test_mean_is_accurate_at_any_scale():
+    scale = torch.linspace(-7, 20, 200)
+    mean = torch.full((200,), 0.3)
+    wide = discretized_logistic_mean(mean.double(), scale.double(), grid="centred")
+    narrow = discretized_logistic_mean(mean, scale, grid="centred")
+    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-6)
+
+
+def test_mixture_mean_equals_that_of_samples():
+    params = colour_parameters(4, 13)[:, :28]  # uncoupled
+    count = 100_000
+    uniforms = torch.rand((1, 4, 1, count), generator=torch.Generator().manual_seed(2))
+    drawn = discretized_logistic_mixture_sample(
+        params[:, :, None, None].expand(1, -1, 1, count), uniforms, "continuous", False
+    )
+    mean = discretized_logistic_mixture_mean(params[:, :, None, None], coupled=False)
+    error = drawn.std(3) / count**0.5
+    assert ((drawn.mean(3) - mean[..., 0]).abs() <= 5 * error).all()
+
+
+def test_mode_against_all_bins():
+    make = torch.Generator().manual_seed(4)
+    mean, scale = torch.randn(300, generator=make), torch.randn(300, generator=make) * 2 - 3
+    best = single_distribution(256, "centred", mean, scale).argmax(1)
+    assert torch.equal(discretized_logistic_mode(mean, scale, grid="centred").long(), best)
+
+    count, k = 2000, 10
+    params = torch.cat(
+        [
+            torch.randn(count, k, generator=make),
+            torch.randn(count, k, generator=make) * 0.7,
+            torch.rand(count, k, generator=make) * 3 - 5,
+        ],
+        1,
+    )
+    mode = discretized_logistic_mixture_mode(params[:, :, None, None], channels=1).flatten()
+    every = torch.stack(
+        [mixture_of(torch.full((count, 1), b, dtype=torch.uint8), params) for b in range(256)], 1
+    )
+    found = every.gather(1, mode.long()[:, None])[:, 0]
+    assert (every.amax(1) == found).float().mean() > 0.9
+    assert (every.amax(1) - found).max() < 0.15
+
+
+def test_colour_mode_beats_samples():
+    params = colour_parameters(3, 14, 200)[:, :, None, None]
+    mode = discretized_logistic_mixture_mode(params)
+    uniforms = torch.rand((200, 4, 1, 1), generator=torch.Generator().manual_seed(5))
+    drawn = discretized_logistic_mixture_sample(params, uniforms)
+    better = discretized_logistic_mixture_log_prob(mode, params) >= (
+        discretized_logistic_mixture_log_prob(drawn, params)
+    )
+    assert better.float().mean() > 0.98
+
+
+def pixelcnn_loss(x, params, half_width=1 / 255):
+    """The usual formula in channels-last order, float64: thresholds and all."""
+    x, params = x.double(), params.double()
+    k = params.shape[-1] // 10
+    logits, rest = params[..., :k], params[..., k:].unflatten(-1, (3, 3 * k))
+    means, scales = rest[..., :k], rest[..., k : 2 * k].clamp_min(-7)
+    tau = rest[..., 2 * k :].tanh()
+    red, green, _ = x.unbind(-1)
+    m = torch.stack(
+        [
+            means[..., 0, :],
+            means[..., 1, :] + tau[..., 0, :] * red[..., None],
+            means[..., 2, :] + tau[..., 1, :] * red[..., None] + tau[..., 2, :] * green[..., None],
+        ],
+        -2,
+    )
+    centred, inverse = x[..., None] - m, (-scales).exp()
+    plus, minus = inverse * (centred + half_width), inverse * (centred - half_width)
+    delta = plus.sigmoid() - minus.sigmoid()
+    middle = inverse * centred
+    density = middle - scales - 2 * torch.nn.functional.softplus(middle) + math.log(2 * half_width)
+    log_p = torch.where(delta > 1e-5, delta.clamp_min(1e-12).log(), density)
+    log_p = torch.where(x[..., None] > 0.999, -torch.nn.functional.softplus(minus), log_p)
+    first = plus - torch.nn.functional.softplus(plus)
+    log_p = torch.where(x[..., None] < -0.999, first, log_p)
+    return -(log_p.sum(-2) + logits.log_softmax(-1)).logsumexp(-1), delta
+
+
+@pytest.mark.parametrize("low_bit", [False, True])
+def test_layouts_of_other_programs(low_bit):
+    """Equal where every bin is likelier than 1e-5; far in the tail theirs is too low."""
+    n = 32 if low_bit else 256
+    make = torch.Generator().manual_seed(6)
+    params = colour_parameters(5, 15, 2 * 6 * 7).view(2, 6, 7, 50)
+    params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = 0.0
+    bins = torch.randint(0, n, (2, 6, 7, 3), generator=make)
+    x = bins / ((n - 1) / 2) - 1
+    want, delta = pixelcnn_loss(x, params, 1 / (n - 1))
+    assert (delta > 1e-5).all()
+    ours = discretized_logistic_mixture_log_prob(
+        *from_vdvae(x, params, low_bit), n_bins=n, reduction="none"
+    )
+    torch.testing.assert_close(-ours.double(), want, rtol=1e-6, atol=1e-5)
+    planes = params.permute(0, 3, 1, 2)
+    again = discretized_logistic_mixture_log_prob(
+        *from_pixelcnn(x.permute(0, 3, 1, 2), planes, n), n_bins=n, reduction="none"
+    )
+    assert torch.equal(again, ours)
+    if low_bit:
+        return
+    params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = -7.0
+    tail, _ = pixelcnn_loss(x, params)
+    exact = -discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
+    assert (tail - exact).max() > 2
+
+
+def test_values_beyond_the_images_range_are_refused():
+    if ops.OPS["discretized_logistic_log_prob"].serving("cpu").implementation != "cpp":
+        pytest.skip("values are checked inside the C++ kernel")
+    x = torch.full((1, 3, 4, 4), 1.5)
+    with pytest.raises(ValueError, match="bins must be in 0 to 255"):
+        discretized_logistic_mixture_log_prob(*from_pixelcnn(x, torch.zeros(1, 10, 4, 4)))
