@@ -166,10 +166,11 @@ void logistic_mixture_sample(const View& params, const View& uniforms, bool coup
   expect(uniforms.ndim == 3 && uniforms.dtype == dtype && !uniforms.cuda && uniforms.size[0] == params.size[0] &&
              uniforms.size[1] == 1 + mixture.channels && uniforms.size[2] == params.size[2],
          "core: uniforms must be (n, 1 + c, s)");
-  const auto run = FL_KERNELS(logistic).mixture_sample;
-  for_blocks(mixture, threads, 0, [&](int64_t image, int64_t begin, int64_t end, int64_t, void*) {
-    run(mixture, image, begin, end, uniforms, out);
-  });
+  const auto& kernels = FL_KERNELS(logistic);
+  for_blocks(mixture, threads, kernels.scratch(mixture),
+             [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+               kernels.mixture_sample(mixture, image, begin, end, uniforms, out, scratch);
+             });
 }
 
 }  // namespace fl

@@ -53,7 +53,7 @@ struct LogisticKernels {
   void (*mixture_backward)(const Mixture&, int64_t image, int64_t begin, int64_t end, const View& grad,
                            const View& params_grad, void* scratch);
   void (*mixture_sample)(const Mixture&, int64_t image, int64_t begin, int64_t end, const View& uniforms,
-                         const View& out);
+                         const View& out, void* scratch);
 };
 
 FL_DECLARE_KERNELS(LogisticKernels, logistic)

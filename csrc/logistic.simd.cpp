@@ -4,6 +4,8 @@
 
 #include "simd.h"
 
+#define FL_INLINE inline __attribute__((always_inline))
+
 namespace fl {
 namespace FL_ISA {
 namespace {
@@ -23,85 +25,124 @@ struct Grid {
   S gamma, inverse_gamma, shift, floor, log_width;
 };
 
-// Where a bin lies: x = 2k - n + 1, and whether it is the first or the last.
+// Where a bin lies, in half-widths of a bin. The first and the last reach to infinity: `beyond` is the least distance
+// of their far edge, and `side` decides which edge that is.
 template <class V>
 struct Bin {
-  V x;
-  IntOf<V> low, high;
+  V x;       // 2k - n + 1
+  V side;    // -infinity for the first bin, infinity for the last, else 0
+  V beyond;  // an exponent at which e^-x is 0 for the first and the last bin, else 0
 };
 
 template <class V>
-Bin<V> bin_at(IntOf<V> k, const Grid<V>& grid) {
-  return {__builtin_convertvector(2 * k - (grid.bins - 1), V), k == 0, k == grid.bins - 1};
+FL_INLINE Bin<V> bin_at(IntOf<V> k, const Grid<V>& grid) {
+  using S = ScalarOf<V>;
+  const V x = __builtin_convertvector(2 * k - (grid.bins - 1), V);
+  const V inf = splat<V>(S(__builtin_inf())), none = {};
+  const V side = k == 0 ? -inf : (k == grid.bins - 1 ? inf : none);
+  return {x, side, side != 0 ? splat<V>(1000) : none};
 }
 
-template <class V>
-V select(IntOf<V> mask, V a, V b) {
-  return mask ? a : b;
-}
-
-// The factors of P(k) = weight e^-decay / (near far), and what their derivatives need.
+// The factors of P(k) = weight e^-decay / (near far), and what their derivatives need. Distances are in units of the
+// scale; the mean is taken to lie below the bin's centre, as by symmetry it may.
 template <class V>
 struct Cell {
   V inverse_scale;
-  V decay;   // max(alpha, 0) - [inner bin, delta <= 1] log delta
-  V weight;  // 1 - e^-delta, divided by delta where delta <= 1; 1 at the ends of the grid
-  V near;    // 1 + e^-|alpha|
-  V far;     // 1 + e^-beta; 1 at the ends
-  V alpha, beta, delta;
-  V e_alpha;  // e^-|alpha|
-  V e_beta;   // e^-beta; 0 at the ends
-  V e_delta;  // e^-delta
-  V spread;   // 1 - e^-2|z|; 1 at the ends
-  V sign;     // of the derivative with respect to the mean
-  IntOf<V> inner, narrow;
+  V decay;        // max(alpha, 0) - [delta <= 1] log delta
+  V weight;       // 1 - e^-delta, divided by delta where delta <= 1
+  V near, far;    // 1 + e^-|alpha|, 1 + e^-beta
+  V alpha, beta;  // the two edges
+  V delta, z2;    // the width of the bin and twice the distance of its centre; large at the ends of the grid
+  V e_alpha, e_beta, e_delta, e_z2;  // e^-|alpha|, e^-beta, ...
+  V reflected;                       // the sign bit where the mean in truth lies above
 };
 
-// `lower`, `centre`, `upper`: the bin's edges and centre minus the mean, in half-widths.
 template <class V>
-Cell<V> cell_of(const Bin<V>& bin, V lower, V centre, V upper, V log_scale, const Grid<V>& grid) {
-  using S = ScalarOf<V>;
-  Cell<V> c;
-  const V one = splat<V>(1);
-  const V lambda = select<V>(log_scale < grid.floor, splat<V>(grid.floor), log_scale);
-  c.inverse_scale = exp_fast(-lambda);
-  const V h = c.inverse_scale * grid.inverse_gamma;
-  const IntOf<V> right = ((centre >= 0) & ~bin.low) | bin.high;
-  c.inner = ~(bin.low | bin.high);
-  c.sign = select<V>(right, one, -one);
-  c.delta = 2 * h;
-  c.alpha = select<V>(right, lower, -upper) * h;
-  c.beta = select<V>(right, upper, -lower) * h;
-  const V z2 = 2 * (abs(centre) * h);
-
-  c.e_alpha = decay(abs(c.alpha)).value;
-  const Decay<V> width = decay(c.delta), distance = decay(z2);
-  c.e_delta = width.value;
-  c.e_beta = select<V>(c.inner, c.e_alpha * select<V>(z2 >= c.delta, width.value, distance.value), V{});
-  c.spread = select<V>(c.inner, distance.rest, one);
-  c.near = 1 + c.e_alpha;
-  c.far = 1 + c.e_beta;
-
-  c.narrow = c.inner & (c.delta <= 1);
-  c.weight = select<V>(c.inner, select<V>(c.narrow, mean_decay(c.delta), width.rest), one);
-  c.decay = select<V>(c.alpha > 0, c.alpha, V{}) - select<V>(c.narrow, S(grid.log_width) - lambda, V{});
-  return c;
+FL_INLINE V sign_bit(V x) {
+  return bits_as<V>(bits_as<IntOf<V>>(x) & bits_as<IntOf<V>>(splat<V>(-0.0f)));
 }
 
-// d log P / d mean and d log P / d log_scale; `near`, `far` and `weight` come inverted.
+template <class V>
+FL_INLINE V flip(V x, V sign) {
+  return bits_as<V>(bits_as<IntOf<V>>(x) ^ bits_as<IntOf<V>>(sign));
+}
+
+template <class V>
+FL_INLINE V floored(V log_scale, const Grid<V>& grid) {
+  return larger(log_scale, splat<V>(grid.floor));
+}
+
+// What a cell is made of. The mean in half-widths is mean * unit: (m, gamma) gives distances that are rounded once,
+// (gamma m, 1) takes a product that was rounded before.
+template <class V>
+struct Place {
+  Bin<V> bin;
+  V mean, log_scale, inverse_scale;
+  ScalarOf<V> unit, shift;
+};
+
+template <int N, class V>
+FL_INLINE void cells_of(const Place<V> (&places)[N], const Grid<V>& grid, Cell<V> (&cells)[N]) {
+  V exponents[2 * N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    Cell<V>& c = cells[j];
+    const Place<V>& place = places[j];
+    const V unit = splat<V>(-place.unit), x = place.bin.x + place.shift;
+    c.inverse_scale = place.inverse_scale;
+    const V h = c.inverse_scale * grid.inverse_gamma, width = h + h;
+    const V centre = fma(unit, place.mean, x);
+    c.reflected = sign_bit(centre + place.bin.side);
+    const V at = flip(x, c.reflected), mean = flip(place.mean, c.reflected);
+    c.alpha = fma(unit, mean, at - 1) * h;
+    c.beta = fma(unit, mean, at + 1) * h;
+    c.delta = larger(width, place.bin.beyond);
+    c.z2 = larger(flip(centre, c.reflected) * width, place.bin.beyond);
+    exponents[2 * j] = -abs(c.alpha);
+    exponents[2 * j + 1] = -smaller(c.delta, c.z2);
+  }
+  Power<V> power[2 * N];
+  powers(exponents, power);
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    // beta = |alpha| + min(delta, z2), and max(delta, z2) = 2 |alpha| + min(delta, z2).
+    Cell<V>& c = cells[j];
+    c.e_alpha = power[2 * j].value();
+    const V e_less = power[2 * j + 1].value();
+    c.e_beta = c.e_alpha * e_less;
+    const V e_more = c.e_alpha * c.e_beta;
+    c.e_delta = c.alpha < 0 ? e_more : e_less;
+    c.e_z2 = c.alpha < 0 ? e_less : e_more;
+    c.near = 1 + c.e_alpha;
+    c.far = 1 + c.e_beta;
+    c.weight = c.delta <= 1 ? mean_decay(c.delta) : 1 - c.e_delta;
+    c.decay = larger(c.alpha, V{}) - (c.delta <= 1 ? grid.log_width - floored(places[j].log_scale, grid) : V{});
+  }
+}
+
+// d log P / d mean and d log P / d log_scale
 template <class V>
 struct Slope {
   V mean, log_scale;
 };
 
 template <class V>
-Slope<V> slope_of(const Cell<V>& c, V near, V far, V weight, V log_scale, const Grid<V>& grid) {
-  const V sigma = select<V>(c.alpha >= 0, splat<V>(1), c.e_alpha) * near;
-  const V g = sigma * c.spread * far;
-  const V loss = c.beta * (c.e_beta * far) + select<V>(c.narrow, c.e_delta, c.delta * c.e_delta) * weight;
-  const V scale = c.alpha * sigma - select<V>(c.inner, loss, V{});
-  return {c.sign * g * c.inverse_scale, select<V>(log_scale < grid.floor, V{}, scale)};
+FL_INLINE Slope<V> slope_of(const Cell<V>& c, V log_scale, const Grid<V>& grid) {
+  const V edges = c.near * c.far;
+  const V inverse = 1 / (edges * c.weight);
+  const V inverse_edges = inverse * c.weight;
+  const V near = inverse_edges * c.far, far = inverse_edges * c.near, weight = inverse * edges;
+  const V sigma = (c.alpha < 0 ? c.e_alpha : splat<V>(1)) * near;
+  const V spread = c.z2 <= 1 ? c.z2 * mean_decay(c.z2) : 1 - c.e_z2;
+  const V loss = c.beta * (c.e_beta * far) + (c.delta <= 1 ? c.e_delta : c.delta * c.e_delta) * weight;
+  return {flip(sigma * spread * far * c.inverse_scale, c.reflected),
+          log_scale < grid.floor ? V{} : c.alpha * sigma - loss};
 }
+
+// Vectors that are computed in lockstep where nothing else fills the processor.
+constexpr int kLockstep = 2;
+
+int64_t clamp_count(int64_t count, int64_t most) { return count < 0 ? 0 : count < most ? count : most; }
 
 template <class V>
 IntOf<V> load_bins(const View& v, int64_t at, int64_t stride, int64_t count) {
@@ -158,36 +199,61 @@ bool any(IntOf<V> mask) {
   return false;
 }
 
-template <class V>
-Cell<V> cell_at(const Bin<V>& bin, V mean, V log_scale, const Grid<V>& grid) {
-  const auto edge = [&](ScalarOf<V> offset) { return fma(splat<V>(-grid.gamma), mean, bin.x + (grid.shift + offset)); };
-  return cell_of(bin, edge(-1), edge(0), edge(1), log_scale, grid);
-}
-
 // Relative accuracy down to log P = -0: log1p where P is near 1.
 template <class V>
-V log_prob_of(const Cell<V>& c) {
+FL_INLINE V log_prob_of(const Cell<V>& c) {
   const V excess = c.e_alpha + c.e_beta + c.e_alpha * c.e_beta;
   const V share = c.weight / (1 + excess);
-  const V missing = (select<V>(c.inner, c.e_delta, V{}) + excess) / (1 + excess);
-  const IntOf<V> likely = ~c.narrow & (share >= ScalarOf<V>(0.5));
-  return select<V>(likely, log1p(-missing), log(share)) - c.decay;
+  const V missing = (c.e_delta + excess) / (1 + excess);
+  return ((c.delta > 1) & (share >= ScalarOf<V>(0.5)) ? log1p(-missing) : log(share)) - c.decay;
+}
+
+// Calls visit(at, count, bins, mean, log_scale, cell) for each vector of elements; returns whether all bins are in
+// range.
+template <class T, class F>
+bool visit_elements(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& of, int64_t begin,
+                    int64_t end, const F& visit) {
+  using V = VectorOf<T>;
+  constexpr int64_t lanes = Format<V>::kLanes;
+  const Grid<V> grid(of);
+  IntOf<V> wrong = {};
+  for (int64_t first = begin; first < end; first += kLockstep * lanes) {
+    Place<V> place[kLockstep];
+    V x[kLockstep];
+    int64_t count[kLockstep];
+    for (int j = 0; j < kLockstep; ++j) {
+      const int64_t at = first + j * lanes;
+      count[j] = clamp_count(end - at, lanes);
+      const IntOf<V> k = load_bins<V>(bins, at, 1, count[j]);
+      wrong |= (k < 0) | (k >= grid.bins);
+      place[j] = {bin_at<V>(k, grid),
+                  load_lanes(pointer<T>(mean) + at, 1, count[j]),
+                  load_lanes(pointer<T>(log_scale) + at, 1, count[j]),
+                  V{},
+                  grid.gamma,
+                  grid.shift};
+      x[j] = -floored(place[j].log_scale, grid);
+    }
+    Power<V> inverse_scale[kLockstep];
+    powers(x, inverse_scale);
+    for (int j = 0; j < kLockstep; ++j) place[j].inverse_scale = inverse_scale[j].value();
+    Cell<V> cell[kLockstep];
+    cells_of(place, grid, cell);
+    for (int j = 0; j < kLockstep && count[j] > 0; ++j) {
+      visit(first + j * lanes, count[j], cell[j], place[j].log_scale, grid);
+    }
+  }
+  return !any<V>(wrong);
 }
 
 template <class T>
-bool log_prob_elements(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& of,
+bool log_prob_elements(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& grid,
                        const View& out, int64_t begin, int64_t end) {
   using V = VectorOf<T>;
-  const Grid<V> grid(of);
-  IntOf<V> wrong = {};
-  for (int64_t j = begin; j < end; j += Format<V>::kLanes) {
-    const int64_t count = end - j < Format<V>::kLanes ? end - j : Format<V>::kLanes;
-    const IntOf<V> k = load_bins<V>(bins, j, 1, count);
-    wrong |= (k < 0) | (k >= grid.bins);
-    const V m = load_lanes(pointer<T>(mean) + j, 1, count), ls = load_lanes(pointer<T>(log_scale) + j, 1, count);
-    store_lanes(pointer<ScalarOf<V>>(out) + j, 1, count, log_prob_of(cell_at(bin_at<V>(k, grid), m, ls, grid)));
-  }
-  return !any<V>(wrong);
+  return visit_elements<T>(bins, mean, log_scale, grid, begin, end,
+                           [&](int64_t at, int64_t count, const Cell<V>& cell, V, const Grid<V>&) {
+                             store_lanes(pointer<ScalarOf<V>>(out) + at, 1, count, log_prob_of(cell));
+                           });
 }
 
 template <class T>
@@ -195,16 +261,13 @@ void backward_elements(const View& grad, const View& bins, const View& mean, con
                        const LogisticGrid& of, const View& mean_grad, const View& log_scale_grad, int64_t begin,
                        int64_t end) {
   using V = VectorOf<T>;
-  const Grid<V> grid(of);
-  for (int64_t j = begin; j < end; j += Format<V>::kLanes) {
-    const int64_t count = end - j < Format<V>::kLanes ? end - j : Format<V>::kLanes;
-    const V m = load_lanes(pointer<T>(mean) + j, 1, count), ls = load_lanes(pointer<T>(log_scale) + j, 1, count);
-    const V g = load_lanes(pointer<ScalarOf<V>>(grad) + j, 1, count);
-    const Cell<V> c = cell_at(bin_at<V>(load_bins<V>(bins, j, 1, count), grid), m, ls, grid);
-    const Slope<V> s = slope_of<V>(c, 1 / c.near, 1 / c.far, 1 / c.weight, ls, grid);
-    store_lanes(pointer<T>(mean_grad) + j, 1, count, g * s.mean);
-    store_lanes(pointer<T>(log_scale_grad) + j, 1, count, g * s.log_scale);
-  }
+  visit_elements<T>(bins, mean, log_scale, of, begin, end,
+                    [&](int64_t at, int64_t count, const Cell<V>& cell, V ls, const Grid<V>& grid) {
+                      const V g = load_lanes(pointer<ScalarOf<V>>(grad) + at, 1, count);
+                      const Slope<V> slope = slope_of<V>(cell, ls, grid);
+                      store_lanes(pointer<T>(mean_grad) + at, 1, count, g * slope.mean);
+                      store_lanes(pointer<T>(log_scale_grad) + at, 1, count, g * slope.log_scale);
+                    });
 }
 
 bool log_prob(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& grid, const View& out,
@@ -224,271 +287,357 @@ void backward(const View& grad, const View& bins, const View& mean, const View& 
   });
 }
 
-// tanh of the three coefficients of a component and its derivative, with one division
+// The parameters of a run of pixels, widened: one row of `width` pixels for each, the last ones zero where the run is
+// shorter. Gradients take the place of the parameters that they belong to. More rows follow for what is computed.
+template <class V>
+struct Tile {
+  using S = ScalarOf<V>;
+  static constexpr int64_t kBytes = 24576, kUnit = kLockstep * Format<V>::kLanes;
+
+  explicit Tile(const Mixture& mixture, void* memory = nullptr)
+      : k(mixture.components),
+        channels(mixture.channels),
+        block((mixture.coupled ? 3 : 2) * k),
+        parameters(mixture.params.size[1]),
+        rows(parameters + channels * k + (mixture.coupled ? 5 : 2) * k + 3 * channels),
+        data(static_cast<S*>(memory)) {
+    const int64_t units = clamp_count(kBytes / (rows * kUnit * int64_t(sizeof(S))), 64 / kUnit);
+    width = kUnit * (units > 0 ? units : 1);
+  }
+  int64_t bytes() const { return rows * width * int64_t(sizeof(S)); }
+
+  int64_t logit(int64_t i) const { return i; }
+  int64_t mean(int64_t c, int64_t i) const { return k + c * block + i; }
+  int64_t log_scale(int64_t c, int64_t i) const { return k + c * block + k + i; }
+  int64_t coefficient(int64_t j, int64_t i) const { return k + j * block + 2 * k + i; }
+  int64_t inverse_scale(int64_t c, int64_t i) const { return parameters + c * k + i; }
+  int64_t exponent(int64_t i) const { return parameters + channels * k + i; }
+  int64_t weight(int64_t i) const { return exponent(k + i); }
+  int64_t slope(int64_t j, int64_t i) const { return exponent((2 + j) * k + i); }  // of coefficient j's tanh
+  int64_t bin(int64_t c) const { return rows - 3 * (channels - c); }
+
+  V get(int64_t row, int64_t at) const { return load(data + row * width + at); }
+  void set(int64_t row, int64_t at, V v) const { store(data + row * width + at, v); }
+
+  int64_t k, channels, block, parameters, rows, width;
+  S* data;
+};
+
+template <class V>
+void load_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
+  with_floating(v.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (std::is_same_v<VectorOf<T>, V>) {
+      constexpr int64_t lanes = Format<V>::kLanes;
+      const T* from = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
+      const int64_t step = v.stride[2];
+      for (int64_t p = 0; p < tile.parameters; ++p, from += v.stride[1]) {
+        if (step == 1 && count == tile.width) {
+          for (int64_t j = 0; j < tile.width; j += lanes) tile.set(p, j, load(from + j));
+        } else {
+          for (int64_t j = 0; j < tile.width; j += lanes) {
+            tile.set(p, j, load_lanes(from + j * step, step, clamp_count(count - j, lanes)));
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class V>
+void store_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
+  with_floating(v.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (std::is_same_v<VectorOf<T>, V>) {
+      constexpr int64_t lanes = Format<V>::kLanes;
+      T* to = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
+      const int64_t step = v.stride[2];
+      for (int64_t p = 0; p < tile.parameters; ++p, to += v.stride[1]) {
+        if (step == 1 && count == tile.width) {
+          for (int64_t j = 0; j < tile.width; j += lanes) store(to + j, tile.get(p, j));
+        } else {
+          for (int64_t j = 0; j < count; j += lanes) {
+            store_lanes(to + j * step, step, clamp_count(count - j, lanes), tile.get(p, j));
+          }
+        }
+      }
+    }
+  });
+}
+
+int64_t scratch(const Mixture& mixture) {
+  return mixture.params.dtype == DType::f64 ? Tile<f64v>(mixture).bytes() : Tile<f32v>(mixture).bytes();
+}
+
+template <class V>
+bool load_bins(const View& v, int64_t image, int64_t first, int64_t count, const Grid<V>& grid, const Tile<V>& tile) {
+  constexpr int64_t lanes = Format<V>::kLanes;
+  IntOf<V> wrong = {};
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    for (int64_t j = 0; j < count; j += lanes) {
+      const int64_t at = image * v.stride[0] + c * v.stride[1] + (first + j) * v.stride[2];
+      const IntOf<V> k = load_bins<V>(v, at, v.stride[2], clamp_count(count - j, lanes));
+      wrong |= (k < 0) | (k >= grid.bins);
+      const Bin<V> bin = bin_at<V>(k, grid);
+      tile.set(tile.bin(c), j, bin.x);
+      tile.set(tile.bin(c) + 1, j, bin.side);
+      tile.set(tile.bin(c) + 2, j, bin.beyond);
+    }
+  }
+  return !any<V>(wrong);
+}
+
+template <class V>
+FL_INLINE Bin<V> bin_of(const Tile<V>& tile, int64_t c, int64_t at) {
+  return {tile.get(tile.bin(c), at), tile.get(tile.bin(c) + 1, at), tile.get(tile.bin(c) + 2, at)};
+}
+
+// tanh of the coefficients of a component and its derivative
 template <class V>
 struct Coupling {
   V tau[3], slope[3];
 };
 
 template <class V>
-Coupling<V> coupling_of(const V (&raw)[3]) {
+FL_INLINE Coupling<V> coupling_of(const V (&raw)[3]) {
   Coupling<V> result;
-  Decay<V> e[3];
-  for (int j = 0; j < 3; ++j) e[j] = decay(2 * abs(raw[j]));
-  const V d0 = 1 + e[0].value, d1 = 1 + e[1].value, d2 = 1 + e[2].value;
+  V x[3], value[3];
+  Power<V> power[3];
+  for (int j = 0; j < 3; ++j) x[j] = -2 * abs(raw[j]);
+  powers(x, power);
+  for (int j = 0; j < 3; ++j) value[j] = power[j].value();
+  const V d0 = 1 + value[0], d1 = 1 + value[1], d2 = 1 + value[2];
   const V inverse = 1 / (d0 * d1 * d2);
   const V each[3] = {inverse * (d1 * d2), inverse * (d0 * d2), inverse * (d0 * d1)};
   for (int j = 0; j < 3; ++j) {
-    result.tau[j] = copysign(e[j].rest * each[j], raw[j]);
-    result.slope[j] = 4 * e[j].value * (each[j] * each[j]);
+    result.tau[j] = copysign(power[j].expm1() * each[j], raw[j]);
+    result.slope[j] = 4 * value[j] * (each[j] * each[j]);
   }
   return result;
 }
 
-// The parameters of one group of pixels, one pixel in each lane.
-template <class T>
-struct Pixels {
-  using V = VectorOf<T>;
-  Pixels(const Mixture& mixture, const View& params, int64_t image, int64_t first, int64_t count)
-      : k(mixture.components),
-        block((mixture.coupled ? 3 : 2) * mixture.components),
-        plane(params.stride[1]),
-        step(params.stride[2]),
-        count(count),
-        data(pointer<T>(params) + image * params.stride[0] + first * params.stride[2]) {}
-
-  int64_t logit(int64_t i) const { return i; }
-  int64_t mean(int64_t c, int64_t i) const { return k + c * block + i; }
-  int64_t log_scale(int64_t c, int64_t i) const { return k + c * block + k + i; }
-  int64_t coefficient(int64_t j, int64_t i) const { return k + j * block + 2 * k + i; }
-
-  V operator[](int64_t parameter) const { return load_lanes(data + parameter * plane, step, count); }
-  void set(int64_t parameter, V v) const { store_lanes(data + parameter * plane, step, count, v); }
-
-  int64_t k, block, plane, step, count;
-  T* data;
-};
-
-// One component's cells of all channels, in order, each passed to `visit(c, cell, log_scale)`.
-template <class T, class V, class F>
-void visit_channels(const Mixture& mixture, const Pixels<T>& pixels, int64_t i, const Bin<V>* bins,
-                    const Coupling<V>& coupling, const Grid<V>& grid, const F& visit) {
-  for (int64_t c = 0; c < mixture.channels; ++c) {
-    const V mean = pixels[pixels.mean(c, i)], log_scale = pixels[pixels.log_scale(c, i)];
-    if (!mixture.coupled || c == 0) {
-      visit(c, cell_at(bins[c], mean, log_scale, grid), log_scale);
-      continue;
+// Fills the rows of the inverse scales, and puts tanh in the place of the coefficients.
+template <bool kCoupled, bool kSlopes, class V>
+void prepare(const Tile<V>& tile, const Grid<V>& grid) {
+  constexpr int64_t lanes = Format<V>::kLanes;
+  const int64_t each = tile.k * tile.width;  // a channel's rows of one kind follow each other
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    for (int64_t at = 0; at < each; at += kLockstep * lanes) {
+      V x[kLockstep];
+      Power<V> scale[kLockstep];
+      for (int j = 0; j < kLockstep; ++j) x[j] = -floored(tile.get(tile.log_scale(c, 0), at + j * lanes), grid);
+      powers(x, scale);
+      for (int j = 0; j < kLockstep; ++j) tile.set(tile.inverse_scale(c, 0), at + j * lanes, scale[j].value());
     }
-    V centre = grid.gamma * mean;
-    if (c == 1) {
-      centre = fma(coupling.tau[0], bins[0].x, centre);
-    } else {
-      centre = fma(coupling.tau[2], bins[1].x, fma(coupling.tau[1], bins[0].x, centre));
+  }
+  for (int64_t at = 0; kCoupled && at < each; at += lanes) {
+    const V raw[3] = {tile.get(tile.coefficient(0, 0), at), tile.get(tile.coefficient(1, 0), at),
+                      tile.get(tile.coefficient(2, 0), at)};
+    const Coupling<V> coupling = coupling_of(raw);
+    for (int j = 0; j < 3; ++j) {
+      tile.set(tile.coefficient(j, 0), at, coupling.tau[j]);
+      if (kSlopes) tile.set(tile.slope(j, 0), at, coupling.slope[j]);
     }
-    const Bin<V>& bin = bins[c];
-    visit(c, cell_of(bin, (bin.x - 1) - centre, bin.x - centre, (bin.x + 1) - centre, log_scale, grid), log_scale);
   }
 }
 
-template <class T, class V>
-Coupling<V> coupling_at(const Mixture& mixture, const Pixels<T>& pixels, int64_t i) {
-  if (!mixture.coupled) return {};
-  const V raw[3] = {pixels[pixels.coefficient(0, i)], pixels[pixels.coefficient(1, i)],
-                    pixels[pixels.coefficient(2, i)]};
-  return coupling_of(raw);
-}
-
-template <class V>
-V larger(V a, V b) {
-  return select<V>(b > a, b, a);
-}
-
-template <class T>
-VectorOf<T> largest_logit(const Pixels<T>& pixels) {
-  VectorOf<T> largest = pixels[pixels.logit(0)];
-  for (int64_t i = 1; i < pixels.k; ++i) largest = larger(largest, pixels[pixels.logit(i)]);
-  return largest;
-}
-
-// Scratch of one group: the bins, then for each component its exponent, its weight and its derivatives.
-template <class V>
-struct Scratch {
-  Scratch(void* memory, const Mixture& mixture)
-      : bins(static_cast<Bin<V>*>(memory)),
-        exponent(reinterpret_cast<V*>(bins + mixture.channels)),
-        weight(exponent + mixture.components),
-        slopes(weight + mixture.components) {}
-  static int64_t bytes(const Mixture& mixture) {
-    const int64_t parameters = mixture.channels * (mixture.coupled ? 3 : 2);
-    return mixture.channels * sizeof(Bin<V>) + mixture.components * (2 + parameters) * sizeof(V);
-  }
-  Bin<V>* bins;
-  V *exponent, *weight, *slopes;
-};
-
-int64_t scratch(const Mixture& mixture) {
-  return mixture.params.dtype == DType::f64 ? Scratch<f64v>::bytes(mixture) : Scratch<f32v>::bytes(mixture);
-}
-
-template <class V>
-IntOf<V> fill_bins(const Mixture& mixture, int64_t image, int64_t first, int64_t count, const Grid<V>& grid,
-                   Bin<V>* to) {
-  const View& v = mixture.bins;
-  IntOf<V> wrong = {};
-  for (int64_t c = 0; c < mixture.channels; ++c) {
-    const int64_t at = image * v.stride[0] + c * v.stride[1] + first * v.stride[2];
-    const IntOf<V> k = load_bins<V>(v, at, v.stride[2], count);
-    wrong |= (k < 0) | (k >= grid.bins);
-    to[c] = bin_at<V>(k, grid);
-  }
-  return wrong;
-}
-
-// prod_c P_c of one component as weight e^exponent / below, the first two within the range of V for any number of
-// channels.
+// weight e^exponent / below
 template <class V>
 struct Product {
   V exponent, weight, below;
 
-  void multiply(int64_t c, const Cell<V>& cell) {
+  FL_INLINE void multiply(const Cell<V>& cell) {
     exponent -= cell.decay;
     weight *= cell.weight;
     below *= cell.near * cell.far;
-    if (c % 16 == 15) {
-      exponent += log(weight / below);
-      weight = below = splat<V>(1);
-    }
+  }
+  void normalise() {  // before many factors leave the range of V
+    exponent += log(weight / below);
+    weight = below = splat<V>(1);
   }
 };
+
+// Multiplies `product` with the cells of component i; with kSlopes also puts the derivatives of their log-probabilities
+// in the places of the parameters.
+template <bool kSlopes, class V>
+FL_INLINE void multiply_coupled(const Tile<V>& tile, int64_t i, int64_t at, const Grid<V>& grid, Product<V>& product) {
+  const V red = tile.get(tile.bin(0), at), green = tile.get(tile.bin(1), at);
+  const V tau[3] = {tile.get(tile.coefficient(0, i), at), tile.get(tile.coefficient(1, i), at),
+                    tile.get(tile.coefficient(2, i), at)};
+  Place<V> place[3];
+  for (int c = 0; c < 3; ++c) {
+    place[c] = {bin_of(tile, c, at),
+                tile.get(tile.mean(c, i), at),
+                tile.get(tile.log_scale(c, i), at),
+                tile.get(tile.inverse_scale(c, i), at),
+                grid.gamma,
+                grid.shift};
+    if (c > 0) {
+      place[c].mean *= grid.gamma;
+      place[c].unit = 1;
+      place[c].shift = 0;
+    }
+  }
+  place[1].mean = fma(tau[0], red, place[1].mean);
+  place[2].mean = fma(tau[2], green, fma(tau[1], red, place[2].mean));
+  Cell<V> cell[3];
+  cells_of(place, grid, cell);
+  for (int c = 0; c < 3; ++c) product.multiply(cell[c]);
+  if constexpr (kSlopes) {
+    Slope<V> slope[3];
+    for (int c = 0; c < 3; ++c) slope[c] = slope_of<V>(cell[c], place[c].log_scale, grid);
+    for (int c = 0; c < 3; ++c) {
+      tile.set(tile.mean(c, i), at, slope[c].mean);
+      tile.set(tile.log_scale(c, i), at, slope[c].log_scale);
+    }
+    // Coefficient 0 reaches green from red, coefficients 1 and 2 reach blue from red and green.
+    const V from_red = grid.inverse_gamma * red, from_green = grid.inverse_gamma * green;
+    tile.set(tile.coefficient(0, i), at, slope[1].mean * from_red * tile.get(tile.slope(0, i), at));
+    tile.set(tile.coefficient(1, i), at, slope[2].mean * from_red * tile.get(tile.slope(1, i), at));
+    tile.set(tile.coefficient(2, i), at, slope[2].mean * from_green * tile.get(tile.slope(2, i), at));
+  }
+}
+
+template <bool kSlopes, class V>
+FL_INLINE void multiply_uncoupled(const Tile<V>& tile, int64_t i, int64_t at, const Grid<V>& grid,
+                                  Product<V>& product) {
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    const Place<V> place[1] = {{bin_of(tile, c, at), tile.get(tile.mean(c, i), at), tile.get(tile.log_scale(c, i), at),
+                                tile.get(tile.inverse_scale(c, i), at), grid.gamma, grid.shift}};
+    Cell<V> cell[1];
+    cells_of(place, grid, cell);
+    product.multiply(cell[0]);
+    if (c % 16 == 15) product.normalise();
+    if constexpr (kSlopes) {
+      const Slope<V> slope = slope_of<V>(cell[0], place[0].log_scale, grid);
+      tile.set(tile.mean(c, i), at, slope.mean);
+      tile.set(tile.log_scale(c, i), at, slope.log_scale);
+    }
+  }
+}
 
 template <class V>
 struct Totals {
-  V top;   // the largest logit
   V most;  // the largest exponent
-  V z;     // sum of e^(logit - top)
+  V z;     // sum of the e^(logit - largest logit)
   V sum;   // sum of weight e^(exponent - most)
 };
 
-// In linear space around the largest exponent: log sum_i pi_i P_i = most + log(sum) - log(z). Leaves in scratch each
-// component's exponent, and its weight times e^(exponent - most); passes every cell to `visit(i, c, cell, log_scale,
-// coupling)`.
-template <class T, class V, class F>
-Totals<V> total_components(const Mixture& mixture, const Pixels<T>& pixels, const Scratch<V>& scratch,
-                           const Grid<V>& grid, const F& visit) {
-  Totals<V> t = {largest_logit(pixels), splat<V>(-ScalarOf<V>(__builtin_inf())), V{}, V{}};
-  for (int64_t i = 0; i < mixture.components; ++i) {
-    const V logit = pixels[pixels.logit(i)] - t.top;
-    Product<V> product = {logit, splat<V>(1), splat<V>(1)};
-    const Coupling<V> coupling = coupling_at<T, V>(mixture, pixels, i);
-    visit_channels<T, V>(mixture, pixels, i, scratch.bins, coupling, grid,
-                         [&](int64_t c, const Cell<V>& cell, V log_scale) {
-                           product.multiply(c, cell);
-                           visit(i, c, cell, log_scale, coupling);
-                         });
-    scratch.exponent[i] = product.exponent;
-    scratch.weight[i] = product.weight / product.below;
-    t.most = larger(t.most, product.exponent);
-    t.z += exp_fast(logit);
+// In linear space around the largest exponent: log sum_i pi_i P_i = most + log(sum) - log(z). Leaves e^(logit - largest
+// logit) in the places of the logits and weight e^(exponent - most) in the rows of the weights; with kSlopes also
+// d log P_i in the places of the other parameters.
+template <bool kCoupled, bool kSlopes, class V>
+FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, int64_t at) {
+  V top = tile.get(tile.logit(0), at);
+  for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
+  Totals<V> t = {splat<V>(-ScalarOf<V>(__builtin_inf())), V{}, V{}};
+  for (int64_t i = 0; i < tile.k; ++i) {
+    const V logit = tile.get(tile.logit(i), at) - top, prior = power(logit).value();
+    tile.set(tile.logit(i), at, prior);
+    tile.set(tile.exponent(i), at, logit);
+    t.z += prior;
   }
-  for (int64_t i = 0; i < mixture.components; ++i) {
-    scratch.weight[i] *= exp_fast(scratch.exponent[i] - t.most);
-    t.sum += scratch.weight[i];
+  for (int64_t i = 0; i < tile.k; ++i) {
+    Product<V> product = {tile.get(tile.exponent(i), at), splat<V>(1), splat<V>(1)};
+    if constexpr (kCoupled) {
+      multiply_coupled<kSlopes>(tile, i, at, grid, product);
+    } else {
+      multiply_uncoupled<kSlopes>(tile, i, at, grid, product);
+    }
+    tile.set(tile.exponent(i), at, product.exponent);
+    tile.set(tile.weight(i), at, product.weight / product.below);
+    t.most = larger(product.exponent, t.most);
+  }
+  for (int64_t i = 0; i < tile.k; ++i) {
+    const V weight = tile.get(tile.weight(i), at) * power(tile.get(tile.exponent(i), at) - t.most).value();
+    tile.set(tile.weight(i), at, weight);
+    t.sum += weight;
   }
   return t;
 }
 
-template <class T>
+// Calls visit(at, pixel, count, totals) for each vector of pixels of a tile, `at` in the tile and `pixel` in the image,
+// and done(first, pixels) when the tile's are all computed. Returns whether all bins are in range.
+template <bool kCoupled, bool kSlopes, class V, class F, class H>
+bool visit_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const Tile<V>& tile,
+                  const F& visit, const H& done) {
+  constexpr int64_t lanes = Format<V>::kLanes;
+  const FlushSubnormals flush;
+  const Grid<V> grid(mixture.grid);
+  bool in_range = true;
+  for (int64_t first = begin; first < end; first += tile.width) {
+    const int64_t pixels = clamp_count(end - first, tile.width);
+    load_tile(mixture.params, image, first, pixels, tile);
+    in_range = load_bins(mixture.bins, image, first, pixels, grid, tile) && in_range;
+    prepare<kCoupled, kSlopes>(tile, grid);
+    for (int64_t at = 0; at < pixels; at += lanes) {
+      const int64_t count = clamp_count(pixels - at, lanes);
+      visit(at, first + at, count, total_components<kCoupled, kSlopes>(tile, grid, at));
+    }
+    done(first, pixels);
+  }
+  return in_range;
+}
+
+template <bool kCoupled, class V>
 double mixture_log_prob_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View* out,
                                void* memory, bool& in_range) {
-  using V = VectorOf<T>;
-  constexpr int64_t lanes = Format<V>::kLanes;
-  const Grid<V> grid(mixture.grid);
-  const Scratch<V> scratch(memory, mixture);
-  IntOf<V> wrong = {};
   double total = 0;
-  for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t count = end - first < lanes ? end - first : lanes;
-    wrong |= fill_bins<V>(mixture, image, first, count, grid, scratch.bins);
-    const Pixels<T> pixels(mixture, mixture.params, image, first, count);
-    const auto nothing = [](int64_t, int64_t, const Cell<V>&, V, const Coupling<V>&) {};
-    const Totals<V> t = total_components<T, V>(mixture, pixels, scratch, grid, nothing);
+  const auto visit = [&](int64_t, int64_t pixel, int64_t count, const Totals<V>& t) {
     const V value = t.most + (log(t.sum) - log(t.z));
     if (out != nullptr) {
-      store_lanes(pointer<ScalarOf<V>>(*out) + image * out->stride[0] + first, 1, count, value);
+      store_lanes(pointer<ScalarOf<V>>(*out) + image * out->stride[0] + pixel, 1, count, value);
     }
     for (int64_t l = 0; l < count; ++l) total += double(value[l]);
-  }
-  in_range = in_range && !any<V>(wrong);
+  };
+  const bool good = visit_pixels<kCoupled, false>(mixture, image, begin, end, Tile<V>(mixture, memory), visit,
+                                                  [](int64_t, int64_t) {});
+  in_range = in_range && good;
   return total;
 }
 
-template <class T>
+template <bool kCoupled, class V>
 void mixture_backward_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View& grad,
                              const View& params_grad, void* memory) {
-  using V = VectorOf<T>;
-  using S = ScalarOf<V>;
-  constexpr int64_t lanes = Format<V>::kLanes;
-  const Grid<V> grid(mixture.grid);
-  const Scratch<V> scratch(memory, mixture);
-  const int64_t per_channel = mixture.coupled ? 3 : 2, each = mixture.channels * per_channel;
-  const S* upstream = pointer<S>(grad) + image * grad.stride[0];
-  for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t count = end - first < lanes ? end - first : lanes;
-    fill_bins<V>(mixture, image, first, count, grid, scratch.bins);
-    const Pixels<T> pixels(mixture, mixture.params, image, first, count);
-    const Pixels<T> result(mixture, params_grad, image, first, count);
-    const auto differentiate = [&](int64_t i, int64_t c, const Cell<V>& cell, V log_scale,
-                                   const Coupling<V>& coupling) {
-      const V edges = cell.near * cell.far;
-      const V inverse = 1 / (edges * cell.weight);
-      const V both = inverse * cell.weight;
-      const Slope<V> slope = slope_of<V>(cell, both * cell.far, both * cell.near, inverse * edges, log_scale, grid);
-      V* to = scratch.slopes + i * each + c * per_channel;
-      to[0] = slope.mean;
-      to[1] = slope.log_scale;
-      if (!mixture.coupled || c == 0) return;
-      // Coefficient 0 reaches channel 1 from channel 0, coefficients 1 and 2 reach channel 2 from 0 and 1.
-      V* coefficients = scratch.slopes + i * each + 2;
-      const V centre = grid.inverse_gamma * scratch.bins[0].x;
-      if (c == 1) {
-        coefficients[0] = slope.mean * centre * coupling.slope[0];
-      } else {
-        coefficients[per_channel] = slope.mean * centre * coupling.slope[1];
-        coefficients[2 * per_channel] = slope.mean * (grid.inverse_gamma * scratch.bins[1].x) * coupling.slope[2];
-      }
-    };
-    const Totals<V> t = total_components<T, V>(mixture, pixels, scratch, grid, differentiate);
-    const V g = grad.ndim == 1 ? splat<V>(*upstream) : load_lanes(upstream + first, 1, count);
+  const Tile<V> tile(mixture, memory);
+  const auto* upstream = pointer<ScalarOf<V>>(grad) + image * grad.stride[0];
+  const auto visit = [&](int64_t at, int64_t pixel, int64_t count, const Totals<V>& t) {
+    const V g = grad.ndim == 1 ? splat<V>(*upstream) : load_lanes(upstream + pixel, 1, count);
     const V to_share = g / t.sum, to_prior = g / t.z;
-    for (int64_t i = 0; i < mixture.components; ++i) {
-      const V share = to_share * scratch.weight[i];
-      const V prior = to_prior * exp_fast(pixels[pixels.logit(i)] - t.top);
-      result.set(result.logit(i), share - prior);
-      const V* slopes = scratch.slopes + i * each;
-      for (int64_t c = 0; c < mixture.channels; ++c, slopes += per_channel) {
-        result.set(result.mean(c, i), share * slopes[0]);
-        result.set(result.log_scale(c, i), share * slopes[1]);
-        if (mixture.coupled) result.set(result.coefficient(c, i), share * slopes[2]);
-      }
+    for (int64_t i = 0; i < tile.k; ++i) {
+      const V share = to_share * tile.get(tile.weight(i), at);
+      tile.set(tile.logit(i), at, share - to_prior * tile.get(tile.logit(i), at));
+      for (int64_t p = tile.k + i; p < tile.parameters; p += tile.k) tile.set(p, at, share * tile.get(p, at));
     }
-  }
+  };
+  visit_pixels<kCoupled, true>(mixture, image, begin, end, tile, visit, [&](int64_t first, int64_t pixels) {
+    store_tile(params_grad, image, first, pixels, tile);
+  });
+}
+
+template <class F>
+void with_kind(const Mixture& mixture, const F& f) {
+  const auto with_coupling = [&](auto v) {
+    if (mixture.coupled) return f(std::true_type(), v);
+    return f(std::false_type(), v);
+  };
+  if (mixture.params.dtype == DType::f64) return with_coupling(f64v());
+  return with_coupling(f32v());
 }
 
 double mixture_log_prob(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View* out,
                         void* memory, bool& in_range) {
   double total = 0;
-  with_floating(mixture.params.dtype, [&](auto* type) {
-    total = mixture_log_prob_pixels<std::remove_pointer_t<decltype(type)>>(mixture, image, begin, end, out, memory,
-                                                                           in_range);
+  with_kind(mixture, [&](auto coupled, auto v) {
+    total = mixture_log_prob_pixels<coupled(), decltype(v)>(mixture, image, begin, end, out, memory, in_range);
   });
   return total;
 }
 
 void mixture_backward(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View& grad,
                       const View& params_grad, void* memory) {
-  with_floating(mixture.params.dtype, [&](auto* type) {
-    mixture_backward_pixels<std::remove_pointer_t<decltype(type)>>(mixture, image, begin, end, grad, params_grad,
-                                                                   memory);
+  with_kind(mixture, [&](auto coupled, auto v) {
+    mixture_backward_pixels<coupled(), decltype(v)>(mixture, image, begin, end, grad, params_grad, memory);
   });
 }
 
@@ -499,95 +648,100 @@ V logit_of(V v) {
   return log(inside) - log1p(-inside);
 }
 
-// What stands at the lane's own component: component[l] of `pixels`, parameter given for component 0.
-template <class T>
-VectorOf<T> gather(const Pixels<T>& pixels, int64_t parameter, const int64_t* component) {
-  T some[Format<VectorOf<T>>::kLanes] = {};
-  for (int64_t l = 0; l < pixels.count; ++l) {
-    some[l] = pixels.data[(parameter + component[l]) * pixels.plane + l * pixels.step];
-  }
-  return load(some);
-}
-
 template <class V>
 V whole_part(V x) {  // floor, for |x| < 2^22
   const V nearest = (x + Format<V>::kRound) - Format<V>::kRound;
-  return nearest - select<V>(nearest > x, splat<V>(1), V{});
+  return nearest > x ? nearest - 1 : nearest;
 }
 
-template <class T>
+// The smallest component whose cumulated probability exceeds u, for each lane.
+template <class V>
+V drawn_component(const Tile<V>& tile, int64_t at, V u) {
+  V top = tile.get(tile.logit(0), at);
+  for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
+  V z = {};
+  for (int64_t i = 0; i < tile.k; ++i) {
+    const V weight = power(tile.get(tile.logit(i), at) - top).value();
+    tile.set(tile.logit(i), at, weight);
+    z += weight;
+  }
+  V sum = {}, passed = {};
+  for (int64_t i = 0; i + 1 < tile.k; ++i) {
+    sum += tile.get(tile.logit(i), at);
+    passed = sum > u * z ? passed : passed + 1;
+  }
+  return passed;
+}
+
+template <class V>
 void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View& uniforms,
-                           const View& out) {
-  using V = VectorOf<T>;
+                           const View& out, void* memory) {
   using S = ScalarOf<V>;
   constexpr int64_t lanes = Format<V>::kLanes;
   const Grid<V> grid(mixture.grid);
+  const Tile<V> tile(mixture, memory);
   const bool discrete = out.dtype == DType::u8 || out.dtype == DType::i32;
   const S last = S(grid.bins - 1);
-  for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t count = end - first < lanes ? end - first : lanes;
-    const Pixels<T> pixels(mixture, mixture.params, image, first, count);
-    const auto uniform = [&](int64_t c) {
-      const auto* at = pointer<S>(uniforms) + image * uniforms.stride[0] + c * uniforms.stride[1];
-      return load_lanes(at + first * uniforms.stride[2], uniforms.stride[2], count);
-    };
-    const V top = largest_logit(pixels);
-    V z = {};
-    for (int64_t i = 0; i < pixels.k; ++i) z += exp_fast(pixels[pixels.logit(i)] - top);
-    const V threshold = uniform(0) * z;
-    V sum = {}, passed = {};
-    for (int64_t i = 0; i + 1 < pixels.k; ++i) {
-      sum += exp_fast(pixels[pixels.logit(i)] - top);
-      passed += select<V>(sum > threshold, V{}, splat<V>(1));
-    }
-    int64_t component[lanes];
-    for (int64_t l = 0; l < lanes; ++l) component[l] = int64_t(passed[l]);
-
-    Coupling<V> coupling = {};
-    if (mixture.coupled) {
-      const V raw[3] = {gather(pixels, pixels.coefficient(0, 0), component),
-                        gather(pixels, pixels.coefficient(1, 0), component),
-                        gather(pixels, pixels.coefficient(2, 0), component)};
-      coupling = coupling_of(raw);
-    }
-    V drawn[2] = {};
-    for (int64_t c = 0; c < mixture.channels; ++c) {
-      const V mean = gather(pixels, pixels.mean(c, 0), component);
-      const V log_scale = gather(pixels, pixels.log_scale(c, 0), component);
-      V centre = fma(splat<V>(grid.gamma), mean, splat<V>(-grid.shift));
-      if (mixture.coupled && c == 1) centre = fma(coupling.tau[0], drawn[0], centre);
-      if (mixture.coupled && c == 2) {
-        centre = fma(coupling.tau[2], drawn[1], fma(coupling.tau[1], drawn[0], centre));
+  for (int64_t start = begin; start < end; start += tile.width) {
+    const int64_t pixels = clamp_count(end - start, tile.width);
+    load_tile(mixture.params, image, start, pixels, tile);
+    for (int64_t at = 0; at < pixels; at += lanes) {
+      const int64_t count = clamp_count(pixels - at, lanes), first = start + at;
+      const auto uniform = [&](int64_t c) {
+        const auto* from = pointer<S>(uniforms) + image * uniforms.stride[0] + c * uniforms.stride[1];
+        return load_lanes(from + first * uniforms.stride[2], uniforms.stride[2], count);
+      };
+      const V component = drawn_component(tile, at, uniform(0));
+      int64_t offset[lanes];
+      for (int64_t l = 0; l < lanes; ++l) offset[l] = int64_t(component[l]) * tile.width + at + l;
+      const auto own = [&](int64_t parameter) {
+        S some[lanes];
+        for (int64_t l = 0; l < lanes; ++l) some[l] = tile.data[parameter * tile.width + offset[l]];
+        return load(some);
+      };
+      Coupling<V> coupling = {};
+      if (mixture.coupled) {
+        coupling =
+            coupling_of<V>({own(tile.coefficient(0, 0)), own(tile.coefficient(1, 0)), own(tile.coefficient(2, 0))});
       }
-      const V scale = exp_fast(select<V>(log_scale < grid.floor, splat<V>(grid.floor), log_scale));
-      // In half-widths of a bin, from the centre of the grid.
-      V y = fma(grid.gamma * scale, logit_of(uniform(1 + c)), centre);
-      const int64_t at = image * out.stride[0] + c * out.stride[1] + first * out.stride[2];
-      y = clamp(y, -last, last);
-      if (discrete) {
-        V k = clamp(whole_part((y + S(grid.bins)) * S(0.5)), 0, last);
-        k = select<V>(k == k, k, V{});
-        y = 2 * k - last;
-        for (int64_t l = 0; l < count; ++l) {
-          if (out.dtype == DType::u8) {
-            pointer<uint8_t>(out)[at + l * out.stride[2]] = uint8_t(k[l]);
-          } else {
-            pointer<int32_t>(out)[at + l * out.stride[2]] = int32_t(k[l]);
-          }
+      V drawn[2] = {};
+      for (int64_t c = 0; c < mixture.channels; ++c) {
+        V centre = fma(splat<V>(grid.gamma), own(tile.mean(c, 0)), splat<V>(-grid.shift));
+        if (mixture.coupled && c == 1) centre = fma(coupling.tau[0], drawn[0], centre);
+        if (mixture.coupled && c == 2) {
+          centre = fma(coupling.tau[2], drawn[1], fma(coupling.tau[1], drawn[0], centre));
         }
-      } else {
-        store_lanes(pointer<S>(out) + at, out.stride[2], count, (y + grid.shift) * grid.inverse_gamma);
+        const V scale = power(floored(own(tile.log_scale(c, 0)), grid)).value();
+        // In half-widths of a bin, from the centre of the grid.
+        V y = clamp(fma(grid.gamma * scale, logit_of(uniform(1 + c)), centre), -last, last);
+        const int64_t to = image * out.stride[0] + c * out.stride[1] + first * out.stride[2];
+        if (discrete) {
+          V k = clamp(whole_part((y + S(grid.bins)) * S(0.5)), 0, last);
+          k = k == k ? k : V{};
+          y = 2 * k - last;
+          for (int64_t l = 0; l < count; ++l) {
+            if (out.dtype == DType::u8) {
+              pointer<uint8_t>(out)[to + l * out.stride[2]] = uint8_t(k[l]);
+            } else {
+              pointer<int32_t>(out)[to + l * out.stride[2]] = int32_t(k[l]);
+            }
+          }
+        } else {
+          store_lanes(pointer<S>(out) + to, out.stride[2], count, (y + grid.shift) * grid.inverse_gamma);
+        }
+        if (c < 2) drawn[c] = y;
       }
-      if (c < 2) drawn[c] = y;
     }
   }
 }
 
 void mixture_sample(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View& uniforms,
-                    const View& out) {
-  with_floating(mixture.params.dtype, [&](auto* type) {
-    mixture_sample_pixels<std::remove_pointer_t<decltype(type)>>(mixture, image, begin, end, uniforms, out);
-  });
+                    const View& out, void* memory) {
+  if (mixture.params.dtype == DType::f64) {
+    mixture_sample_pixels<f64v>(mixture, image, begin, end, uniforms, out, memory);
+  } else {
+    mixture_sample_pixels<f32v>(mixture, image, begin, end, uniforms, out, memory);
+  }
 }
 
 }  // namespace

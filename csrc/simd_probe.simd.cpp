@@ -27,6 +27,10 @@ bool evaluate_as(const char* function, const View& x, const View& out) {
   if (is("tanh")) return map<T>(x, out, [](auto v) { return tanh(v); }), true;
   if (is("sigmoid")) return map<T>(x, out, [](auto v) { return sigmoid(v); }), true;
   if (is("softplus")) return map<T>(x, out, [](auto v) { return softplus(v); }), true;
+  if (is("power")) return map<T>(x, out, [](auto v) { return power(v).value(); }), true;
+  if (is("power_expm1")) return map<T>(x, out, [](auto v) { return power(v).expm1(); }), true;
+  if (is("mean_decay")) return map<T>(x, out, [](auto v) { return mean_decay(v); }), true;
+  if (is("fma")) return map<T>(x, out, [](auto v) { return fma(v, v, -v); }), true;
   return false;
 }
 
