@@ -292,7 +292,7 @@ void backward(const View& grad, const View& bins, const View& mean, const View& 
 template <class V>
 struct Tile {
   using S = ScalarOf<V>;
-  static constexpr int64_t kBytes = 24576, kUnit = kLockstep * Format<V>::kLanes;
+  static constexpr int64_t kBytes = 49152, kUnit = kLockstep * Format<V>::kLanes;
 
   explicit Tile(const Mixture& mixture, void* memory = nullptr)
       : k(mixture.components),
@@ -344,6 +344,14 @@ void load_tile(const View& v, int64_t image, int64_t first, int64_t count, const
   });
 }
 
+// Whether rows of floats may be written past the caches, and are too many to be found there later.
+template <class T>
+bool may_stream(const View& v, const T* rows) {
+  constexpr int64_t kLarge = 4 << 20;
+  return std::is_same_v<T, float> && v.size[0] * v.size[1] * v.size[2] > kLarge / int64_t(sizeof(T)) &&
+         reinterpret_cast<uintptr_t>(rows) % FL_BYTES == 0 && v.stride[1] * int64_t(sizeof(T)) % FL_BYTES == 0;
+}
+
 template <class V>
 void store_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
   with_floating(v.dtype, [&](auto* type) {
@@ -352,9 +360,18 @@ void store_tile(const View& v, int64_t image, int64_t first, int64_t count, cons
       constexpr int64_t lanes = Format<V>::kLanes;
       T* to = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
       const int64_t step = v.stride[2];
+      const bool streams = may_stream(v, to);
       for (int64_t p = 0; p < tile.parameters; ++p, to += v.stride[1]) {
         if (step == 1 && count == tile.width) {
-          for (int64_t j = 0; j < tile.width; j += lanes) store(to + j, tile.get(p, j));
+          for (int64_t j = 0; j < tile.width; j += lanes) {
+            if constexpr (std::is_same_v<T, float>) {
+              if (streams) {
+                stream(to + j, tile.get(p, j));
+                continue;
+              }
+            }
+            store(to + j, tile.get(p, j));
+          }
         } else {
           for (int64_t j = 0; j < count; j += lanes) {
             store_lanes(to + j * step, step, clamp_count(count - j, lanes), tile.get(p, j));
@@ -440,6 +457,37 @@ void prepare(const Tile<V>& tile, const Grid<V>& grid) {
     }
   }
 }
+
+// Asks the memory for the rows of a later tile, some lines at a time: what is asked for all at once stalls the
+// processor.
+class Ahead {
+ public:
+  // pixels [first, last) of an image, in about `calls` calls of fetch()
+  Ahead(const View& v, int64_t image, int64_t first, int64_t last, int64_t calls)
+      : row_(static_cast<const char*>(v.data) + (image * v.stride[0] + first * v.stride[2]) * size_of(v.dtype)),
+        step_(v.stride[1] * size_of(v.dtype)),
+        bytes_(v.stride[2] == 1 ? (last - first) * size_of(v.dtype) : 0),
+        rows_(bytes_ > 0 ? v.size[1] : 0),
+        each_((rows_ * ((bytes_ + 63) / 64) + calls - 1) / calls) {}
+
+  void fetch() {
+    for (int64_t i = 0; i < each_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += 64;
+      if (at_ >= bytes_) {
+        at_ = 0;
+        row_ += step_;
+        --rows_;
+      }
+    }
+  }
+
+ private:
+  static int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+  const char* row_;
+  int64_t step_, bytes_, rows_, each_, at_ = 0;
+};
 
 // weight e^exponent / below
 template <class V>
@@ -527,7 +575,7 @@ struct Totals {
 // logit) in the places of the logits and weight e^(exponent - most) in the rows of the weights; with kSlopes also
 // d log P_i in the places of the other parameters.
 template <bool kCoupled, bool kSlopes, class V>
-FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, int64_t at) {
+FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, int64_t at, Ahead& ahead) {
   V top = tile.get(tile.logit(0), at);
   for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
   Totals<V> t = {splat<V>(-ScalarOf<V>(__builtin_inf())), V{}, V{}};
@@ -547,6 +595,7 @@ FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, i
     tile.set(tile.exponent(i), at, product.exponent);
     tile.set(tile.weight(i), at, product.weight / product.below);
     t.most = larger(product.exponent, t.most);
+    ahead.fetch();
   }
   for (int64_t i = 0; i < tile.k; ++i) {
     const V weight = tile.get(tile.weight(i), at) * power(tile.get(tile.exponent(i), at) - t.most).value();
@@ -570,9 +619,11 @@ bool visit_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t 
     load_tile(mixture.params, image, first, pixels, tile);
     in_range = load_bins(mixture.bins, image, first, pixels, grid, tile) && in_range;
     prepare<kCoupled, kSlopes>(tile, grid);
+    const int64_t next = first + pixels;
+    Ahead ahead(mixture.params, image, next, next + clamp_count(end - next, tile.width), tile.k * tile.width / lanes);
     for (int64_t at = 0; at < pixels; at += lanes) {
       const int64_t count = clamp_count(pixels - at, lanes);
-      visit(at, first + at, count, total_components<kCoupled, kSlopes>(tile, grid, at));
+      visit(at, first + at, count, total_components<kCoupled, kSlopes>(tile, grid, at, ahead));
     }
     done(first, pixels);
   }

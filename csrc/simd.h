@@ -433,6 +433,25 @@ inline f32v load(const f16* p) {
 inline void store(float* p, f32v v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, f64v v) { std::memcpy(p, &v, sizeof v); }
 
+// Stores past the caches, to multiples of FL_BYTES; finish_streams() before another thread may read.
+inline void stream(float* p, f32v v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE2__)
+  _mm_stream_ps(p, (__m128)v);
+#else
+  store(p, v);
+#endif
+}
+
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 inline void store_u16(void* p, u32v bits) {
   const u16v v = __builtin_convertvector(bits, u16v);
   std::memcpy(p, &v, sizeof v);
