@@ -12,6 +12,8 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("binarize forward + backward", "eager", 2),
     ("binarize forward + backward", "torch.compile", 1),
     ("lbae-mnist training step", "reference ops", 1),
+    ("lvae-static-mnist-3 training step", "reference ops", 1),
+    ("lvae-cifar10-3 training step", "reference ops", 1),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "eager", 12),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "torch.compile", 15),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 ResidualLayout = Literal["cabdcabd", "bacdbac", "bacdbacd"]
 Nonlinearity = Literal["relu", "leakyrelu", "elu", "selu"]
 
-ACTIVATIONS: dict[Nonlinearity, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Nonlinearity, Callable[..., Tensor]] = {  # (x, inplace=False)
     "relu": F.relu,
     "leakyrelu": F.leaky_relu,  # slope 0.01
     "elu": F.elu,
@@ -119,16 +119,17 @@ class GatedResidual(nn.Module):
 
     def forward(self, x: Tensor, masks: Iterator[Tensor] | None = None) -> Tensor:
         convs, norms = iter(self.convs), iter(self.norms)
-        y = x
-        for step in self.steps:
+        y, spare = x, False  # spare: no backward pass needs y, so it may be overwritten
+        for step in self.steps if masks is not None else self.steps.replace("d", ""):
             if step == "c":
                 y = next(convs)(y)
             elif step == "b":
                 y = next(norms)(y)
             elif step == "a":
-                y = self.act(y)
-            elif masks is not None:
-                y = y * next(masks)
+                y = self.act(y, inplace=spare)
+            else:
+                y = y.mul_(next(masks)) if spare else y * next(masks)
+            spare = step != "a"
         return x + (y if self.gate is None else self.gate(y))
 
 

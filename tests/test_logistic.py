@@ -1,7 +1,9 @@
 """Discretized logistics: exact numbers, probabilities that sum to one, and accuracy everywhere."""
 
 import math
+import os
 from itertools import product
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -845,3 +847,28 @@ def test_values_beyond_the_images_range_are_refused():
     x = torch.full((1, 3, 4, 4), 1.5)
     with pytest.raises(ValueError, match="bins must be in 0 to 255"):
         discretized_logistic_mixture_log_prob(*from_pixelcnn(x, torch.zeros(1, 10, 4, 4)))
+
+
+def resident(name: str) -> int:
+    """Bytes: `VmRSS` is what the process has now, `VmHWM` the most since the last reset."""
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(row.split()[1]) for row in rows if row.startswith(name))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc of Linux")
+def test_peak_memory_is_that_of_parameters_and_gradient():
+    if "cpp" not in {row.implementation for row in ops.table() if "logistic" in row.op}:
+        pytest.skip("the reference needs more")
+
+    def differentiate(n):
+        params = torch.randn(n, 100, 32, 32, requires_grad=True)
+        bins = torch.zeros(n, 3, 32, 32, dtype=torch.uint8)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        log_prob = discretized_logistic_mixture_log_prob(bins, params).sum()
+        gradient = torch.autograd.grad(log_prob, params)[0]
+        return params.nbytes, params.nbytes + resident("VmHWM") - before, gradient
+
+    differentiate(1)
+    size, peak, _ = differentiate(128)
+    assert peak < 1.2 * (size + size)
