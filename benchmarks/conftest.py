@@ -59,5 +59,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     ]
     commit = {"commit": output_json["commit_info"].get("id"), "date": output_json["datetime"]}
     machine = output_json["machine_info"]
+    files = sorted({Path(row["fullname"].split("::")[0]).name for row in output_json["benchmarks"]})
+    every = files == sorted(path.name for path in Path(__file__).parent.glob("bench_*.py"))
+    command = "make bench" if every else f"pytest {' '.join(f'benchmarks/{f}' for f in files)}"
     output_json.clear()
-    output_json.update(commit, machine=machine, command="make bench", rows=rows)
+    output_json.update(commit, machine=machine, command=command, rows=rows)

@@ -12,7 +12,6 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("binarize forward + backward", "eager", 2),
     ("binarize forward + backward", "torch.compile", 1),
     ("lbae-mnist training step", "reference ops", 1),
-    ("lvae-static-mnist-3 training step", "reference ops", 1),
     ("lvae-cifar10-3 training step", "reference ops", 1),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "eager", 12),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "torch.compile", 15),
@@ -52,9 +51,10 @@ def table(path: Path) -> str:
         for what, rival, least in GOALS
         if (what, rival) in median
     ]
-    packed = median["binary_moments", "fastlatent from float32 codes"]
-    with_packing = median["binary_moments", "torch.mm float32"] / packed
-    goals.append(("binary_moments, packing included", "torch.mm float32", 8, with_packing))
+    packed = median.get(("binary_moments", "fastlatent from float32 codes"))
+    if packed is not None:
+        with_packing = median["binary_moments", "torch.mm float32"] / packed
+        goals.append(("binary_moments, packing included", "torch.mm float32", 8, with_packing))
     for what, rival, least, measured in goals:
         verdict = "met" if measured >= least else "**missed**"
         lines.append(f"| {what} against {rival} | {least} | {measured:.3g} | {verdict} |")

@@ -1,6 +1,8 @@
 #include "logistic.h"
 
 #include <atomic>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -60,13 +62,19 @@ template <class F>
 void for_blocks(const Mixture& mixture, int threads, int64_t scratch_bytes, const F& run) {
   const int64_t n = mixture.params.size[0], s = mixture.params.size[2], blocks = blocks_of(s);
   const int64_t bytes = (s < kBlock ? s : kBlock) * mixture.params.size[1] * 8;
+  std::atomic<bool> out_of_memory{false};
   parallel_for(n * blocks, bytes, threads, [&](int64_t begin, int64_t end) {
-    std::vector<Line> scratch(size_t(scratch_bytes / 64 + 1));
+    const std::unique_ptr<Line[]> scratch(new (std::nothrow) Line[size_t(scratch_bytes / 64 + 1)]);
+    if (!scratch) {
+      out_of_memory = true;
+      return;
+    }
     for (int64_t block = begin; block < end; ++block) {
       const int64_t image = block / blocks, first = block % blocks * kBlock;
-      run(image, first, first + kBlock < s ? first + kBlock : s, block, scratch.data());
+      run(image, first, first + kBlock < s ? first + kBlock : s, block, scratch.get());
     }
   });
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Log-probabilities of discretized logistics, single and mixed, their gradients and samples. fastlatent/ops/logistic.py
+// Log-probabilities of discretized logistics, single and mixed, their gradients and samples. fastlatent/ops/logistic
 // is the definition and holds the notation.
 #pragma once
 

@@ -664,6 +664,7 @@ void mixture_backward_pixels(const Mixture& mixture, int64_t image, int64_t begi
   visit_pixels<kCoupled, true>(mixture, image, begin, end, tile, visit, [&](int64_t first, int64_t pixels) {
     store_tile(params_grad, image, first, pixels, tile);
   });
+  finish_streams();
 }
 
 template <class F>
@@ -762,7 +763,8 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         if (mixture.coupled && c == 2) {
           centre = fma(coupling.tau[2], drawn[1], fma(coupling.tau[1], drawn[0], centre));
         }
-        const V scale = power(floored(own(tile.log_scale(c, 0)), grid)).value();
+        const V log_scale = smaller(floored(own(tile.log_scale(c, 0)), grid), splat<V>(Format<V>::kPowerMax));
+        const V scale = power(log_scale).value();
         // In half-widths of a bin, from the centre of the grid.
         V y = clamp(fma(grid.gamma * scale, logit_of(uniform(1 + c)), centre), -last, last);
         const int64_t to = image * out.stride[0] + c * out.stride[1] + first * out.stride[2];

@@ -64,7 +64,7 @@ class TrainConfig:
     """Scale the gradient down to this norm where it is longer."""
     skip: int = 0
     """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
-    them; 0: stop at the first."""
+    them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
     ema: float | None = None
     """Keep an exponential moving average of the weights with this decay (such as 0.999) and
     evaluate, save and sample that."""
@@ -343,8 +343,8 @@ _PRESETS = (
         epochs=3900,
     ),
     Preset(
-        "1,797 handwritten digits, a ladder of 3 small layers; needs no files. "
-        "Result and time: not measured yet.",
+        "1,797 handwritten digits, a ladder of 3 small layers; needs no files. Test -ELBO 286.0 "
+        "nats, 282.2 by 1,000 samples, after 4 min 25 s on 2 CPU cores.",
         TrainConfig(
             name="lvae-digits",
             model=LVAEConfig(

@@ -849,6 +849,53 @@ def test_values_beyond_the_images_range_are_refused():
         discretized_logistic_mixture_log_prob(*from_pixelcnn(x, torch.zeros(1, 10, 4, 4)))
 
 
+@pytest.mark.parametrize(
+    "n, c, size, dtype",
+    [
+        (2, 3, (33, 33), torch.float32),
+        (1, 3, (20, 31), torch.bfloat16),
+        (2, 1, (33, 17), torch.float64),
+        (11, 3, (32, 32), torch.float32),  # a gradient that is too large for the caches
+    ],
+)
+def test_images_of_many_blocks(n, c, size, dtype):
+    """Kernels work on 256 pixels at a time, and on parts of those that fit into the cache."""
+    make = torch.Generator().manual_seed(1)
+    bins = torch.randint(0, 256, (n, c, *size), generator=make, dtype=torch.uint8)
+    params = torch.randn((n, 100 if c == 3 else 30, *size), generator=make).to(dtype)
+    values = {}
+    for kind in ("none", "image"):
+        for impl in ("auto", "torch"):
+            leaf = params.clone().requires_grad_(True)
+            with ops.use(impl):
+                value = discretized_logistic_mixture_log_prob(bins, leaf, reduction=kind)
+                weights = torch.arange(1.0, 1 + value.numel(), dtype=value.dtype).view_as(value)
+                value.backward(weights / value.numel())
+            values[impl] = value.detach(), leaf.grad.double()
+        rounding = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(values["auto"][0], values["torch"][0], rtol=2e-6, atol=2e-5)
+        torch.testing.assert_close(values["auto"][1], values["torch"][1], rtol=rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("log_scale", [100.0, 1000.0])
+def test_huge_scales_draw_the_ends(log_scale):
+    flat = torch.tensor([0.0, log_scale]).view(1, 2, 1, 1)
+    params = torch.cat([torch.zeros(1, 1, 1, 1), flat], 1).expand(-1, -1, 1, 2).contiguous()
+    uniforms = torch.tensor([[0.5, 0.5], [0.1, 0.9]]).view(1, 2, 1, 2)
+    bins = discretized_logistic_mixture_sample(params, uniforms)
+    assert bins.flatten().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("op", [discretized_logistic_mean, discretized_logistic_mode])
+def test_values_of_one_logistic_are_checked(op):
+    with pytest.raises(ValueError, match="mean and log_scale must have shapes that broadcast"):
+        op(torch.zeros(3), torch.zeros(4))
+    with pytest.raises(TypeError, match="mean must be a tensor, got list"):
+        op([0.0], torch.zeros(1))
+    with pytest.raises(TypeError, match="mean must have dtype"):
+        op(torch.zeros(1, dtype=torch.int32), torch.zeros(1))
+
+
 def resident(name: str) -> int:
     """Bytes: `VmRSS` is what the process has now, `VmHWM` the most since the last reset."""
     rows = Path("/proc/self/status").read_text().splitlines()

@@ -43,6 +43,10 @@ class LatentModel(nn.Module, ABC):
         """Real latents from the prior (n, d): N(0, I) unless the family has another."""
         return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
 
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """How training lays out the weights, and by them the features, on a device."""
+        return torch.channels_last
+
     @property
     def data_dependent(self) -> bool:
         """Whether training begins with `initialise`."""

@@ -1,8 +1,9 @@
 """Kernels to drop into other code: torch in, torch out, on CPU and CUDA.
 
-Every function has a `.reference` in plain PyTorch, works under autograd, torch.compile and
-torch.func, and names argument and expectation when it is called wrongly. `table()` tells which
-kernel serves which op.
+Every function that stands for a kernel has a `.reference` in plain PyTorch and works under
+autograd, torch.compile and torch.func; means, modes and the sampler of one logistic are made of
+these and of plain PyTorch. All name argument and expectation when they are called wrongly.
+`table()` tells which kernel serves which op.
 """
 
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use

@@ -231,6 +231,14 @@ def _plane(params, index, stride, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _place(pixels, BLOCK: tl.constexpr):
+    """The image and the block of its pixels; one axis, since CUDA's others end at 65,535."""
+    blocks = tl.cdiv(pixels, BLOCK)
+    program = tl.program_id(0)
+    return (program // blocks).to(tl.int64), (program % blocks).to(tl.int64)
+
+
+@triton.jit
 def _top(params, plane_stride, inside, K, WIDE: tl.constexpr):
     top = tl.load(params, inside, other=0).to(WIDE)
     for i in range(1, K):
@@ -336,6 +344,14 @@ def _sums(
 
 
 @triton.jit
+def _place(pixels, BLOCK: tl.constexpr):
+    """The image and the block of its pixels; on one axis, since CUDA's others end at 65,535."""
+    blocks = tl.cdiv(pixels, BLOCK)
+    program = tl.program_id(0)
+    return (program // blocks).to(tl.int64), (program % blocks).to(tl.int64)
+
+
+@triton.jit
 def mixture_kernel(
     bins,  # (n, C, pixels)
     params,  # (n, p, pixels)
@@ -359,8 +375,7 @@ def mixture_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1).to(tl.int64)
+    image, block = _place(pixels, BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     _, most, total, z = _sums(
@@ -372,7 +387,7 @@ def mixture_kernel(
     value = most + (tl.log(total) - tl.log(z))
     if SUM:
         sums = tl.sum(tl.where(inside, value, 0.0), 0)
-        tl.store(out + image * tl.num_programs(1) + block, sums)
+        tl.store(out + image * tl.cdiv(pixels, BLOCK) + block, sums)
     else:
         tl.store(out + image * pixels + pixel, value, inside)
 
@@ -411,8 +426,8 @@ def mixture_backward_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
-    pixel = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    image, block = _place(pixels, BLOCK)
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     bins += image * bins_image + pixel * bins_pixel
     params += image * params_image + pixel * params_pixel
@@ -499,8 +514,8 @@ def sample_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
-    pixel = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    image, block = _place(pixels, BLOCK)
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     params += image * params_image + pixel * params_pixel
     uniforms += image * uniforms_image + pixel * uniforms_pixel
@@ -630,7 +645,7 @@ def discretized_logistic_mixture_log_prob(
     out = torch.empty((n, blocks) if total else (n, h, w), dtype=dtype, device=params.device)
     if out.numel():
         with torch.cuda.device_of(params):
-            mixture_kernel[n, blocks](
+            mixture_kernel[(n * blocks,)](
                 planes,
                 weights,
                 out,
@@ -664,7 +679,7 @@ def discretized_logistic_mixture_backward(
     upstream = upstream[:, None].expand(n, h * w) if grad.dim() == 1 else upstream.flatten(1)
     if out.numel():
         with torch.cuda.device_of(params):
-            mixture_backward_kernel[n, triton.cdiv(h * w, _BLOCK)](
+            mixture_backward_kernel[(n * triton.cdiv(h * w, _BLOCK),)](
                 upstream,
                 planes,
                 weights,
@@ -707,7 +722,7 @@ def _sample(
     out = torch.empty((n, c - 1, h, w), dtype=dtype, device=params.device)
     if out.numel():
         with torch.cuda.device_of(params):
-            sample_kernel[n, triton.cdiv(h * w, _BLOCK)](
+            sample_kernel[(n * triton.cdiv(h * w, _BLOCK),)](
                 weights,
                 drivers,
                 out,

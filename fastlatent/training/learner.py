@@ -102,10 +102,9 @@ class Learner:
         self.config = config
         self.accelerator = accelerator
         set_seed(config.seed, device_specific=True)
-        # The layout that convolutions compute in fastest, on CPUs and tensor cores alike.
-        self.model = build(config.model, config.seed).to(
-            accelerator.device, memory_format=torch.channels_last
-        )
+        model = build(config.model, config.seed)
+        device = accelerator.device
+        self.model = model.to(device, memory_format=model.memory_format(device))
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
             if config.ema
@@ -121,7 +120,8 @@ class Learner:
         self._skipped_in_a_row = 0
         # Batch normalisation's running statistics, which a step that is left out must not spoil.
         self._statistics = [part for part in self.model.buffers() if part.is_floating_point()]
-        self._kept_statistics = [part.clone() for part in self._statistics] if config.skip else []
+        spoils = config.skip or config.precision == "fp16"
+        self._kept_statistics = [part.clone() for part in self._statistics] if spoils else []
 
     @property
     def chosen(self) -> LatentModel:
@@ -151,7 +151,7 @@ class Learner:
         """One optimizer step, the gradient summed up over its parts."""
         self.objective.train()
         self.model.begin_step(step)
-        if self.config.skip:
+        if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         seen = []
         finite = True
@@ -202,7 +202,7 @@ class Learner:
 
     def _leave_out(self, step: int, seen: list[dict[str, Tensor]]) -> None:
         """Undo what the forward pass of a step did that is to be left out, and count the step."""
-        torch._foreach_copy_(self._statistics, self._kept_statistics)
+        self._restore_statistics()
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row > self.config.skip:
@@ -217,6 +217,7 @@ class Learner:
 
     def _count_overflow(self, step: int) -> None:
         """The loss scaler skips a few steps while it looks for a scale; many are the end."""
+        self._restore_statistics()
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == OVERFLOW_LIMIT:
@@ -224,6 +225,10 @@ class Learner:
                 f"fp16 overflowed in each of the {OVERFLOW_LIMIT} steps up to step {step}; "
                 "use --precision bf16 or a lower --lr"
             )
+
+    def _restore_statistics(self) -> None:
+        if self._kept_statistics:
+            torch._foreach_copy_(self._statistics, self._kept_statistics)
 
     def check_losses(self) -> None:
         """Diverged when the loss of a step was not finite; asks all ranks."""

@@ -38,6 +38,19 @@ def check_params(op: str, params: Tensor, channels: int, coupled: bool | None, g
         )
 
 
+def check_values(op: str, **values: Tensor) -> None:
+    """Floating tensors of one dtype and device whose shapes broadcast."""
+    for name, value in values.items():
+        _check.tensor(op, name, value, None, _check.FLOATING)
+    _check.alike(op, **values)
+    shapes = [tuple(value.shape) for value in values.values()]
+    try:
+        torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        names = " and ".join(values)
+        raise ValueError(f"{op}: {names} must have shapes that broadcast; got {shapes}") from None
+
+
 def check_bins(op: str, bins: Tensor, params: Tensor, n_bins: int) -> None:
     if bins.device != params.device:
         raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import Kernel, register, threads
-from fastlatent.ops.logistic.arguments import check_grid, check_params, is_coupled
+from fastlatent.ops.logistic.arguments import check_grid, check_params, check_values, is_coupled
 from fastlatent.ops.logistic.cell import Grid, clamped, widen
 from fastlatent.ops.logistic.mixture import (
     Planes,
@@ -226,6 +226,22 @@ def discretized_logistic_mixture_sample(
     return draw(params, uniforms, coupled, n_bins, grid, min_log_scale)
 
 
+def _sample_reference(
+    params: Tensor,
+    uniforms: Tensor,
+    kind: Literal["quantized", "continuous"] = "quantized",
+    coupled: bool | None = None,
+    n_bins: int = 256,
+    grid: Literal["centred", "symmetric", "unit"] = "centred",
+    min_log_scale: float | None = -7.0,
+) -> Tensor:
+    draw = _quantized_reference if kind == "quantized" else _continuous_reference
+    return draw(params, uniforms, coupled, n_bins, grid, min_log_scale)
+
+
+discretized_logistic_mixture_sample.reference = _sample_reference  # type: ignore[attr-defined]
+
+
 def discretized_logistic_sample(
     mean: Tensor,  # (...)
     log_scale: Tensor,  # (...)
@@ -235,7 +251,16 @@ def discretized_logistic_sample(
     grid: Literal["centred", "symmetric", "unit"] = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:  # (...): uint8 (int32 beyond 256 bins), or floats on the grid's scale
-    """Sample by the quantiles of one logistic for each value; see the mixture's sampler."""
+    """Sample by the quantiles of one logistic for each value; see the mixture's sampler.
+
+    Raises TypeError and ValueError as there, and for shapes that don't broadcast.
+    """
+    op = "discretized_logistic_sample"
+    _check.choice(op, "kind", kind, KINDS)
+    check_grid(op, n_bins, grid, min_log_scale)
+    check_values(op, mean=mean, log_scale=log_scale)
+    check_values(op, mean=widen(mean), uniforms=uniforms)
+    check_values(op, log_scale=widen(log_scale), uniforms=uniforms)
     shape = torch.broadcast_shapes(mean.shape, log_scale.shape, uniforms.shape)
     flat = [x.expand(shape).reshape(1, 1, 1, -1) for x in (mean, log_scale, uniforms)]
     params = torch.cat([torch.zeros_like(flat[0]), flat[0], flat[1]], 1)
@@ -257,6 +282,7 @@ def discretized_logistic_mean(
     The mean of "continuous" samples, within half a bin of that of "quantized" ones.
     """
     check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
+    check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
     of = Grid.of(grid, n_bins, min_log_scale)
     middle = _clipped_mean(of.gamma * widen(mean) - of.shift, widen(log_scale), of)
     return (middle + of.shift) / of.gamma
@@ -329,6 +355,7 @@ def discretized_logistic_mode(
 ) -> Tensor:  # (...) uint8 (int32 beyond 256 bins)
     """The likeliest bin of each value: the one that holds the mean, or an open one."""
     check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
+    check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
     of = Grid.of(grid, n_bins, min_log_scale)
     middle = of.gamma * widen(mean) - of.shift
     options = (n_bins, grid, min_log_scale)
