@@ -611,7 +611,7 @@ template <bool kCoupled, bool kSlopes, class V, class F, class H>
 bool visit_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const Tile<V>& tile,
                   const F& visit, const H& done) {
   constexpr int64_t lanes = Format<V>::kLanes;
-  const FlushSubnormals flush;
+  const unsigned mode = flush_subnormals();
   const Grid<V> grid(mixture.grid);
   bool in_range = true;
   for (int64_t first = begin; first < end; first += tile.width) {
@@ -627,6 +627,7 @@ bool visit_pixels(const Mixture& mixture, int64_t image, int64_t begin, int64_t 
     }
     done(first, pixels);
   }
+  restore_subnormals(mode);
   return in_range;
 }
 

@@ -155,18 +155,23 @@ inline V fma_by_parts(V a, V b, V c) {
 }
 #endif
 
-// While one lives, results below the smallest normal number become 0: some processors compute them a hundred times
-// slower.
-class FlushSubnormals {
- public:
+// From here on results below the smallest normal number become 0, since some processors compute them a hundred times
+// slower; gives what restores the state before. No destructor does that: it would drag in exception handling.
+inline unsigned flush_subnormals() {
 #if defined(__SSE2__)
-  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
-  ~FlushSubnormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | _MM_FLUSH_ZERO_ON);
+  return before;
+#else
+  return 0;
 #endif
-};
+}
+
+inline void restore_subnormals([[maybe_unused]] unsigned before) {
+#if defined(__SSE2__)
+  _mm_setcsr(before);
+#endif
+}
 
 // The larger and the smaller of two; NaN where `a` is NaN.
 template <class V>

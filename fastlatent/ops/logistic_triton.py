@@ -231,7 +231,7 @@ def _plane(params, index, stride, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _place(pixels, BLOCK: tl.constexpr):
+def _block_of(pixels, BLOCK: tl.constexpr):
     """The image and the block of its pixels; one axis, since CUDA's others end at 65,535."""
     blocks = tl.cdiv(pixels, BLOCK)
     program = tl.program_id(0)
@@ -344,14 +344,6 @@ def _sums(
 
 
 @triton.jit
-def _place(pixels, BLOCK: tl.constexpr):
-    """The image and the block of its pixels; on one axis, since CUDA's others end at 65,535."""
-    blocks = tl.cdiv(pixels, BLOCK)
-    program = tl.program_id(0)
-    return (program // blocks).to(tl.int64), (program % blocks).to(tl.int64)
-
-
-@triton.jit
 def mixture_kernel(
     bins,  # (n, C, pixels)
     params,  # (n, p, pixels)
@@ -375,7 +367,7 @@ def mixture_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image, block = _place(pixels, BLOCK)
+    image, block = _block_of(pixels, BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     _, most, total, z = _sums(
@@ -426,7 +418,7 @@ def mixture_backward_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image, block = _place(pixels, BLOCK)
+    image, block = _block_of(pixels, BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     bins += image * bins_image + pixel * bins_pixel
@@ -514,7 +506,7 @@ def sample_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    image, block = _place(pixels, BLOCK)
+    image, block = _block_of(pixels, BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     params += image * params_image + pixel * params_pixel
