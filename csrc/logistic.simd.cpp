@@ -754,8 +754,8 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
       };
       Coupling<V> coupling = {};
       if (mixture.coupled) {
-        coupling =
-            coupling_of<V>({own(tile.coefficient(0, 0)), own(tile.coefficient(1, 0)), own(tile.coefficient(2, 0))});
+        const V raw[3] = {own(tile.coefficient(0, 0)), own(tile.coefficient(1, 0)), own(tile.coefficient(2, 0))};
+        coupling = coupling_of(raw);
       }
       V drawn[2] = {};
       for (int64_t c = 0; c < mixture.channels; ++c) {
