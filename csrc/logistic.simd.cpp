@@ -752,11 +752,9 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         for (int64_t l = 0; l < lanes; ++l) some[l] = tile.data[parameter * tile.width + offset[l]];
         return load(some);
       };
-      Coupling<V> coupling = {};
-      if (mixture.coupled) {
-        const V raw[3] = {own(tile.coefficient(0, 0)), own(tile.coefficient(1, 0)), own(tile.coefficient(2, 0))};
-        coupling = coupling_of(raw);
-      }
+      V raw[3] = {};
+      for (int64_t j = 0; mixture.coupled && j < 3; ++j) raw[j] = own(tile.coefficient(j, 0));
+      const Coupling<V> coupling = coupling_of(raw);
       V drawn[2] = {};
       for (int64_t c = 0; c < mixture.channels; ++c) {
         V centre = fma(splat<V>(grid.gamma), own(tile.mean(c, 0)), splat<V>(-grid.shift));
