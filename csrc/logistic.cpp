@@ -59,12 +59,13 @@ Mixture mixture_of(const View& bins, const View& params, bool coupled, const Log
 
 // Calls run(image, begin, end, block, scratch) for each block of pixels of each image.
 template <class F>
-void for_blocks(const Mixture& mixture, int threads, int64_t scratch_bytes, const F& run) {
+void for_blocks(const Mixture& mixture, int threads, const F& run) {
   const int64_t n = mixture.params.size[0], s = mixture.params.size[2], blocks = blocks_of(s);
   const int64_t bytes = (s < kBlock ? s : kBlock) * mixture.params.size[1] * 8;
+  const size_t lines = size_t(FL_KERNELS(logistic).scratch(mixture) / 64 + 1);
   std::atomic<bool> out_of_memory{false};
   parallel_for(n * blocks, bytes, threads, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<Line[]> scratch(new (std::nothrow) Line[size_t(scratch_bytes / 64 + 1)]);
+    const std::unique_ptr<Line[]> scratch(new (std::nothrow) Line[lines]);
     if (!scratch) {
       out_of_memory = true;
       return;
@@ -126,13 +127,11 @@ void logistic_mixture_log_prob(const View& bins, const View& params, bool couple
   const auto& kernels = FL_KERNELS(logistic);
   std::vector<double> sums(size_t(n * blocks));
   std::atomic<bool> in_range{true};
-  for_blocks(mixture, threads, kernels.scratch(mixture),
-             [&](int64_t image, int64_t begin, int64_t end, int64_t block, void* scratch) {
-               bool good = true;
-               sums[size_t(block)] =
-                   kernels.mixture_log_prob(mixture, image, begin, end, each ? &out : nullptr, scratch, good);
-               if (!good) in_range = false;
-             });
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t block, void* scratch) {
+    bool good = true;
+    sums[size_t(block)] = kernels.mixture_log_prob(mixture, image, begin, end, each ? &out : nullptr, scratch, good);
+    if (!good) in_range = false;
+  });
   expect_in_range(in_range, "discretized_logistic_mixture_log_prob", mixture.grid);
   for (int64_t i = 0; !each && i < n; ++i) {
     double total = 0;
@@ -159,10 +158,9 @@ void logistic_mixture_backward(const View& grad, const View& bins, const View& p
              params_grad.size[1] == params.size[1] && params_grad.size[2] == s,
          "core: params_grad must be like params");
   const auto& kernels = FL_KERNELS(logistic);
-  for_blocks(mixture, threads, kernels.scratch(mixture),
-             [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
-               kernels.mixture_backward(mixture, image, begin, end, grad, params_grad, scratch);
-             });
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+    kernels.mixture_backward(mixture, image, begin, end, grad, params_grad, scratch);
+  });
 }
 
 void logistic_mixture_sample(const View& params, const View& uniforms, bool coupled, int64_t n_bins, double gamma,
@@ -175,10 +173,9 @@ void logistic_mixture_sample(const View& params, const View& uniforms, bool coup
              uniforms.size[1] == 1 + mixture.channels && uniforms.size[2] == params.size[2],
          "core: uniforms must be (n, 1 + c, s)");
   const auto& kernels = FL_KERNELS(logistic);
-  for_blocks(mixture, threads, kernels.scratch(mixture),
-             [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
-               kernels.mixture_sample(mixture, image, begin, end, uniforms, out, scratch);
-             });
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+    kernels.mixture_sample(mixture, image, begin, end, uniforms, out, scratch);
+  });
 }
 
 }  // namespace fl

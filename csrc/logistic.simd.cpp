@@ -208,8 +208,7 @@ FL_INLINE V log_prob_of(const Cell<V>& c) {
   return ((c.delta > 1) & (share >= ScalarOf<V>(0.5)) ? log1p(-missing) : log(share)) - c.decay;
 }
 
-// Calls visit(at, count, bins, mean, log_scale, cell) for each vector of elements; returns whether all bins are in
-// range.
+// Calls visit(at, count, cell, log_scale, grid) for each vector of elements; returns whether all bins are in range.
 template <class T, class F>
 bool visit_elements(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& of, int64_t begin,
                     int64_t end, const F& visit) {
@@ -323,67 +322,64 @@ struct Tile {
   S* data;
 };
 
-template <class V>
-void load_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
+// Calls visit(row, p) for each parameter p of an image, `row` typed and at pixel `first`.
+template <class V, class F>
+void for_rows(const View& v, int64_t image, int64_t first, const Tile<V>& tile, const F& visit) {
   with_floating(v.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (std::is_same_v<VectorOf<T>, V>) {
-      constexpr int64_t lanes = Format<V>::kLanes;
-      const T* from = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
-      const int64_t step = v.stride[2];
-      for (int64_t p = 0; p < tile.parameters; ++p, from += v.stride[1]) {
-        if (step == 1 && count == tile.width) {
-          for (int64_t j = 0; j < tile.width; j += lanes) tile.set(p, j, load(from + j));
-        } else {
-          for (int64_t j = 0; j < tile.width; j += lanes) {
-            tile.set(p, j, load_lanes(from + j * step, step, clamp_count(count - j, lanes)));
-          }
-        }
+      T* row = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
+      for (int64_t p = 0; p < tile.parameters; ++p, row += v.stride[1]) visit(row, p);
+    }
+  });
+}
+
+template <class V>
+void load_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
+  constexpr int64_t lanes = Format<V>::kLanes;
+  const int64_t step = v.stride[2];
+  for_rows(v, image, first, tile, [&](const auto* from, int64_t p) {
+    if (step == 1 && count == tile.width) {
+      for (int64_t j = 0; j < tile.width; j += lanes) tile.set(p, j, load(from + j));
+    } else {
+      for (int64_t j = 0; j < tile.width; j += lanes) {
+        tile.set(p, j, load_lanes(from + j * step, step, clamp_count(count - j, lanes)));
       }
     }
   });
 }
 
-// Whether rows of floats may be written past the caches, and are too many to be found there later.
+// Whether a row may be written past the caches: of floats that are too many to be found there later.
 template <class T>
-bool may_stream(const View& v, const T* rows) {
+bool may_stream(const View& v, const T* row) {
   constexpr int64_t kLarge = 4 << 20;
   return std::is_same_v<T, float> && v.size[0] * v.size[1] * v.size[2] > kLarge / int64_t(sizeof(T)) &&
-         reinterpret_cast<uintptr_t>(rows) % FL_BYTES == 0 && v.stride[1] * int64_t(sizeof(T)) % FL_BYTES == 0;
+         reinterpret_cast<uintptr_t>(row) % FL_BYTES == 0;
 }
 
 template <class V>
 void store_tile(const View& v, int64_t image, int64_t first, int64_t count, const Tile<V>& tile) {
-  with_floating(v.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if constexpr (std::is_same_v<VectorOf<T>, V>) {
-      constexpr int64_t lanes = Format<V>::kLanes;
-      T* to = pointer<T>(v) + image * v.stride[0] + first * v.stride[2];
-      const int64_t step = v.stride[2];
-      const bool streams = may_stream(v, to);
-      for (int64_t p = 0; p < tile.parameters; ++p, to += v.stride[1]) {
-        if (step == 1 && count == tile.width) {
-          for (int64_t j = 0; j < tile.width; j += lanes) {
-            if constexpr (std::is_same_v<T, float>) {
-              if (streams) {
-                stream(to + j, tile.get(p, j));
-                continue;
-              }
-            }
-            store(to + j, tile.get(p, j));
-          }
-        } else {
-          for (int64_t j = 0; j < count; j += lanes) {
-            store_lanes(to + j * step, step, clamp_count(count - j, lanes), tile.get(p, j));
-          }
-        }
+  constexpr int64_t lanes = Format<V>::kLanes;
+  const int64_t step = v.stride[2];
+  for_rows(v, image, first, tile, [&](auto* to, int64_t p) {
+    if (step == 1 && count == tile.width && may_stream(v, to)) {
+      for (int64_t j = 0; j < tile.width; j += lanes) stream(to + j, tile.get(p, j));
+    } else {
+      for (int64_t j = 0; j < count; j += lanes) {
+        store_lanes(to + j * step, step, clamp_count(count - j, lanes), tile.get(p, j));
       }
     }
   });
 }
 
+// Calls f with a vector of the precision in which the mixture is computed.
+template <class F>
+auto with_vector(const Mixture& mixture, const F& f) {
+  return mixture.params.dtype == DType::f64 ? f(f64v()) : f(f32v());
+}
+
 int64_t scratch(const Mixture& mixture) {
-  return mixture.params.dtype == DType::f64 ? Tile<f64v>(mixture).bytes() : Tile<f32v>(mixture).bytes();
+  return with_vector(mixture, [&](auto v) { return Tile<decltype(v)>(mixture).bytes(); });
 }
 
 template <class V>
@@ -402,11 +398,6 @@ bool load_bins(const View& v, int64_t image, int64_t first, int64_t count, const
     }
   }
   return !any<V>(wrong);
-}
-
-template <class V>
-FL_INLINE Bin<V> bin_of(const Tile<V>& tile, int64_t c, int64_t at) {
-  return {tile.get(tile.bin(c), at), tile.get(tile.bin(c) + 1, at), tile.get(tile.bin(c) + 2, at)};
 }
 
 // tanh of the coefficients of a component and its derivative
@@ -505,6 +496,16 @@ struct Product {
   }
 };
 
+template <class V>
+FL_INLINE Place<V> place_of(const Tile<V>& tile, int64_t c, int64_t i, int64_t at, const Grid<V>& grid) {
+  return {{tile.get(tile.bin(c), at), tile.get(tile.bin(c) + 1, at), tile.get(tile.bin(c) + 2, at)},
+          tile.get(tile.mean(c, i), at),
+          tile.get(tile.log_scale(c, i), at),
+          tile.get(tile.inverse_scale(c, i), at),
+          grid.gamma,
+          grid.shift};
+}
+
 // Multiplies `product` with the cells of component i; with kSlopes also puts the derivatives of their log-probabilities
 // in the places of the parameters.
 template <bool kSlopes, class V>
@@ -514,12 +515,7 @@ FL_INLINE void multiply_coupled(const Tile<V>& tile, int64_t i, int64_t at, cons
                     tile.get(tile.coefficient(2, i), at)};
   Place<V> place[3];
   for (int c = 0; c < 3; ++c) {
-    place[c] = {bin_of(tile, c, at),
-                tile.get(tile.mean(c, i), at),
-                tile.get(tile.log_scale(c, i), at),
-                tile.get(tile.inverse_scale(c, i), at),
-                grid.gamma,
-                grid.shift};
+    place[c] = place_of(tile, c, i, at, grid);
     if (c > 0) {
       place[c].mean *= grid.gamma;
       place[c].unit = 1;
@@ -550,8 +546,7 @@ template <bool kSlopes, class V>
 FL_INLINE void multiply_uncoupled(const Tile<V>& tile, int64_t i, int64_t at, const Grid<V>& grid,
                                   Product<V>& product) {
   for (int64_t c = 0; c < tile.channels; ++c) {
-    const Place<V> place[1] = {{bin_of(tile, c, at), tile.get(tile.mean(c, i), at), tile.get(tile.log_scale(c, i), at),
-                                tile.get(tile.inverse_scale(c, i), at), grid.gamma, grid.shift}};
+    const Place<V> place[1] = {place_of(tile, c, i, at, grid)};
     Cell<V> cell[1];
     cells_of(place, grid, cell);
     product.multiply(cell[0]);
@@ -571,20 +566,26 @@ struct Totals {
   V sum;   // sum of weight e^(exponent - most)
 };
 
+// Puts e^(logit - largest logit) in the places of the logits and its exponent in the rows of the exponents; their sum.
+template <class V>
+FL_INLINE V exponentiate_logits(const Tile<V>& tile, int64_t at) {
+  V top = tile.get(tile.logit(0), at), z = {};
+  for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
+  for (int64_t i = 0; i < tile.k; ++i) {
+    const V logit = tile.get(tile.logit(i), at) - top, prior = power(logit).value();
+    tile.set(tile.logit(i), at, prior);
+    tile.set(tile.exponent(i), at, logit);
+    z += prior;
+  }
+  return z;
+}
+
 // In linear space around the largest exponent: log sum_i pi_i P_i = most + log(sum) - log(z). Leaves e^(logit - largest
 // logit) in the places of the logits and weight e^(exponent - most) in the rows of the weights; with kSlopes also
 // d log P_i in the places of the other parameters.
 template <bool kCoupled, bool kSlopes, class V>
 FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, int64_t at, Ahead& ahead) {
-  V top = tile.get(tile.logit(0), at);
-  for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
-  Totals<V> t = {splat<V>(-ScalarOf<V>(__builtin_inf())), V{}, V{}};
-  for (int64_t i = 0; i < tile.k; ++i) {
-    const V logit = tile.get(tile.logit(i), at) - top, prior = power(logit).value();
-    tile.set(tile.logit(i), at, prior);
-    tile.set(tile.exponent(i), at, logit);
-    t.z += prior;
-  }
+  Totals<V> t = {splat<V>(-ScalarOf<V>(__builtin_inf())), exponentiate_logits(tile, at), V{}};
   for (int64_t i = 0; i < tile.k; ++i) {
     Product<V> product = {tile.get(tile.exponent(i), at), splat<V>(1), splat<V>(1)};
     if constexpr (kCoupled) {
@@ -670,12 +671,10 @@ void mixture_backward_pixels(const Mixture& mixture, int64_t image, int64_t begi
 
 template <class F>
 void with_kind(const Mixture& mixture, const F& f) {
-  const auto with_coupling = [&](auto v) {
+  with_vector(mixture, [&](auto v) {
     if (mixture.coupled) return f(std::true_type(), v);
     return f(std::false_type(), v);
-  };
-  if (mixture.params.dtype == DType::f64) return with_coupling(f64v());
-  return with_coupling(f32v());
+  });
 }
 
 double mixture_log_prob(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View* out,
@@ -710,18 +709,11 @@ V whole_part(V x) {  // floor, for |x| < 2^22
 // The smallest component whose cumulated probability exceeds u, for each lane.
 template <class V>
 V drawn_component(const Tile<V>& tile, int64_t at, V u) {
-  V top = tile.get(tile.logit(0), at);
-  for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
-  V z = {};
-  for (int64_t i = 0; i < tile.k; ++i) {
-    const V weight = power(tile.get(tile.logit(i), at) - top).value();
-    tile.set(tile.logit(i), at, weight);
-    z += weight;
-  }
+  const V threshold = u * exponentiate_logits(tile, at);
   V sum = {}, passed = {};
   for (int64_t i = 0; i + 1 < tile.k; ++i) {
     sum += tile.get(tile.logit(i), at);
-    passed = sum > u * z ? passed : passed + 1;
+    passed = sum > threshold ? passed : passed + 1;
   }
   return passed;
 }
@@ -789,11 +781,8 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
 
 void mixture_sample(const Mixture& mixture, int64_t image, int64_t begin, int64_t end, const View& uniforms,
                     const View& out, void* memory) {
-  if (mixture.params.dtype == DType::f64) {
-    mixture_sample_pixels<f64v>(mixture, image, begin, end, uniforms, out, memory);
-  } else {
-    mixture_sample_pixels<f32v>(mixture, image, begin, end, uniforms, out, memory);
-  }
+  with_vector(mixture,
+              [&](auto v) { mixture_sample_pixels<decltype(v)>(mixture, image, begin, end, uniforms, out, memory); });
 }
 
 }  // namespace

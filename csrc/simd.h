@@ -438,7 +438,7 @@ inline f32v load(const f16* p) {
 inline void store(float* p, f32v v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, f64v v) { std::memcpy(p, &v, sizeof v); }
 
-// Stores past the caches, to multiples of FL_BYTES; finish_streams() before another thread may read.
+// Stores floats past the caches, to multiples of FL_BYTES; finish_streams() before another thread may read.
 inline void stream(float* p, f32v v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);
@@ -483,6 +483,11 @@ inline void store(f16* p, f32v v) {
 
 template <class T>
 using VectorOf = decltype(load(static_cast<const T*>(nullptr)));
+
+template <class T>
+inline void stream(T* p, VectorOf<T> v) {
+  store(p, v);
+}
 
 // The first `count` lanes; the others read as zero and are not written.
 template <class T>

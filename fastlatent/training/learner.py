@@ -120,8 +120,8 @@ class Learner:
         self._skipped_in_a_row = 0
         # Batch normalisation's running statistics, which a step that is left out must not spoil.
         self._statistics = [part for part in self.model.buffers() if part.is_floating_point()]
-        spoils = config.skip or config.precision == "fp16"
-        self._kept_statistics = [part.clone() for part in self._statistics] if spoils else []
+        leaves_out = config.skip or config.precision == "fp16"
+        self._kept_statistics = [part.clone() for part in self._statistics] if leaves_out else []
 
     @property
     def chosen(self) -> LatentModel:

@@ -43,6 +43,10 @@ def check_values(op: str, **values: Tensor) -> None:
     for name, value in values.items():
         _check.tensor(op, name, value, None, _check.FLOATING)
     _check.alike(op, **values)
+    check_broadcast(op, **values)
+
+
+def check_broadcast(op: str, **values: Tensor) -> None:
     shapes = [tuple(value.shape) for value in values.values()]
     try:
         torch.broadcast_shapes(*shapes)

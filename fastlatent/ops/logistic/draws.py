@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import Kernel, register, threads
-from fastlatent.ops.logistic.arguments import check_grid, check_params, check_values, is_coupled
+from fastlatent.ops.logistic.arguments import (
+    check_broadcast,
+    check_grid,
+    check_params,
+    check_values,
+    is_coupled,
+)
 from fastlatent.ops.logistic.cell import Grid, clamped, widen
 from fastlatent.ops.logistic.mixture import (
     Planes,
@@ -259,8 +265,9 @@ def discretized_logistic_sample(
     _check.choice(op, "kind", kind, KINDS)
     check_grid(op, n_bins, grid, min_log_scale)
     check_values(op, mean=mean, log_scale=log_scale)
-    check_values(op, mean=widen(mean), uniforms=uniforms)
-    check_values(op, log_scale=widen(log_scale), uniforms=uniforms)
+    check_values(op, uniforms=uniforms)
+    _check.alike(op, mean=widen(mean[:0]), uniforms=uniforms)
+    check_broadcast(op, mean=mean, log_scale=log_scale, uniforms=uniforms)
     shape = torch.broadcast_shapes(mean.shape, log_scale.shape, uniforms.shape)
     flat = [x.expand(shape).reshape(1, 1, 1, -1) for x in (mean, log_scale, uniforms)]
     params = torch.cat([torch.zeros_like(flat[0]), flat[0], flat[1]], 1)
