@@ -118,6 +118,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("logistic_mixture_backward", &fl::logistic_mixture_backward, released);
   m.def("logistic_mixture_sample", &fl::logistic_mixture_sample, released);
 
+  m.def("bspline", &fl::bspline, released);
+  m.def("bspline_backward", &fl::bspline_backward, released);
+  m.def("polyline", &fl::polyline, released);
+  m.def("polyline_backward", &fl::polyline_backward, released);
+
   m.def("copula_align", &fl::copula_align, released);
 #if defined(FL_CUDA)
   m.def(

@@ -4,4 +4,6 @@
 #include "bits.h"
 #include "copula.h"
 #include "logistic.h"
+#include "polyline.h"
 #include "simd_probe.h"
+#include "spline.h"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlatent.ops import (
+    OPS,
     bspline,
     insert_knot,
     insertion_matrix,
@@ -330,3 +331,58 @@ BAD = [
 def test_bad_arguments_are_named(attempt, error, sentence):
     with pytest.raises(error, match=sentence):
         attempt()
+
+
+@pytest.fixture
+def cpp():
+    if OPS["bspline"].serving("cpu").implementation != "cpp":
+        pytest.skip("values are checked inside the C++ kernel")
+
+
+def changed(x, *changes):
+    x = x.clone()
+    for at, value in changes:
+        x[at] = value
+    return x
+
+
+KNOTS = uniform_knots(6)
+WRONG_VALUES = [
+    (T, changed(KNOTS, (5, 1 / 3)), "knot 5 does not: a doubled knot is refused"),
+    (T, changed(KNOTS, (4, 0.7)), "knots must increase between the ends; knot 5 does not"),
+    (T, changed(KNOTS, (5, math.nan)), "knots must increase between the ends; knot 5 does not"),
+    (T, torch.zeros(10), "knots must increase between the ends; knot 6 does not"),
+    (T, changed(KNOTS, (0, -1)), "start with degree .* ones, here 4, and end with as many"),
+    (T, changed(KNOTS, (-1, 2)), "start with degree .* ones, here 4, and end with as many"),
+    (T, changed(KNOTS.expand(2, 10), ((1, 4), 0)), "knot 4 of curve 1 does not"),
+    (changed(T, (3, 1.5)), KNOTS, "last knot, 0 and 1; element 3 is 1.5"),
+    (changed(T, (0, -0.25)), KNOTS, "last knot, 0 and 1; element 0 is -0.25"),
+    (changed(T.expand(2, 5), ((1, 2), 7)), KNOTS, "element 2 of curve 1 is 7"),
+    (torch.linspace(0, 2, 100), KNOTS, "last knot, 0 and 1; element 50 is 1.0101"),
+]
+
+
+@pytest.mark.parametrize(("t", "knots", "sentence"), WRONG_VALUES)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_wrong_values_are_named(cpp, t, knots, sentence, dtype):
+    with pytest.raises(ValueError, match=f"bspline: .*{sentence}"):
+        bspline(CONTROL.to(dtype), t.to(dtype), knots.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda raw: raw.bspline(CONTROL, T, KNOTS[:8], 3, 0),
+        lambda raw: raw.bspline(CONTROL, T, KNOTS, 2, 0),
+        lambda raw: raw.bspline(CONTROL, T.double(), KNOTS, 3, 0),
+        lambda raw: raw.bspline(CONTROL, T.expand(3, 5), KNOTS, 3, 0),
+        lambda raw: raw.bspline(CONTROL, T, KNOTS, 3, 4),
+        lambda raw: raw.bspline(torch.zeros(2, 40, 3), T, uniform_knots(42, 31), 33, 0),
+        lambda raw: raw.bspline_backward(torch.zeros(2, 4, 3), T, KNOTS, 3, 0),
+        lambda raw: raw.polyline_length(CONTROL.half()),
+        lambda raw: raw.polyline_energy_backward(torch.zeros(3), CONTROL),
+    ],
+)
+def test_the_core_protects_its_memory(cpp, attempt):
+    with pytest.raises(ValueError, match="core: "):
+        attempt(torch.ops.fastlatent)

@@ -1,13 +1,14 @@
 """Points and derivatives of B-spline curves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, strict
+from fastlatent.ops._register import register, strict, threads
 from fastlatent.ops.spline.arguments import DTYPES, MAX_DEGREE, check_knots, normal
 
 
@@ -58,6 +59,35 @@ def _backward_reference(grad: Tensor, t: Tensor, knots: Tensor, degree: int, ord
         else:
             out = out.scatter_add(1, (first + j).unsqueeze(-1).expand_as(part), part)
     return out
+
+
+def _cpp(core: Any, control: Tensor, t: Tensor, knots: Tensor, degree: int, order: int) -> Tensor:
+    out = control.new_empty(control.shape[0], t.shape[-1], control.shape[2])
+    _run_cpp(core.bspline, control, t, knots, degree, order, out)
+    return out
+
+
+def _backward_cpp(
+    core: Any, grad: Tensor, t: Tensor, knots: Tensor, degree: int, order: int
+) -> Tensor:
+    out = grad.new_empty(grad.shape[0], knots.shape[-1] - degree - 1, grad.shape[2])
+    _run_cpp(core.bspline_backward, grad, t, knots, degree, order, out)
+    return out
+
+
+def _run_cpp(
+    function: Callable[..., None],
+    points: Tensor,
+    t: Tensor,
+    knots: Tensor,
+    degree: int,
+    order: int,
+    out: Tensor,
+) -> None:
+    shared = t.dim() == knots.dim() == 1
+    scratch = points.new_empty((t.shape[-1] + 63) * (degree + 3) if shared else 0)
+    points, t, knots = points.contiguous(), t.contiguous(), knots.contiguous()
+    function(points, t, knots, degree, order, scratch, out, threads())
 
 
 def _slope(
@@ -148,6 +178,8 @@ _adjoint = register(
     gradient="true",
     constants=(2,),
     dtypes=DTYPES,
+    cpp=_backward_cpp,
+    triton="spline_triton",
     backward=_of_adjoint,
 )
 
@@ -158,6 +190,8 @@ _op = register(
     gradient="true",
     constants=(2,),
     dtypes=DTYPES,
+    cpp=_cpp,
+    triton="spline_triton",
     backward=_of_curve,
 )
 

@@ -1,12 +1,13 @@
 """Lengths and energies of polylines: what chords of a curve measure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register
+from fastlatent.ops._register import register, threads
 from fastlatent.ops.spline.arguments import DTYPES, normal
 
 
@@ -62,12 +63,36 @@ def _backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
         yield normal(points.shape[:1], device, dtype), points
 
 
+def _kernel(energy: bool) -> Callable[..., Tensor]:
+    def cpp(core: Any, points: Tensor) -> Tensor:
+        out = points.new_empty(points.shape[0])
+        core.polyline(_rows(points), energy, out, threads())
+        return out
+
+    return cpp
+
+
+def _backward_kernel(energy: bool) -> Callable[..., Tensor]:
+    def cpp(core: Any, grad: Tensor, points: Tensor) -> Tensor:
+        out = torch.empty_like(points, memory_format=torch.contiguous_format)
+        core.polyline_backward(grad.contiguous(), _rows(points), energy, out, threads())
+        return out
+
+    return cpp
+
+
+def _rows(points: Tensor) -> Tensor:
+    return points if points.stride(-1) == 1 else points.contiguous()
+
+
 _length_backward = register(
     "polyline_length_backward(Tensor grad, Tensor points) -> Tensor",
     _length_backward_reference,
     cases=_backward_cases,
     gradient="true",
     dtypes=DTYPES,
+    cpp=_backward_kernel(energy=False),
+    triton="spline_triton",
 )
 
 _length = register(
@@ -76,6 +101,8 @@ _length = register(
     cases=_cases,
     gradient="true",
     dtypes=DTYPES,
+    cpp=_kernel(energy=False),
+    triton="spline_triton",
     backward=lambda args, grads: (_length_backward(grads[0], *args),),
 )
 
@@ -85,6 +112,8 @@ _energy_backward = register(
     cases=_backward_cases,
     gradient="true",
     dtypes=DTYPES,
+    cpp=_backward_kernel(energy=True),
+    triton="spline_triton",
 )
 
 _energy = register(
@@ -93,6 +122,8 @@ _energy = register(
     cases=_cases,
     gradient="true",
     dtypes=DTYPES,
+    cpp=_kernel(energy=True),
+    triton="spline_triton",
     backward=lambda args, grads: (_energy_backward(grads[0], *args),),
 )
 
