@@ -1,8 +1,9 @@
 """How much shorter curves get than straight lines: the Monte-Carlo experiment.
 
-M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
-ICLR 2021 GTRL workshop, arXiv 2105.03663: from each start go one step along the eigenvector of the
-largest eigenvalue of the metric, where straight lines should do worst, and shorten the line back.
+M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of Deep Generative
+Models", ICLR 2021 GTRL workshop, arXiv 2105.03663: from each start go one step along the
+eigenvector of the largest eigenvalue of the metric, where straight lines should do worst, and
+shorten the line back.
 """
 
 import math
@@ -136,7 +137,7 @@ def experiment(
     points: int = 16,  # of the grid of the original's rule
     **options: Any,
 ) -> Experiment:
-    """Shorter curves between the pairs, measured by both rules; `options` are those of `geodesic`."""
+    """Shorter curves between the pairs by `geodesic`, whose `options` these are; both lengths."""
     metric = as_metric(decoder)
     began = time.perf_counter()
     found = geodesic(metric, start, end, points=points, **options)

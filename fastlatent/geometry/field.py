@@ -1,4 +1,4 @@
-"""The metric of a two-dimensional latent space as a picture needs it: on a grid, with streamlines."""
+"""The metric of a two-dimensional latent space, for pictures: on a grid, with streamlines."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from torch.nn.functional import grid_sample
 from fastlatent.geometry.experiment import Decoder
 from fastlatent.geometry.metric import as_metric, condition_number, log_volume
 
-SEEDS = 28  # of streamlines, along each side
+SEEDS = 24  # of streamlines, along each side
 CELLS = 28  # along each side, through which only one streamline passes
-STEPS = 400  # of a streamline, across the whole field
-SHORTEST = 12  # steps of a streamline that is kept
+STEPS = 300  # of a streamline, across the whole field
+SHORTEST = 20  # steps of a streamline that is kept
 
 
 @dataclass(frozen=True, eq=False)
