@@ -22,13 +22,14 @@ from fastlatent.geometry import original
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.length import Measured, gauss_nodes, measure, midpoints, speeds_squared
+from fastlatent.geometry.frozen import is_out_of_memory
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.ops import polyline_energy
 
 Method = Literal["lbfgs", "adam", "original"]
 
 SEGMENTS_A_SPAN = 4
-LEAST_SEGMENTS = 16
+MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
 METRIC_POINTS = 5  # of the straight line, for the preconditioner
@@ -78,6 +79,7 @@ def geodesic(
     *,
     feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
     spans: Sequence[int] = (1, 4),
+    segments: int = 16,
     tolerance: float | None = None,
     max_iterations: int | None = None,
     length_rtol: float = 1e-3,
@@ -108,7 +110,9 @@ def geodesic(
     """
     metric = as_metric(decoder, feature_map)
     _check_ends(start, end)
-    _check_settings(method, spans, tolerance, max_iterations, length_rtol, chunk, points)
+    _check_settings(method, spans, tolerance, length_rtol)
+    counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
+    _check_counts(**counts, points=points)
     if tolerance is None:
         tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
 
@@ -118,17 +122,22 @@ def geodesic(
             epochs = max_iterations or original.EPOCHS
             found = original.shorten(metric, *ends, points=points, epochs=epochs, seed=seed)
             return _from_original(metric, found, length_rtol)
-        minimiser = _Minimiser(metric, method, tolerance, max_iterations)
+        minimiser = _Minimiser(metric, method, segments, tolerance, max_iterations)
         guess = None if first is None else first[rows]
         return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
 
     parts = list(in_chunks(solve, len(start), chunk, report))
+    return _joined(parts)
+
+
+def _joined(parts: list[Geodesics]) -> Geodesics:
     values = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts], field.name == "history")
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
         for field in fields(Geodesics)
-        if field.name != "knots"
+        if field.name not in ("knots", "history")
     }
-    return Geodesics(knots=parts[0].knots, **values)
+    history = torch.cat([part.history for part in parts], 1)
+    return Geodesics(knots=parts[0].knots, history=history, **values)
 
 
 def in_chunks(
@@ -161,6 +170,7 @@ class _Minimiser:
 
     metric: Metric
     method: Method
+    segments: int
     tolerance: float
     max_iterations: int | None
 
@@ -271,7 +281,7 @@ def _descend(
     for count in spans:
         curves = curves.refine(max(count, curves.spans))
         control, before = curves.control.clone(), best.length[rows]
-        segments = max(LEAST_SEGMENTS, SEGMENTS_A_SPAN * curves.spans)
+        segments = max(minimise.segments, SEGMENTS_A_SPAN * curves.spans)
         going = (slow < 2).nonzero()[:, 0]
         for _ in range(GRID_DOUBLINGS + 1):
             if not len(going):
@@ -292,8 +302,11 @@ class _Best:
     """The shortest curve of each pair so far, by measured length; at first the straight line."""
 
     def __init__(self, metric: Metric, line: Curves, spans: int, rtol: float):
-        measured = measure(metric, line, rtol=rtol, segments=LEAST_SEGMENTS)
+        measured = measure(metric, line, rtol=rtol, segments=MEASURED_SEGMENTS)
         self.metric, self.spans, self.rtol = metric, spans, rtol
+        point = (line.start == line.end).all(1)
+        for value in (measured.length, measured.error):
+            value[point] = 0  # where rounding along the line leaves a little
         self.straight = measured
         self.length, self.error = measured.length.clone(), measured.error.clone()
         self.curves = line.refine(spans)
@@ -302,7 +315,7 @@ class _Best:
         self.evaluations = measured.evaluations.clone()
         self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
         self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
-        self.status[(line.start == line.end).all(1)] = int(Status.DEGENERATE)
+        self.status[point] = int(Status.DEGENERATE)
         self.history = [self.length.clone()]
 
     def open(self) -> Tensor:
@@ -353,8 +366,8 @@ def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Ge
     curves = found.curves
     line = straight(curves.start, curves.end)
     best = _Best(metric, line, curves.spans, rtol)
-    measured = measure(metric, curves, rtol=rtol, segments=LEAST_SEGMENTS)
-    t = midpoints(curves, LEAST_SEGMENTS)
+    measured = measure(metric, curves, rtol=rtol, segments=MEASURED_SEGMENTS)
+    t = midpoints(curves, MEASURED_SEGMENTS)
     with torch.no_grad():
         energy = speeds_squared(metric, curves, t).mean(1)
     return Geodesics(
@@ -390,13 +403,7 @@ def _check_ends(start: Tensor, end: Tensor) -> None:
 
 
 def _check_settings(
-    method: str,
-    spans: Sequence[int],
-    tolerance: float | None,
-    max_iterations: int | None,
-    length_rtol: float,
-    chunk: int,
-    points: int,
+    method: str, spans: Sequence[int], tolerance: float | None, length_rtol: float
 ) -> None:
     def require(good: bool, name: str, expectation: str, got: object) -> None:
         if not good:
@@ -406,7 +413,11 @@ def _check_settings(
     rising = list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
     require(rising, "spans", "increasing numbers from 1 up", spans)
     require(tolerance is None or 0 < tolerance < 1, "tolerance", "between 0 and 1", tolerance)
-    require(max_iterations is None or max_iterations >= 1, "max_iterations", "at least 1", max_iterations)
     require(0 < length_rtol < 1, "length_rtol", "between 0 and 1", length_rtol)
-    require(chunk >= 1, "chunk", "at least 1", chunk)
-    require(points >= 2, "points", "at least 2", points)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        least = 2 if name == "points" else 1
+        if count is not None and count < least:
+            raise ValueError(f"geodesic: {name} must be at least {least}; got {count!r}")
