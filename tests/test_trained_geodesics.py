@@ -95,8 +95,9 @@ SHORTER = {  # pieces 1, 4 and 8 in turn, 64 chords, tight tolerance
 }
 
 
-def test_check_pairs(name, decoder, pairs):
+def test_check_pairs(name, pairs):
     """In float32, as used; no more than 0.5 % over what a tight tolerance finds."""
+    decoder = DECODERS[name](Path(DATA), torch.float32)
     start, end = pairs[f"{name}_start"].float(), pairs[f"{name}_end"].float()
     found = geodesic(decoder, start, end)
     torch.testing.assert_close(
@@ -109,7 +110,8 @@ def test_check_pairs(name, decoder, pairs):
     torch.testing.assert_close(found.length, dense, rtol=5e-4, atol=0)
 
 
-def test_one_piece_takes_few_iterations(name, decoder, pairs):
+def test_one_piece_takes_few_iterations(name, pairs):
+    decoder = DECODERS[name](Path(DATA), torch.float32)
     start, end = pairs[f"{name}_start"].float(), pairs[f"{name}_end"].float()
     found = geodesic(decoder.float(), start, end, spans=(1,))
     assert (found.iterations <= 15).all()
