@@ -23,7 +23,7 @@ FLOORS = (
     {"_core"},
     {"ops"},
     {"nn", "noise"},
-    {"data", "metrics", "priors"},
+    {"data", "geometry", "metrics", "priors"},
     {"models"},
     {"presets", "progress"},
     {"console"},
