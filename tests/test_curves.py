@@ -49,9 +49,7 @@ def test_straight_lines_run_at_constant_speed(spans):
 def test_one_piece_is_a_bezier_curve():
     control = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     t = torch.linspace(0, 1, 33, dtype=torch.float64)
-    bernstein = torch.stack(
-        [math.comb(3, i) * t**i * (1 - t) ** (3 - i) for i in range(4)], 1
-    )
+    bernstein = torch.stack([math.comb(3, i) * t**i * (1 - t) ** (3 - i) for i in range(4)], 1)
     torch.testing.assert_close(bezier(control).points(t), bernstein @ control, rtol=0, atol=1e-12)
 
 
@@ -152,9 +150,15 @@ def test_equal_steps_are_equal_on_the_surface():
     assert torch.equal(t[:, 0], torch.zeros(2).double())
     torch.testing.assert_close(t[:, -1], torch.ones(2).double())
     for row in range(2):
-        fine = [torch.linspace(float(x), float(y), 400).double() for x, y in zip(t[row], t[row][1:], strict=False)]
+        fine = [
+            torch.linspace(float(x), float(y), 400).double()
+            for x, y in zip(t[row], t[row][1:], strict=False)
+        ]
         steps = torch.stack(
-            [swiss_roll(curves[row : row + 1].points(part)).diff(dim=1).norm(dim=2).sum() for part in fine]
+            [
+                swiss_roll(curves[row : row + 1].points(part)).diff(dim=1).norm(dim=2).sum()
+                for part in fine
+            ]
         )
         assert steps.std() < 1e-3 * steps.mean()
 

@@ -1,6 +1,6 @@
 """Curves in latent space: clamped B-splines, Bezier curves among them, many at once.
 
-The maths is that of C. de Boor, "A Practical Guide to Splines", 1978 (basis, Greville abscissae) and
+The maths is that of C. de Boor, "A Practical Guide to Splines", 1978, and, for knot insertion, of
 W. Boehm, "Inserting new knots into B-spline curves", Computer-Aided Design 12(4), 1980.
 """
 

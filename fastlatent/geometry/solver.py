@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from fastlatent.geometry import original
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
-from fastlatent.geometry.length import Measured, gauss_nodes, measure, midpoints, speeds_squared
+from fastlatent.geometry.energy import Energy, mean_metric_factor
 from fastlatent.geometry.frozen import is_out_of_memory
-from fastlatent.geometry.metric import Embedding, Metric, as_metric
-from fastlatent.ops import polyline_energy
+from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
+from fastlatent.geometry.metric import Metric, as_metric
 
 Method = Literal["lbfgs", "adam", "original"]
 
@@ -32,8 +32,6 @@ SEGMENTS_A_SPAN = 4
 MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
-METRIC_POINTS = 5  # of the straight line, for the preconditioner
-RIDGE = 1e-3  # added to that metric, in units of its mean diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +106,8 @@ def geodesic(
     leaves the others alone. Raises ValueError for shapes, dtypes and numbers that do not fit, and
     what `as_metric` raises; MemoryError when not even one pair fits.
     """
-    metric = as_metric(decoder, feature_map)
     _check_ends(start, end)
+    metric = as_metric(decoder, feature_map, start)
     _check_settings(method, spans, tolerance, length_rtol)
     counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
     _check_counts(**counts, points=points)
@@ -191,63 +189,6 @@ class _Minimiser:
         return lbfgs(energy, inner, precondition, self.tolerance, limit)
 
 
-class Energy:
-    """Energies of curves as functions of their inner control points."""
-
-    def __init__(self, metric: Metric, curves: Curves, segments: int):
-        self.metric, self.curves = metric, curves
-        self.t = torch.linspace(
-            0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device
-        )
-        if isinstance(metric, Embedding):
-            with torch.no_grad():
-                ends = metric.output(curves.control[:, [0, -1]].flatten(0, 1))
-            self.ends = ends.unflatten(0, (-1, 2))  # (n, 2, D)
-
-    def __call__(self, x: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """See `descent.Objective`."""
-        with torch.set_grad_enabled(gradient):
-            if gradient:
-                x = x.detach().requires_grad_(True)
-            energy = self._energy(x, rows)
-            slope = torch.autograd.grad(energy.sum(), x)[0] if gradient else None
-        return energy.detach(), slope
-
-    def _energy(self, x: Tensor, rows: Tensor) -> Tensor:
-        ends = self.curves.control[rows]
-        control = torch.cat([ends[:, :1], x, ends[:, -1:]], 1)
-        curves = Curves(control, self.curves.knots)
-        if not isinstance(self.metric, Embedding):
-            return speeds_squared(self.metric, curves, midpoints(curves, len(self.t) - 1)).mean(1)
-        z = curves.points(self.t[1:-1])
-        inner = self.metric.output(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        ends = self.ends[rows]
-        return polyline_energy(torch.cat([ends[:, :1], inner, ends[:, 1:]], 1))
-
-    def stiffness(self) -> Tensor:
-        """Cholesky factor of the integrals of N'_k N'_l over the inner basis functions."""
-        curves = self.curves
-        k = curves.control.shape[1]
-        unit = torch.eye(k, dtype=self.t.dtype, device=self.t.device)[None]
-        nodes, weights = gauss_nodes(curves)
-        slopes = Curves(unit, curves.knots).derivative(nodes)[0, :, 1:-1]  # (m, k - 2)
-        return torch.linalg.cholesky(slopes.mT @ (weights[:, None] * slopes))
-
-
-def _mean_metric(metric: Metric, line: Curves) -> Tensor:
-    """Cholesky factors (n, d, d) of the mean metric along straight lines, made definite."""
-    n, _, d = line.control.shape
-    t = midpoints(line, METRIC_POINTS)
-    with torch.no_grad():
-        matrix = metric.matrix(line.points(t).flatten(0, 1)).unflatten(0, (n, -1)).mean(1)
-    scale = matrix.diagonal(dim1=1, dim2=2).mean(1)
-    usable = matrix.isfinite().all((1, 2)) & (scale > 0)
-    unit = torch.eye(d, dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(usable[:, None, None], matrix + RIDGE * scale[:, None, None] * unit, unit)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed[:, None, None] > 0, unit * scale.sqrt()[:, None, None], factor)
-
-
 def _solve(
     metric: Metric,
     start: Tensor,
@@ -259,10 +200,12 @@ def _solve(
 ) -> Geodesics:
     line = straight(start, end, spans[0])
     candidates = [line] if first is None else [line, first]
-    best = _Best(metric, line, max(spans[-1], *(curves.spans for curves in candidates)), length_rtol)
+    best = _Best(
+        metric, line, max(spans[-1], *(curves.spans for curves in candidates)), length_rtol
+    )
     rows = best.open()
     if len(rows):
-        mean_metric = _mean_metric(metric, line[rows])
+        mean_metric = mean_metric_factor(metric, line[rows])
         for curves in candidates:
             _descend(best, minimise, curves[rows], mean_metric, rows, spans)
     return best.result(len(candidates) * len(spans) + 1)
@@ -325,9 +268,7 @@ class _Best:
     def offer(self, rows: Tensor, curves: Curves, found: Minimum, segments: int) -> Measured:
         """Measures the curves of the pairs `rows`, and takes those that are shorter."""
         measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
-        self.energy[rows] = torch.where(
-            self.energy[rows].isnan(), found.initial, self.energy[rows]
-        )
+        self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
         better = measured.length < self.length[rows]
         win = rows[better]
         self.length[win], self.error[win] = measured.length[better], measured.error[better]
