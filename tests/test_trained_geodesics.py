@@ -60,9 +60,8 @@ def test_line_across_latent_space(name, decoder):
         assert float(got) == pytest.approx(want, rel=1e-6)
     metric = as_metric(decoder)
     for points, want in MEASURES[name].items():
-        assert float(curve_measure(metric, straight(*ENDS), points)) == pytest.approx(
-            want, abs=1e-5
-        )
+        got = float(curve_measure(metric, straight(*ENDS), points))
+        assert got == pytest.approx(want, abs=1e-5)
 
 
 def test_chords_approach_the_length_from_below(name, decoder):

@@ -200,9 +200,8 @@ def _solve(
 ) -> Geodesics:
     line = straight(start, end, spans[0])
     candidates = [line] if first is None else [line, first]
-    best = _Best(
-        metric, line, max(spans[-1], *(curves.spans for curves in candidates)), length_rtol
-    )
+    finest = max(spans[-1], candidates[-1].spans)
+    best = _Best(metric, line, finest, length_rtol)
     rows = best.open()
     if len(rows):
         mean_metric = mean_metric_factor(metric, line[rows])
