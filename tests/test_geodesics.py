@@ -29,7 +29,7 @@ from fastlatent.geometry import (
 )
 
 A, B = points([1.0, 0.0]), points([0.0, 1.0])
-FINE = {"tolerance": 1e-10, "length_rtol": 1e-8, "max_iterations": 60}
+FINE = {"segments": 64, "tolerance": 1e-10, "length_rtol": 1e-8, "max_iterations": 60}
 
 
 def decoder(seed=0, d=3, features=20):
@@ -37,7 +37,7 @@ def decoder(seed=0, d=3, features=20):
     make = torch.Generator().manual_seed(seed)
     first = torch.randn(d, 32, generator=make, dtype=torch.float64)
     second = torch.randn(32, features, generator=make, dtype=torch.float64) / 6
-    return lambda z: torch.tanh(z.to(first.dtype) @ first) @ second
+    return lambda z: torch.tanh(z @ first.to(z.dtype)) @ second.to(z.dtype)
 
 
 def random_pairs(n, d=3, seed=1, dtype=torch.float64):
@@ -128,7 +128,7 @@ def test_half_plane_by_its_metric():
         MetricField(half_plane), points([0.0, 1.0]), points([2.0, 1.0]), spans=(1, 4, 8), **FINE
     )
     assert float(found.straight_length) == pytest.approx(2, abs=1e-6)
-    assert float(found.length) == pytest.approx(1.7627471740, abs=1e-6)
+    assert float(found.length) == pytest.approx(1.7627471740, abs=3e-6)
 
 
 def test_both_directions_agree_on_the_sphere():
@@ -205,9 +205,10 @@ def test_degenerate_and_broken_pairs_leave_the_others_alone():
     a, b = random_pairs(5)
     b[1] = a[1]
 
+    smooth = decoder()
+
     def broken(z):
-        out = decoder()(z)
-        return torch.where((z == a[3]).all(1, keepdim=True), torch.nan, out)
+        return torch.where((z == a[3]).all(1, keepdim=True), torch.nan, smooth(z))
 
     found = geodesic(broken, a, b)
     assert found.status.tolist()[1] == Status.DEGENERATE
@@ -316,7 +317,7 @@ def test_bad_arguments():
         (name,) = wrong
         with pytest.raises(ValueError, match=f"{name} must be"):
             geodesic(sphere, A, B, **wrong)
-    for wrong in ({"length_rtol": 0.0}, {"chunk": 0}, {"points": 1}):
+    for wrong in ({"length_rtol": 0.0}, {"chunk": 0}, {"points": 1}, {"segments": 0}):
         (name,) = wrong
         with pytest.raises(ValueError, match=f"{name} must be"):
             geodesic(sphere, A, B, **wrong)

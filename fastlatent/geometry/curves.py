@@ -1,6 +1,6 @@
 """Curves in latent space: clamped B-splines, Bezier curves among them, many at once.
 
-The maths is that of C. de Boor, "A Practical Guide to Splines", 1978 (basis, Greville abscissae) and
+The maths is that of C. de Boor, "A Practical Guide to Splines", 1978, and, for knot insertion, of
 W. Boehm, "Inserting new knots into B-spline curves", Computer-Aided Design 12(4), 1980.
 """
 
@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastlatent.ops import bspline, insert_knot
+from fastlatent.ops import bspline, insert_knot, uniform_knots
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +84,6 @@ class Curves:
         return Curves(self.control.flip(1), 1 - self.knots.flip(0))
 
 
-def uniform_knots(spans: int, degree: int = 3, **like: object) -> Tensor:
-    """Knots on [0, 1] whose ends are clamped and whose spans are equal: (spans + 2 degree + 1,)."""
-    breaks = torch.linspace(0, 1, spans + 1, **like)
-    return torch.cat([breaks.new_zeros(degree), breaks, breaks.new_ones(degree)])
-
-
 def straight(
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
@@ -97,7 +91,7 @@ def straight(
     degree: int = 3,
 ) -> Curves:
     """Straight lines at constant speed; the control points lie at the Greville abscissae."""
-    knots = uniform_knots(spans, degree, dtype=start.dtype, device=start.device)
+    knots = uniform_knots(spans + degree, degree, start.dtype, start.device)
     inner = knots[1:-1].unfold(0, degree, 1).mean(1)[:, None]  # (k, 1)
     control = torch.lerp(start[:, None], end[:, None], inner)
     control[:, 0], control[:, -1] = start, end
@@ -106,8 +100,8 @@ def straight(
 
 def bezier(control: Tensor) -> Curves:
     """Bezier curves of degree k - 1 through their first and last control points (n, k, d)."""
-    degree = control.shape[1] - 1
-    return Curves(control, uniform_knots(1, degree, dtype=control.dtype, device=control.device))
+    k = control.shape[1]
+    return Curves(control, uniform_knots(k, k - 1, control.dtype, control.device))
 
 
 def fit(points: Tensor, t: Tensor, spans: int, degree: int = 3) -> Curves:

@@ -163,7 +163,7 @@ def _line_search(search: _Search, rows: Tensor, direction: Tensor, slope: Tensor
 def _remember(
     history: deque, search: _Search, rows: Tensor, before: Tensor, gradient: Tensor
 ) -> None:
-    """Adds the last step and change of gradient; of no weight where the curvature is not positive."""
+    """Adds the last step and change of gradient, without weight where the curvature is negative."""
     step, change = torch.zeros_like(search.x), torch.zeros_like(search.x)
     weight = torch.zeros_like(search.value)
     step[rows], change[rows] = search.x[rows] - before, search.gradient[rows] - gradient

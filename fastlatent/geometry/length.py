@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fastlatent.geometry.curves import Curves, uniform_knots
+from fastlatent.geometry.curves import Curves
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
-from fastlatent.ops import polyline_length
+from fastlatent.ops import polyline_length, uniform_knots
 
 Rule = Literal["chord", "trapezoid", "midpoint", "gauss", "original", "original_difference"]
 
@@ -79,8 +79,7 @@ def curve_length(
         raise ValueError(f"curve_length: rtol must be positive; got {rtol}")
     metric = as_metric(decoder)
     if knots is None:
-        spans = control.shape[1] - 3
-        knots = uniform_knots(spans, dtype=control.dtype, device=control.device)
+        knots = uniform_knots(control.shape[1], 3, control.dtype, control.device)
     curves = Curves(control, knots)
     if rule.startswith("original"):
         with torch.no_grad():

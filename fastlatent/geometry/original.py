@@ -1,9 +1,9 @@
 """The published procedure for shorter curves, for comparison.
 
-M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
-ICLR 2021 GTRL workshop, with the settings of their program: Adam on the inner nodes of a cubic
-B-spline, two at first and ten at most, on a fixed grid whose points are jittered, curves judged by
-the sum on that same grid (`curve_length(rule="original")`).
+M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of Deep Generative
+Models", ICLR 2021 GTRL workshop, with the settings of their program: Adam on the inner nodes of a
+cubic B-spline, two at first and ten at most, on a fixed grid whose points are jittered, curves
+judged by the sum on that same grid (`curve_length(rule="original")`).
 
 Two things differ from the program, neither of them in what is computed: all pairs run together,
 and v^T M v comes from one JVP where the program forms M from D backward passes.

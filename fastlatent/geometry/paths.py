@@ -37,9 +37,7 @@ def equal_steps(
     metric = as_metric(decoder)
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
     rows = max(1, POINTS // segments)
-    steps = [
-        _steps(metric, curves[i : i + rows], t) for i in range(0, len(curves), rows)
-    ]
+    steps = [_steps(metric, curves[i : i + rows], t) for i in range(0, len(curves), rows)]
     done = torch.nn.functional.pad(torch.cat(steps).cumsum(1), (1, 0))  # (n, segments + 1)
     still = done[:, -1:] == 0
     done = torch.where(still, t, done / torch.where(still, 1, done[:, -1:]))
@@ -115,9 +113,16 @@ def graph_curves(
 def _edges(points: Tensor, neighbours: int) -> np.ndarray:  # (e, 2)
     """Pairs of neighbours, each once, that join all points."""
     k = min(neighbours + 1, len(points))
-    nearest = torch.cat(
-        [torch.cdist(part, points).topk(k, largest=False).indices for part in points.split(1024)]
-    ).cpu().numpy()
+    nearest = (
+        torch.cat(
+            [
+                torch.cdist(part, points).topk(k, largest=False).indices
+                for part in points.split(1024)
+            ]
+        )
+        .cpu()
+        .numpy()
+    )
     pairs = np.stack([np.repeat(np.arange(len(points)), k), nearest.ravel()], 1)
     while True:
         pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1), axis=0)

@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from fastlatent.geometry import original
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
-from fastlatent.geometry.length import Measured, gauss_nodes, measure, midpoints, speeds_squared
-from fastlatent.geometry.metric import Embedding, Metric, as_metric
-from fastlatent.ops import polyline_energy
+from fastlatent.geometry.energy import Energy, mean_metric_factor
+from fastlatent.geometry.frozen import is_out_of_memory
+from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
+from fastlatent.geometry.metric import Metric, as_metric
 
 Method = Literal["lbfgs", "adam", "original"]
 
 SEGMENTS_A_SPAN = 4
-LEAST_SEGMENTS = 16
+MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
-METRIC_POINTS = 5  # of the straight line, for the preconditioner
-RIDGE = 1e-3  # added to that metric, in units of its mean diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +77,7 @@ def geodesic(
     *,
     feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
     spans: Sequence[int] = (1, 4),
+    segments: int = 16,
     tolerance: float | None = None,
     max_iterations: int | None = None,
     length_rtol: float = 1e-3,
@@ -106,9 +106,11 @@ def geodesic(
     leaves the others alone. Raises ValueError for shapes, dtypes and numbers that do not fit, and
     what `as_metric` raises; MemoryError when not even one pair fits.
     """
-    metric = as_metric(decoder, feature_map)
     _check_ends(start, end)
-    _check_settings(method, spans, tolerance, max_iterations, length_rtol, chunk, points)
+    metric = as_metric(decoder, feature_map, start)
+    _check_settings(method, spans, tolerance, length_rtol)
+    counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
+    _check_counts(**counts, points=points)
     if tolerance is None:
         tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
 
@@ -118,17 +120,22 @@ def geodesic(
             epochs = max_iterations or original.EPOCHS
             found = original.shorten(metric, *ends, points=points, epochs=epochs, seed=seed)
             return _from_original(metric, found, length_rtol)
-        minimiser = _Minimiser(metric, method, tolerance, max_iterations)
+        minimiser = _Minimiser(metric, method, segments, tolerance, max_iterations)
         guess = None if first is None else first[rows]
         return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
 
     parts = list(in_chunks(solve, len(start), chunk, report))
+    return _joined(parts)
+
+
+def _joined(parts: list[Geodesics]) -> Geodesics:
     values = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts], field.name == "history")
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
         for field in fields(Geodesics)
-        if field.name != "knots"
+        if field.name not in ("knots", "history")
     }
-    return Geodesics(knots=parts[0].knots, **values)
+    history = torch.cat([part.history for part in parts], 1)
+    return Geodesics(knots=parts[0].knots, history=history, **values)
 
 
 def in_chunks(
@@ -161,6 +168,7 @@ class _Minimiser:
 
     metric: Metric
     method: Method
+    segments: int
     tolerance: float
     max_iterations: int | None
 
@@ -181,63 +189,6 @@ class _Minimiser:
         return lbfgs(energy, inner, precondition, self.tolerance, limit)
 
 
-class Energy:
-    """Energies of curves as functions of their inner control points."""
-
-    def __init__(self, metric: Metric, curves: Curves, segments: int):
-        self.metric, self.curves = metric, curves
-        self.t = torch.linspace(
-            0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device
-        )
-        if isinstance(metric, Embedding):
-            with torch.no_grad():
-                ends = metric.output(curves.control[:, [0, -1]].flatten(0, 1))
-            self.ends = ends.unflatten(0, (-1, 2))  # (n, 2, D)
-
-    def __call__(self, x: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """See `descent.Objective`."""
-        with torch.set_grad_enabled(gradient):
-            if gradient:
-                x = x.detach().requires_grad_(True)
-            energy = self._energy(x, rows)
-            slope = torch.autograd.grad(energy.sum(), x)[0] if gradient else None
-        return energy.detach(), slope
-
-    def _energy(self, x: Tensor, rows: Tensor) -> Tensor:
-        ends = self.curves.control[rows]
-        control = torch.cat([ends[:, :1], x, ends[:, -1:]], 1)
-        curves = Curves(control, self.curves.knots)
-        if not isinstance(self.metric, Embedding):
-            return speeds_squared(self.metric, curves, midpoints(curves, len(self.t) - 1)).mean(1)
-        z = curves.points(self.t[1:-1])
-        inner = self.metric.output(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        ends = self.ends[rows]
-        return polyline_energy(torch.cat([ends[:, :1], inner, ends[:, 1:]], 1))
-
-    def stiffness(self) -> Tensor:
-        """Cholesky factor of the integrals of N'_k N'_l over the inner basis functions."""
-        curves = self.curves
-        k = curves.control.shape[1]
-        unit = torch.eye(k, dtype=self.t.dtype, device=self.t.device)[None]
-        nodes, weights = gauss_nodes(curves)
-        slopes = Curves(unit, curves.knots).derivative(nodes)[0, :, 1:-1]  # (m, k - 2)
-        return torch.linalg.cholesky(slopes.mT @ (weights[:, None] * slopes))
-
-
-def _mean_metric(metric: Metric, line: Curves) -> Tensor:
-    """Cholesky factors (n, d, d) of the mean metric along straight lines, made definite."""
-    n, _, d = line.control.shape
-    t = midpoints(line, METRIC_POINTS)
-    with torch.no_grad():
-        matrix = metric.matrix(line.points(t).flatten(0, 1)).unflatten(0, (n, -1)).mean(1)
-    scale = matrix.diagonal(dim1=1, dim2=2).mean(1)
-    usable = matrix.isfinite().all((1, 2)) & (scale > 0)
-    unit = torch.eye(d, dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(usable[:, None, None], matrix + RIDGE * scale[:, None, None] * unit, unit)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed[:, None, None] > 0, unit * scale.sqrt()[:, None, None], factor)
-
-
 def _solve(
     metric: Metric,
     start: Tensor,
@@ -249,10 +200,11 @@ def _solve(
 ) -> Geodesics:
     line = straight(start, end, spans[0])
     candidates = [line] if first is None else [line, first]
-    best = _Best(metric, line, max(spans[-1], *(curves.spans for curves in candidates)), length_rtol)
+    finest = max(spans[-1], candidates[-1].spans)
+    best = _Best(metric, line, finest, length_rtol)
     rows = best.open()
     if len(rows):
-        mean_metric = _mean_metric(metric, line[rows])
+        mean_metric = mean_metric_factor(metric, line[rows])
         for curves in candidates:
             _descend(best, minimise, curves[rows], mean_metric, rows, spans)
     return best.result(len(candidates) * len(spans) + 1)
@@ -271,7 +223,7 @@ def _descend(
     for count in spans:
         curves = curves.refine(max(count, curves.spans))
         control, before = curves.control.clone(), best.length[rows]
-        segments = max(LEAST_SEGMENTS, SEGMENTS_A_SPAN * curves.spans)
+        segments = max(minimise.segments, SEGMENTS_A_SPAN * curves.spans)
         going = (slow < 2).nonzero()[:, 0]
         for _ in range(GRID_DOUBLINGS + 1):
             if not len(going):
@@ -292,8 +244,11 @@ class _Best:
     """The shortest curve of each pair so far, by measured length; at first the straight line."""
 
     def __init__(self, metric: Metric, line: Curves, spans: int, rtol: float):
-        measured = measure(metric, line, rtol=rtol, segments=LEAST_SEGMENTS)
+        measured = measure(metric, line, rtol=rtol, segments=MEASURED_SEGMENTS)
         self.metric, self.spans, self.rtol = metric, spans, rtol
+        point = (line.start == line.end).all(1)
+        for value in (measured.length, measured.error):
+            value[point] = 0  # where rounding along the line leaves a little
         self.straight = measured
         self.length, self.error = measured.length.clone(), measured.error.clone()
         self.curves = line.refine(spans)
@@ -302,7 +257,7 @@ class _Best:
         self.evaluations = measured.evaluations.clone()
         self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
         self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
-        self.status[(line.start == line.end).all(1)] = int(Status.DEGENERATE)
+        self.status[point] = int(Status.DEGENERATE)
         self.history = [self.length.clone()]
 
     def open(self) -> Tensor:
@@ -312,9 +267,7 @@ class _Best:
     def offer(self, rows: Tensor, curves: Curves, found: Minimum, segments: int) -> Measured:
         """Measures the curves of the pairs `rows`, and takes those that are shorter."""
         measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
-        self.energy[rows] = torch.where(
-            self.energy[rows].isnan(), found.initial, self.energy[rows]
-        )
+        self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
         better = measured.length < self.length[rows]
         win = rows[better]
         self.length[win], self.error[win] = measured.length[better], measured.error[better]
@@ -353,8 +306,8 @@ def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Ge
     curves = found.curves
     line = straight(curves.start, curves.end)
     best = _Best(metric, line, curves.spans, rtol)
-    measured = measure(metric, curves, rtol=rtol, segments=LEAST_SEGMENTS)
-    t = midpoints(curves, LEAST_SEGMENTS)
+    measured = measure(metric, curves, rtol=rtol, segments=MEASURED_SEGMENTS)
+    t = midpoints(curves, MEASURED_SEGMENTS)
     with torch.no_grad():
         energy = speeds_squared(metric, curves, t).mean(1)
     return Geodesics(
@@ -390,13 +343,7 @@ def _check_ends(start: Tensor, end: Tensor) -> None:
 
 
 def _check_settings(
-    method: str,
-    spans: Sequence[int],
-    tolerance: float | None,
-    max_iterations: int | None,
-    length_rtol: float,
-    chunk: int,
-    points: int,
+    method: str, spans: Sequence[int], tolerance: float | None, length_rtol: float
 ) -> None:
     def require(good: bool, name: str, expectation: str, got: object) -> None:
         if not good:
@@ -406,7 +353,11 @@ def _check_settings(
     rising = list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
     require(rising, "spans", "increasing numbers from 1 up", spans)
     require(tolerance is None or 0 < tolerance < 1, "tolerance", "between 0 and 1", tolerance)
-    require(max_iterations is None or max_iterations >= 1, "max_iterations", "at least 1", max_iterations)
     require(0 < length_rtol < 1, "length_rtol", "between 0 and 1", length_rtol)
-    require(chunk >= 1, "chunk", "at least 1", chunk)
-    require(points >= 2, "points", "at least 2", points)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        least = 2 if name == "points" else 1
+        if count is not None and count < least:
+            raise ValueError(f"geodesic: {name} must be at least {least}; got {count!r}")
