@@ -83,13 +83,18 @@ def small_cases(op, device, dtype=torch.float64):
             yield args
 
 
-def floating(args):
-    return [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+def floating(op, args):
+    """Indices of the tensors that gradients may reach."""
+    return [
+        i
+        for i, a in enumerate(args)
+        if isinstance(a, torch.Tensor) and a.is_floating_point() and i not in op.constants
+    ]
 
 
-def with_gradients(args):
+def with_gradients(op, args):
     return tuple(
-        a.detach().clone().requires_grad_(True) if i in floating(args) else a
+        a.detach().clone().requires_grad_(True) if i in floating(op, args) else a
         for i, a in enumerate(args)
     )
 
@@ -140,7 +145,7 @@ def test_values(op, device, isa):
 
 def test_gradients(op, device):
     for args in small_cases(op, device):
-        args = with_gradients(args)
+        args = with_gradients(op, args)
         if op.gradient == "true":
             assert gradcheck(op, args)
             assert gradgradcheck(op, args)
@@ -162,7 +167,7 @@ def test_surrogate_gradients_in_every_dtype(op, device, isa):
         pytest.skip("its gradient is not a surrogate")
     for dtype in op.dtypes:
         for args in op.cases(device, dtype):
-            args = with_gradients(args)
+            args = with_gradients(op, args)
             out = call(op, *args)[0]
             direction = torch.randn_like(out)
             (got,) = torch.autograd.grad(out, args[0], direction)
@@ -174,18 +179,18 @@ def test_surrogate_gradients_in_every_dtype(op, device, isa):
 
 def test_opcheck(op, device):
     for args in small_cases(op, device):
-        torch.library.opcheck(op.overload, with_gradients(args))
+        torch.library.opcheck(op.overload, with_gradients(op, args))
         torch.library.opcheck(op.overload, args)
 
 
 def run_both_ways(op, function, args):
     """Outputs, and gradients of the differentiable ones, of `function(*args)`."""
-    args = with_gradients(args) if op.gradient != "none" else args
+    args = with_gradients(op, args) if op.gradient != "none" else args
     results = outputs(function(*args))
     if op.gradient == "none":
         return results
     total = sum(r.double().sum() for r in results if r.requires_grad)
-    wanted = [args[i] for i in floating(args)]
+    wanted = [args[i] for i in floating(op, args)]
     return (*results, *torch.autograd.grad(total, wanted))
 
 
@@ -216,7 +221,7 @@ def test_compile_with_inductor(op, device):
 
 def test_function_transforms_equal_the_reference(op, device):
     args = next(iter(small_cases(op, device)))
-    where = floating(args)
+    where = floating(op, args)
 
     def of_floating(function):
         def run(*chosen):
@@ -304,7 +309,7 @@ def large_case(op, device):
 def test_nan_in_gives_nan_out(op, device, isa):
     for dtype in op.dtypes:
         for args in small_cases(op, device, dtype):
-            for i in floating(args):
+            for i in floating(op, args):
                 poisoned = list(args)
                 poisoned[i] = args[i].clone()
                 poisoned[i][(-1,) * args[i].dim()] = torch.nan

@@ -22,6 +22,14 @@ from fastlatent.ops.logistic import (
     from_pixelcnn,
     from_vdvae,
 )
+from fastlatent.ops.spline import (
+    bspline,
+    insert_knot,
+    insertion_matrix,
+    polyline_energy,
+    polyline_length,
+    uniform_knots,
+)
 
 __all__ = [
     "OPS",
@@ -31,6 +39,7 @@ __all__ = [
     "bernoulli_copula_sample",
     "binarize",
     "binary_moments",
+    "bspline",
     "discretized_logistic_log_prob",
     "discretized_logistic_mean",
     "discretized_logistic_mixture_log_prob",
@@ -41,9 +50,14 @@ __all__ = [
     "discretized_logistic_sample",
     "from_pixelcnn",
     "from_vdvae",
+    "insert_knot",
+    "insertion_matrix",
     "jacobian_gram",
     "pack_bits",
+    "polyline_energy",
+    "polyline_length",
     "table",
+    "uniform_knots",
     "unpack_bits",
     "use",
 ]

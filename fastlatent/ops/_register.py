@@ -75,9 +75,9 @@ class Op:
     or "none". `discrete`: for each output, whether it holds integers or signs; `decided(*args)`
     masks the elements (or, for packed words, the bits) of such an output that rounding can't flip,
     all of them where it is None. `non_differentiable`: indices of floating outputs without
-    gradient. `capturable`: runs in a CUDA graph. `backward(arguments, gradients)` returns one
-    gradient for each argument. `surrogate(gradient, *args)`: the closed form of a surrogate
-    gradient in plain PyTorch.
+    gradient; `constants`: of floating inputs without. `capturable`: runs in a CUDA graph.
+    `backward(arguments, gradients)` returns one gradient for each argument. `surrogate(gradient,
+    *args)`: the closed form of a surrogate gradient in plain PyTorch.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Op:
     discrete: tuple[bool, ...] = (False,)
     decided: Kernel | None = None
     non_differentiable: tuple[int, ...] = ()
+    constants: tuple[int, ...] = ()
     capturable: bool = True
     cpp: Kernel | None = None
     cuda: Kernel | None = None
