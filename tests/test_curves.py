@@ -1,6 +1,7 @@
 """Curves and their lengths, against closed forms."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_equal_steps_are_equal_on_the_surface():
     torch.testing.assert_close(t[:, -1], torch.ones(2).double())
     for curve, cuts in zip(range(2), t, strict=True):
         steps = []
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        for first, last in pairwise(cuts):
             path = curves[curve : curve + 1].points(torch.lerp(first, last, FINE))
             steps.append(swiss_roll(path).diff(dim=1).norm(dim=2).sum())
         steps = torch.stack(steps)

@@ -166,8 +166,8 @@ def test_length_is_never_below_a_known_geodesic(seed, n):
 def test_ours_is_shorter_than_the_original_finds():
     a, b = random_pairs(10)
     ours, theirs = geodesic(decoder(), a, b), geodesic(decoder(), a, b, "original", seed=3)
-    assert (ours.length < theirs.length * (1 + 1e-3)).all()
-    assert ours.length.mean() < 0.99 * theirs.length.mean()
+    assert (ours.length < theirs.length).all()
+    assert ours.length.mean() < 0.995 * theirs.length.mean()
 
 
 def test_the_original_keeps_its_own_score():
@@ -291,6 +291,8 @@ def test_smaller_chunks_where_memory_is_short():
     torch.testing.assert_close(found.length, geodesic(sphere, a, b).length)
 
     def starving(z):
+        if len(z) <= 2:
+            return sphere(z)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(MemoryError, match="not even one pair fits into memory"):

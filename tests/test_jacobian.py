@@ -104,7 +104,8 @@ def test_any_shape_and_stride_gives_the_reference(kind, sizes, spatial, dtype, l
     for got, want in zip(
         ops.activation_jvp(*args), ops.activation_jvp.reference(*args), strict=True
     ):
-        assert got.stride() == want.stride()
+        strides = zip(got.shape, got.stride(), want.stride(), strict=True)
+        assert all(ours == theirs for size, ours, theirs in strides if size > 1)
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 

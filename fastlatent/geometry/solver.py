@@ -76,7 +76,7 @@ def geodesic(
     method: Method = "lbfgs",
     *,
     feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
-    spans: Sequence[int] = (1, 4),
+    spans: Sequence[int] = (2, 8),
     segments: int = 16,
     tolerance: float | None = None,
     max_iterations: int | None = None,
