@@ -3,5 +3,6 @@
 
 #include "bits.h"
 #include "copula.h"
+#include "jacobian.h"
 #include "logistic.h"
 #include "simd_probe.h"

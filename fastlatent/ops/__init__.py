@@ -9,6 +9,7 @@ these and of plain PyTorch. All name argument and expectation when they are call
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
+from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
 from fastlatent.ops.logistic import (
     discretized_logistic_log_prob,
     discretized_logistic_mean,
@@ -26,6 +27,7 @@ __all__ = [
     "OPS",
     "KernelMissing",
     "Serving",
+    "activation_jvp",
     "bernoulli_copula_sample",
     "binarize",
     "binary_moments",
@@ -39,6 +41,7 @@ __all__ = [
     "discretized_logistic_sample",
     "from_pixelcnn",
     "from_vdvae",
+    "jacobian_gram",
     "pack_bits",
     "table",
     "unpack_bits",
