@@ -93,7 +93,7 @@ class Options(RunOptions):
     """What gives way where the moments of the codes fit no copula."""
     solver: Method = "lbfgs"
     """With --method geodesic: how curves are shortened; original: the published procedure."""
-    spans: tuple[int, ...] = (1, 4, 8, 16)
+    spans: tuple[int, ...] = (2, 8, 16)
     """With --method geodesic: polynomial pieces of the curves, level by level."""
     points: int = 20
     """With --method geodesic: points of the grid on which the original program measures."""
