@@ -3,12 +3,14 @@
 from fastlatent.models.base import LatentModel
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
+from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
+    "vae": (VAEConfig, VAE),
 }
 
 
@@ -23,10 +25,12 @@ def build(config: ModelConfig, seed: int) -> LatentModel:
 __all__ = [
     "LBAE",
     "MODELS",
+    "VAE",
     "LBAEConfig",
     "LVAEConfig",
     "LadderVAE",
     "LatentModel",
     "ModelConfig",
+    "VAEConfig",
     "build",
 ]

@@ -151,6 +151,8 @@ class Learner:
         """One optimizer step, the gradient summed up over its parts."""
         self.objective.train()
         self.model.begin_step(step)
+        if self.config.lr_decay != 1:
+            self._set_rate(self.config.lr * self.config.lr_decay ** (step // plan.steps_per_epoch))
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         seen = []
@@ -177,6 +179,10 @@ class Learner:
             self.meter.add({**values, "gradient_norm": norm}, step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def _bound_gradient(self) -> Tensor:
         """The gradient's norm; the gradient is scaled down where configured."""
