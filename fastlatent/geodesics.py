@@ -48,7 +48,7 @@ program on its own coarse grid. With two latents a map of the metric is drawn.
 
 Examples:
   python -m fastlatent.geodesics runs/vae-mnist --pairs 100
-  python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --method original --map
+  python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --method original
   python -m fastlatent.geodesics runs/vae-mnist runs/bigan-mnist --pairs 20"""
 
 MAPPED = 2000  # images in a map, at most
@@ -90,8 +90,8 @@ class Options(RunOptions):
     models differ least."""
     threshold: float | None = None
     """Of two runs show only pairs whose improvements differ by at most so many percent points."""
-    map: bool | None = None
-    """Draw the map of the metric, which needs two latents; default: where there are two."""
+    map: bool = True
+    """Where there are two latents, draw the map of the metric."""
     folder: Path | None = None
     """Where to write all files; default: the run folder, pictures in its images."""
 
@@ -126,11 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--threshold needs two runs")
     trained = Trained(options)
     metric = metric_of(trained)
-    wanted = trained.model.latent_dim == 2 if options.map is None else options.map
-    if wanted and trained.model.latent_dim != 2:
-        raise UsageError(
-            f"--map needs a model of two latents; {options.run} has {trained.model.latent_dim}"
-        )
     pairs = find_pairs(trained, metric, options)
     seed = {"seed": trained.seed}
     result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
@@ -153,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.draw("geodesics-histogram", geometry_plots.improvement_histogram(result, title))
     files.draw("geodesics-pairs", geometry_plots.improvement_of_pairs(result, title))
     draw_sequences(trained, metric, result, files, options.show)
-    if wanted:
+    if options.map and trained.model.latent_dim == 2:
         draw_map(trained, metric, result, files)
 
 
@@ -162,8 +157,6 @@ def compare_two(options: Options) -> None:
     assert options.other is not None
     if options.ends not in (None, "images"):
         raise UsageError("--ends does not go with two runs, which are compared on the same images")
-    if options.map:
-        raise UsageError("--map does not go with two runs")
     first = Trained(options)
     second = Trained(replace(options, run=options.other))
     result = compare(

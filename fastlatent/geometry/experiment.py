@@ -40,10 +40,13 @@ def eigenvector_pairs(decoder: Decoder, start: Tensor, step: float = 1.0) -> Pai
 
     The step goes towards the origin: start - step sign(<start, v>) v. At right angles to v, where
     both ways are as good, the sign counts as +1 for the v whose largest component is positive; such
-    pairs are `tied`. Raises ValueError where the step is not positive or the metric not finite.
+    pairs are `tied`. Raises ValueError where the step is not positive, a start or the metric not
+    finite.
     """
     if not 0 < step < math.inf:
         raise ValueError(f"eigenvector_pairs: step must be positive; got {step}")
+    if not start.isfinite().all():
+        raise ValueError("eigenvector_pairs: start must be finite")
     with torch.no_grad():
         matrix = as_metric(decoder).matrix(start).double()
     broken = int((~matrix.isfinite()).any(2).any(1).sum())
