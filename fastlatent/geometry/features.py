@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastlatent.geometry.embedding import Metric, push, standard_deviation
-from fastlatent.geometry.frozen import FrozenDecoder, LatentFunction, Trial
+from fastlatent.geometry.decoder import DecoderEmbedding
+from fastlatent.geometry.embedding import Metric
+from fastlatent.geometry.frozen import Deviation, FrozenDecoder
+from fastlatent.geometry.precision import full_precision
+from fastlatent.geometry.tape import Untraceable, is_register, record
 from fastlatent.geometry.tiles import Tile, budget, over_points
+from fastlatent.ops.jacobian import jacobian_gram
 
 
 class FeatureMetric(Metric):
@@ -22,61 +26,66 @@ class FeatureMetric(Metric):
 
     max_bytes: int | None = None  # as of an Embedding
 
-    def __init__(self, decoder: LatentFunction, feature_map: FrozenDecoder, trial: Trial):
-        self._decoder, self._phi = decoder, feature_map
-        self._floats = 4 * trial.largest
-        self._logistic = logistic_regression(feature_map.function)
+    def __init__(
+        self,
+        decoder: FrozenDecoder,
+        feature_map: FrozenDecoder,
+        features: DecoderEmbedding,  # feature_map of the mean of the decoder
+        example: Tensor,  # (n, d)
+        analytic: bool = True,
+    ):
+        self._decoder, self._phi, self._features = decoder, feature_map, features
+        self._deviation = DecoderEmbedding(Deviation(decoder), analytic)
+        self._deviation.try_on(example)
+        self.latent_dim = example.shape[1]
+        with torch.no_grad():
+            image = decoder(example[:1])[0]
+            self._weight = logistic_weight(feature_map, image)
+            self._features_count = feature_map(image)[0].numel()
 
     def speed_squared(self, z: Tensor, v: Tensor) -> Tensor:
         self.check("speed_squared", z, v=v)
 
         def compute(points: slice, _: int) -> Tensor:
-            features, deviations, weight = self._push(z[points], v[None, points])
-            return features[0].square().sum(1) + (weight * deviations[0].square()).sum(1)
+            part, along = z[points], v[points]
+            spread = self._deviation.jvp(part, along).square()
+            weight = self.diagonal(part)
+            return self._features.speed_squared(part, along) + (weight * spread).sum(1)
 
         return self._tiled("speed_squared", compute, z, v)
 
     def matrix(self, z: Tensor) -> Tensor:
         self.check("matrix", z)
-        d = z.shape[1]
 
         def compute(points: slice, _: int) -> Tensor:
             part = z[points]
-            basis = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(-1, len(part), -1)
-            features, deviations, weight = self._push(part, basis)
-            f, s = features.transpose(0, 1), deviations.transpose(0, 1)
-            return f @ f.mT + (s * weight[:, None]) @ s.mT
+            spread = jacobian_gram(self._deviation.jacobian(part), self.diagonal(part))
+            return self._features.matrix(part) + spread
 
-        return self._tiled("matrix", compute, z, tangents=d)
+        return self._tiled("matrix", compute, z, tangents=z.shape[1])
 
-    def _push(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """J_phi J_m v (k, n, K), J_s v (k, n, D) for the tangents v; diag(M_phi) (n, D)."""
-        (mean, _), (mean_v, deviation_v) = push(self._parts, z, tangents)
-        _, feature_v = push(self._features, mean, mean_v)
-        return feature_v, deviation_v, self._weight(mean)
+    def diagonal(
+        self,
+        z: Tensor,  # (n, d)
+    ) -> Tensor:  # (n, D)
+        """diag(M_phi), the squared length of each column of J_phi, at the mean images."""
+        with full_precision(z.device.type):
+            if self._weight is not None:
+                w = self._weight  # J_phi = W - 1 p^T W
+                average = self._features.output(z).exp() @ w
+                # Expanded sum_k (w_kj - average_j)^2, without the K x D differences of each point.
+                centre = w.mean(0)
+                spread = (w - centre).square().sum(0)
+                return spread + len(w) * (average - centre).square()
+            return self._by_products(self._decoder(z)[0])
 
-    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = self._decoder(z)
-        assert variance is not None
-        return mean, standard_deviation(variance.flatten(1))
-
-    def _features(self, image: Tensor) -> Tensor:
-        return self._phi(image)[0].flatten(1)
-
-    def _weight(self, image: Tensor) -> Tensor:
-        """diag(M_phi), sum_k (J_phi)_kj^2: (n, D)."""
-        if self._logistic is not None:
-            w = self._logistic.weight.detach()
-            p = self._features(image).exp()
-            # J_phi = W - 1 p^T W.
-            mean = p @ w
-            return w.square().sum(0) - 2 * w.sum(0) * mean + len(w) * mean.square()
-        features, pull = torch.func.vjp(self._features, image)
+    def _by_products(self, image: Tensor) -> Tensor:
+        features, pull = torch.func.vjp(lambda x: self._phi(x)[0].flatten(1), image)
         total = torch.zeros_like(image)
         for k in range(features.shape[1]):
-            one_hot = torch.zeros_like(features)
-            one_hot[:, k] = 1
-            total = total + pull(one_hot)[0].square()
+            unit = torch.zeros_like(features)
+            unit[:, k] = 1
+            total = total + pull(unit)[0].square()
         return total.flatten(1)
 
     def _tiled(
@@ -86,16 +95,31 @@ class FeatureMetric(Metric):
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return compute(slice(None), tangents)
         with torch.no_grad():
+            each = self._features.floats_at(z) + self._deviation.floats_at(z)
             limit = self.max_bytes or budget(z.device)
-            rows = Tile.within(limit, tangents, self._floats * z.element_size()).points
+            rows = Tile.within(limit, tangents, each * z.element_size()).points
             return over_points(name, Tile(max(1, rows), 1), compute, len(z))
 
 
-def logistic_regression(feature_map: object) -> nn.Linear | None:
-    """The layer W x + b if the map is log softmax(W x + b), flattening x first or not."""
-    if not isinstance(feature_map, nn.Sequential):
+def logistic_weight(
+    feature_map: FrozenDecoder,
+    image: Tensor,  # (1, ...)
+) -> Tensor | None:  # (K, D)
+    """W of a map that is x -> log softmax(W x + b) on flattened images; None if it is not."""
+    try:
+        tape = record(feature_map, torch.cat([image, image]))
+    except Untraceable:
         return None
-    layers = [layer for layer in feature_map if not isinstance(layer, nn.Flatten)]
-    if len(layers) != 2 or not isinstance(layers[1], nn.LogSoftmax):
+    calls = [call for call in tape.calls if call.name.rpartition(".")[2] not in _VIEWS]
+    if [call.name for call in calls] != ["aten.addmm", "aten._log_softmax"]:
         return None
-    return layers[0] if isinstance(layers[0], nn.Linear) and layers[1].dim in (1, -1) else None
+    product, softmax = calls
+    weight = product.argument("mat2")
+    plain = product.argument("alpha") == product.argument("beta") == 1
+    mine = is_register(product.argument("mat1")) and isinstance(weight, Tensor)
+    if not (plain and mine and softmax.argument("dim") in (1, -1)):
+        return None
+    return weight.mT.detach()
+
+
+_VIEWS = {"view", "_unsafe_view", "reshape", "alias", "clone"}

@@ -23,9 +23,9 @@ class LatentFunction(Protocol):
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
-# How far, of the largest value, the output at one latent may move with the others in the batch:
-# well above what other algorithms for another batch size round, well below what batch norm does.
-_BATCH_TOLERANCE = 1e-3
+# How far, of the largest value, two ways to compute the same may differ: well above what rounding
+# does in float32, well below what batch norm or a wrong derivative do.
+_TOLERANCE = 1e-3
 
 
 class FrozenDecoder:
@@ -133,6 +133,19 @@ def _modules_of(function: object) -> Iterator[nn.Module]:
                 yield value
 
 
+class Deviation:
+    """The standard deviation of a stochastic decoder alone."""
+
+    def __init__(self, decoder: LatentFunction):
+        self.role = decoder.role
+        self._decoder = decoder
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, None]:
+        variance = self._decoder(z)[1]
+        assert variance is not None
+        return standard_deviation(variance), None
+
+
 class Composition:
     """A feature map of the mean of a decoder."""
 
@@ -160,6 +173,7 @@ class Trial:
             mean, variance = _run(function, leaf)
         alone, alone_variance = _run(function, first)
         self.largest = -(-largest.numel // 2)  # numbers in the largest tensor of one latent
+        self.shape = mean.shape[1:]
         role = function.role
         _check_rows(role, alone, mean)
         if not _depends(mean, leaf):
@@ -168,13 +182,48 @@ class Trial:
                 "from them, computed outside PyTorch, or constant)"
             )
         self.stochastic = variance is not None and _depends(variance, leaf)
-        if self.stochastic:
+        self._leaf, self._outputs = leaf, [mean]
+        if variance is not None and self.stochastic:
+            assert alone_variance is not None
             _check_rows(role, alone_variance, variance)
             if variance[0].numel() != mean[0].numel():
                 raise ValueError(
                     f"{role}: mean and variance must have as many elements for each latent; "
                     f"got shapes {tuple(mean.shape[1:])} and {tuple(variance.shape[1:])}"
                 )
+            with torch.enable_grad():
+                self._outputs.append(standard_deviation(variance))
+
+    def agrees(
+        self,
+        value: Callable[[Tensor], Tensor],  # (n, d) -> (n, D): mean and standard deviation
+        push: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> bool:
+        """Whether a program repeats the output and, in a random direction, the gradient."""
+        z = self._leaf.detach()
+        with torch.enable_grad():
+            expected = torch.cat([y.flatten(1) for y in self._outputs], 1)
+        make = torch.Generator().manual_seed(0)
+        v, w = (
+            torch.randn(like.shape, generator=make, dtype=z.dtype).to(z.device)
+            for like in (z, expected)
+        )
+        (gradient,) = torch.autograd.grad(expected, self._leaf, w)
+        with torch.no_grad():
+            y, dy = push(z, v[:, None])
+            pairs = (
+                (value(z), expected.detach()),
+                (y, expected.detach()),
+                ((dy[:, 0] * w).sum(1), (gradient * v).sum(1)),
+            )
+            scales = (0.0, 0.0, gradient.norm() * v.norm())
+            return all(_close(a, b, s) for (a, b), s in zip(pairs, scales, strict=True))
+
+
+def standard_deviation(variance: Tensor) -> Tensor:
+    """The root, with derivative 0 where the variance is 0."""
+    zero = variance == 0
+    return variance.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def _run(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -202,13 +251,19 @@ def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
             f"{role}: n latents must give an output of shape (n, ...); 1 latent gave "
             f"{tuple(alone.shape)} and 2 gave {tuple(together.shape)}"
         )
-    a, b = alone[0].detach(), together[0].detach()
-    scale = b.abs().nan_to_num(0).amax() if b.numel() else 0
-    if not torch.allclose(a, b, rtol=0, atol=float(_BATCH_TOLERANCE * scale), equal_nan=True):
+    if not _close(alone[0].detach(), together[0].detach()):
         raise ValueError(
             f"{role}: the output of a latent depends on the others in its batch, or on chance; "
             "batch norm and dropout have to be in evaluation mode (.eval())"
         )
+
+
+def _close(a: Tensor, b: Tensor, scale: float | Tensor = 0.0) -> bool:
+    """Whether they differ by less than the tolerance times the scale or the largest of b."""
+    if b.numel() == 0 or a.shape != b.shape:
+        return a.shape == b.shape
+    scale = max(float(scale), float(b.abs().nan_to_num(0, 0, 0).amax()))
+    return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
 
 
 def _depends(output: Tensor, leaf: Tensor) -> bool:

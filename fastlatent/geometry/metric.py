@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastlatent.geometry.embedding import Embedding, FunctionEmbedding, Metric, MetricField
+from fastlatent.geometry.decoder import DecoderEmbedding
+from fastlatent.geometry.embedding import Embedding, Metric, MetricField
 from fastlatent.geometry.features import FeatureMetric
 from fastlatent.geometry.frozen import Composition, Decoder, FrozenDecoder, Trial
 
@@ -23,22 +24,24 @@ __all__ = [
 def as_metric(
     decoder: Decoder | Metric,  # (n, d) -> (n, ...), or a pair (mean, variance) of such
     feature_map: Decoder | None = None,  # (n, ...) -> (n, ...), of the output or of its mean
-    example: Tensor | None = None,  # (n, d) some latents on which to try the decoder at once
+    example: Tensor | None = None,  # (n, d) latents on which to try the decoder at once
+    *,
+    analytic: bool = True,  # False: torch.func runs the decoder as it is
 ) -> Metric:
     """The metric that the decoder gives its latents; a Metric is returned as it is.
 
     With J_f = df/dz: J_f^T J_f for a deterministic decoder, J_m^T J_m + J_s^T J_s for a
     stochastic one with mean m and standard deviation s, and what a feature map makes of them; a
     variance that does not depend on z adds nothing. The result is an Embedding, but for feature
-    maps of stochastic decoders.
+    maps of stochastic decoders. To know which, these need an example.
 
     Parameters are frozen, and modules are left as they are found. Decoders are evaluated in the
     mode they are in: batch norm and dropout in training mode are errors. Make a new metric after
     changing a decoder.
 
     Raises TypeError or ValueError for a decoder whose output depends on the batch, is not
-    differentiable in z, or is neither a tensor nor such a pair; for most of this only when latents
-    are there to try it on.
+    differentiable in z, or is neither a tensor nor such a pair; for most of this only when there
+    are latents to try it on.
     """
     if isinstance(decoder, Metric):
         if feature_map is not None:
@@ -46,9 +49,8 @@ def as_metric(
         return decoder
     f = FrozenDecoder(decoder)
     if feature_map is None:
-        embedding = FunctionEmbedding(f)
+        embedding = DecoderEmbedding(f, analytic)
         if example is not None:
-            embedding.check("as_metric", example)
             embedding.try_on(example)
         return embedding
     if example is None or len(example) == 0:
@@ -56,12 +58,13 @@ def as_metric(
             "as_metric: example latents (n, d) are needed with a feature map, to see whether the "
             "decoder has a variance"
         )
-    phi = FrozenDecoder(feature_map, "feature_map")
-    composition = FunctionEmbedding(Composition(f, phi))
-    composition.check("as_metric", example)
+    features = DecoderEmbedding(Composition(f, FrozenDecoder(feature_map, "feature_map")), analytic)
+    features.check("as_metric", example)
     trial = Trial(f, example)
-    features = composition.try_on(example)
-    return FeatureMetric(f, phi, features) if trial.stochastic else composition
+    features.try_on(example)
+    if not trial.stochastic:
+        return features
+    return FeatureMetric(f, FrozenDecoder(feature_map, "feature_map"), features, example, analytic)
 
 
 def jacobian(
