@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import tyro
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.progress import say
 from fastlatent.runs import Run
-from fastlatent.runs.files import read_tensors
+from fastlatent.runs.files import read_checkpoint
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
 - lbae: weights-*.cp, last.cp or best.cp of github.com/ok1zjf/LBAE, bits or VAE
@@ -249,22 +248,6 @@ def read_options(path: Path) -> dict[str, Any]:
     if not isinstance(options, argparse.Namespace):
         raise RunError(f"{path} holds {type(options).__name__}, not options")
     return vars(options)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, tensors and plain values only, or a safetensors file.
-
-    RunError when it is something else.
-    """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damage can end in any of them
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(f"{path} cannot be read as a checkpoint: {reason[0]}") from None
 
 
 if __name__ == "__main__":
