@@ -32,8 +32,10 @@ from fastlatent.latents import (
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
 from fastlatent.shorter import (
+    Feature,
     draw_prior,
     encode,
+    feature_map_of,
     length_notes,
     measures,
     metric_of,
@@ -96,6 +98,11 @@ class Options(RunOptions):
     """With --method geodesic: how curves are shortened; original: the published procedure."""
     spans: tuple[int, ...] = (2, 8, 16)
     """With --method geodesic: polynomial pieces of the curves, level by level."""
+    feature: Feature | None = None
+    """With --method geodesic: measure lengths between features of the images, the class
+    probabilities of a logistic regression trained here or the last map of a VGG-19."""
+    vgg: Path | None = None
+    """With --feature vgg: file of its weights."""
     points: int = 20
     """With --method geodesic: points of the grid on which the original program measures."""
     out: Path | None = None
@@ -125,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     method = options.method or choices[0]
     if options.set_attribute is not None and real:
         raise UsageError("--set-attribute needs a model whose latents are bits")
+    if method != "geodesic" and (options.feature or options.vgg):
+        raise UsageError("--feature and --vgg need --method geodesic")
     check_method("interpolation", method, (*choices, *["geodesic"] * real), trained.model)
     kind = kind_of_ends(options, real)
     joined = (
@@ -254,7 +263,8 @@ def describe(path: Walk, names: Sequence[str]) -> None:
 
 def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
     """Straight lines and shorter curves between the ends: pictures, lengths, cosines."""
-    metric = metric_of(trained)
+    feature_map = feature_map_of(trained, options.feature, options.vgg)
+    metric = metric_of(trained, feature_map)
     found = shorten(
         metric,
         joined.start,
@@ -274,14 +284,19 @@ def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
     place = trained.place(options.out, "interpolation-geodesic")
     picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
     say(f"picture: {plots.save(picture, place)}")
-    points = sequences(trained, metric, found, rows, CORRELATED)
-    correlation = cosines(2 * points.flatten(0, 1) - 1).unflatten(0, points.shape[:2])
-    drawn = correlation[:DRAWN].unbind(1)
-    picture = geometry_plots.correlations(*drawn, "images")
-    saved = plots.save(picture, place.with_name(f"{place.stem}-correlations.png"))
-    say(f"picture: {saved}")
+    points = 2 * sequences(trained, metric, found, rows, CORRELATED) - 1
+    outputs = {"images": points.flatten(0, 1)}
+    if feature_map is not None:
+        with torch.no_grad():
+            features = [feature_map(part) for part in points.flatten(0, 2).split(trained.batch)]
+        outputs["features"] = torch.cat(features).unflatten(0, (-1, CORRELATED))
+    cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
+    for what, values in cosine.items():
+        picture = geometry_plots.correlations(*values[:DRAWN].unbind(1), what)
+        saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
+        say(f"picture: {saved}")
     save_each(images.flatten(0, 2), options.folder)
-    report(trained, metric, found, joined.names, options.points, correlation)
+    report(trained, metric, found, joined.names, options.points, cosine)
 
 
 def report(
@@ -290,24 +305,21 @@ def report(
     found: Experiment,
     names: Sequence[str],
     points: int,
-    correlation: Tensor,  # (k, 2, m, m)
+    cosine: dict[str, Tensor],  # (k, 2, m, m) of straight and shorter, by what it is between
 ) -> None:
     """The table on the screen and as CSV."""
     measure = measures(metric, found, points)
-    variances = correlation.flatten(2).var(2, correction=0)
-    columns = pair_rows(
-        found,
-        {
-            "curve_measure_straight": measure[0],
-            "curve_measure": measure[1],
-            "variance_of_cosines_straight": variances[:, 0],
-            "variance_of_cosines": variances[:, 1],
-        },
-    )
+    extra = {"curve_measure_straight": measure[0], "curve_measure": measure[1]}
+    for what, values in cosine.items():
+        variances = values.flatten(2).var(2, correction=0)
+        extra[f"variance_of_{what}_straight"] = variances[:, 0]
+        extra[f"variance_of_{what}"] = variances[:, 1]
+    columns = pair_rows(found, extra)
+    what = "features" if "features" in cosine else "images"
     heading = f"{'straight':>11}{'shorter':>11}"
     say(
         f"  {'':4}{'measured lengths':>33}{'by the original':>33}"
-        f"{'curve measure':>22}{'var of cosines':>22}"
+        f"{'curve measure':>22}{f'var, {what}':>22}"
     )
     say(f"  {'row':4}" + 2 * f"{heading}{'less':>11}" + 2 * heading)
     shown = (
@@ -319,8 +331,8 @@ def report(
         "original_improvement",
         "curve_measure_straight",
         "curve_measure",
-        "variance_of_cosines_straight",
-        "variance_of_cosines",
+        f"variance_of_{what}_straight",
+        f"variance_of_{what}",
     )
     for k, name in enumerate(names):
         cells = [

@@ -1,7 +1,8 @@
 """Shorter curves through the latents of a trained model: what the commands on them share."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from fastlatent.latents import decode, unit_images
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.progress import Progress
+
+Feature = Literal["logistic", "vgg"]
 
 CHUNK = {"cpu": 32, "cuda": 1024}  # pairs solved at a time
 
@@ -32,6 +35,20 @@ def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:
         )
     example = torch.zeros(2, model.latent_dim, device=trained.device)
     return as_metric(model.geometric_decoder(), feature_map, example)
+
+
+def feature_map_of(
+    trained: Trained, feature: Feature | None, weights: Path | None
+) -> nn.Module | None:
+    """The map under which lengths are measured, of images in [-1, 1]; None for images themselves.
+
+    Raises UsageError for VGG without its weights and for weights without it.
+    """
+    if (feature == "vgg") != (weights is not None):
+        raise UsageError("--feature vgg and --vgg, the file of its weights, go together")
+    if feature == "logistic":
+        return trained.logistic_regression
+    return trained.vgg_features(weights) if weights is not None else None
 
 
 def shorten(metric: Metric, start: Tensor, end: Tensor, title: str, **options: Any) -> Experiment:

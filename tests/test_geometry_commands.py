@@ -15,12 +15,13 @@ from test_commands import TINY, assert_one_sentence
 from fastlatent import geodesics, interpolate, sample, train
 from fastlatent.arguments import Trained
 from fastlatent.data import DataConfig, load
-from fastlatent.geometry import curve_length, pullback_metric
+from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.latents import unit_images
 from fastlatent.runs import Run
 from fastlatent.shorter import encode, pair_images
 
 FAST = ("--spans", "1", "--points", "4")
+FEATURES = ("{space}", "--method", "geodesic", "--feature")
 
 
 def train_tiny(data: Path, out: Path, latents: int) -> Path:
@@ -222,13 +223,14 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     said = capsys.readouterr().out
     assert "test image 5 to 1; converged" in said
     picture(path)
-    picture(tmp_path / "walks-correlations.png")
+    picture(tmp_path / "walks-correlations-images.png")
+    assert not (tmp_path / "walks-correlations-features.png").exists()
     assert len(list(singles.iterdir())) == 2 * 2 * 4
     rows = rows_of(space / "interpolation-geodesic.csv")
     assert len(rows) == 2
     for row in rows:
         assert 0 <= float(row["curve_measure"]) <= 1
-        assert float(row["variance_of_cosines"]) >= 0
+        assert float(row["variance_of_images"]) >= 0
         assert float(row["length"]) <= float(row["straight_length"])
         assert f"{float(row['length']):.4f}" in said
 
@@ -241,6 +243,23 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     expected = (255 * decoded[:, 0]).round().int().numpy()
     for at, end in ((0, 0), (3, 1), (4, 0), (7, 1)):
         assert abs(images[at] - expected[end]).max() <= 1
+
+
+def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsys) -> None:
+    options = ("--from", "-1", "--to", "1", "--steps", "2", "--out", str(tmp_path / "walks.png"))
+    arguments = [str(space), "--method", "geodesic", "--feature", "logistic", *options, *FAST]
+    assert interpolate.main(arguments) == 0
+    assert "var, features" in capsys.readouterr().out
+    for what in ("images", "features"):
+        picture(tmp_path / f"walks-correlations-{what}.png")
+    (row,) = rows_of(space / "interpolation-geodesic.csv")
+    trained = Trained(interpolate.Options(space))
+    metric = as_metric(
+        trained.model.geometric_decoder(), trained.logistic_regression, torch.zeros(2, 3)
+    )
+    line = straight(-torch.ones(1, 3), torch.ones(1, 3)).control
+    expected = float(curve_length(metric, line, rule="original", points=4).length)
+    assert float(row["original_straight_length"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +345,9 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
             "do not go with --ends prior",
         ),
         (interpolate, ["{space}", "--ends", "constant", "--from", "inf"], 2, "must be finite"),
+        (interpolate, ["{space}", "--feature", "logistic"], 2, "need --method geodesic"),
+        (interpolate, [*FEATURES, "vgg"], 2, "--feature vgg and --vgg, the file"),
+        (interpolate, [*FEATURES, "logistic", "--vgg", "x.pth"], 2, "--feature vgg and --vgg, the"),
         (sample, ["digits", "--n", "5"], 2, "need a place: give --folder"),
         (sample, ["digits", "--folder", "x", "--out", "x.png"], 2, "--out does not go with a data"),
         (sample, ["digits", "--folder", "x", "--method", "prior"], 2, "--method does not go with"),
