@@ -127,11 +127,16 @@ def walks(
 def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
     """Training and test loss over the epochs, from the lines of metrics.jsonl."""
     axes = figure().add_subplot()
-    for kind, style in (("train", {"alpha": 0.6, "lw": 1}), ("test", {"marker": ".", "lw": 1.5})):
-        lines = (line for line in metrics if line["kind"] == kind and "loss" in line)
-        points = [(line["epoch"], line["loss"]) for line in lines]
+    # Of a training step with several turns, the losses of each: their sum is of no use.
+    turns = sorted({name for line in metrics for name in line if name.endswith("_loss")})
+    thin, thick = {"alpha": 0.6, "lw": 1}, {"marker": ".", "lw": 1.5}
+    curves = [("train", name, thin) for name in turns or ["loss"]] + [("test", "loss", thick)]
+    for kind, name, style in curves:
+        lines = (line for line in metrics if line["kind"] == kind and name in line)
+        points = [(line["epoch"], line[name]) for line in lines]
         if points:
-            axes.plot(*zip(*points, strict=True), label=kind, **style)
+            turn = name.removesuffix("loss").replace("_", " ")
+            axes.plot(*zip(*points, strict=True), label=f"{kind} {turn}".strip(), **style)
             axes.legend()
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"loss ({unit})")

@@ -1,6 +1,7 @@
 """The VAE, its spectrally normalised layers, and the variance that is fitted after training."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
-from fastlatent.data import load
+from fastlatent.data import DataConfig, load
 from fastlatent.models import VAE, LBAEConfig, LVAEConfig, VAEConfig, build
 from fastlatent.models.precision import (
     PrecisionNet,
@@ -23,6 +24,7 @@ from fastlatent.models.precision import (
 from fastlatent.models.spectral import SpectralBlock, check_image_shape
 from fastlatent.noise import Noise
 from fastlatent.passes import conclude, measure_loss
+from fastlatent.presets import PRESETS
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner
 
@@ -450,6 +452,18 @@ def test_the_learning_rate_falls_after_each_epoch(tmp_path: Path, monkeypatch) -
     assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
     assert rates == [0.004] * 5 + [0.002] * 5 + [0.001] * 2
     assert train.main([*TINY, "--lr-decay", "1.5"]) == 2
+
+
+def test_data_of_the_published_protocol(data_root: Path) -> None:
+    data = load(replace(PRESETS["vae-mnist-2d"].config.data, root=data_root))
+    assert data.train.labels.bincount().tolist() == [0, 0, 3000, 0, 3000, 3000, 0, 3000]
+    assert set(data.test.labels.tolist()) == {2, 4, 5, 7}
+    whole = load(DataConfig(name="mnist", root=data_root)).train
+    fives = (whole.labels == 5).nonzero()[:3000, 0]
+    chosen = (data.train.labels == 5).nonzero()[:, 0]
+    assert torch.equal(data.train.images(chosen), whole.images(fives))
+    fashion = load(replace(PRESETS["bigan-fashion"].config.data, root=data_root))
+    assert fashion.train.labels.bincount().tolist() == [3000] * 10
 
 
 def test_part_of_the_images_is_drawn_at_random(run: Path) -> None:

@@ -1,16 +1,18 @@
 """Model families. `build` makes a model from its configuration, with seeded weights."""
 
-from fastlatent.models.base import LatentModel
+from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.bigan import BiGAN, BiGANConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
 from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig | VAEConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
     "vae": (VAEConfig, VAE),
+    "bigan": (BiGANConfig, BiGAN),
 }
 
 
@@ -26,11 +28,14 @@ __all__ = [
     "LBAE",
     "MODELS",
     "VAE",
+    "BiGAN",
+    "BiGANConfig",
     "LBAEConfig",
     "LVAEConfig",
     "LadderVAE",
     "LatentModel",
     "ModelConfig",
+    "Turn",
     "VAEConfig",
     "build",
 ]

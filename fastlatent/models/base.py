@@ -3,12 +3,22 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastlatent.noise import Noise
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Part of a training step: a loss of its own, and the modules whose weights go down it."""
+
+    name: str  # that `forward` is given as `turn`
+    modules: tuple[nn.Module, ...]
+    rate: float = 1.0  # factor of the learning rate
 
 
 class LatentModel(nn.Module, ABC):
@@ -57,6 +67,11 @@ class LatentModel(nn.Module, ABC):
     def initialise(self, x: Tensor, noise: Noise) -> None:
         """Set the weights from the first batch of training images (n, c, h, w), once."""
         raise NotImplementedError(f"{type(self).__name__} is not initialised from data")
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns of a training step, where it does not just move all weights down the loss."""
+        return ()
 
     @property
     def concluding_images(self) -> int:

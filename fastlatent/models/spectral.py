@@ -19,7 +19,8 @@ class SpectralNorm(nn.Module):
 
     W is the weight as a matrix (outputs, rest). In training each use of the weight takes a step
     of the power iteration for u and v (T. Miyato et al., "Spectral Normalization for Generative
-    Adversarial Networks", ICLR 2018, algorithm 1); in evaluation they stay.
+    Adversarial Networks", ICLR 2018, algorithm 1), in full precision under autocast too; in
+    evaluation they stay.
     """
 
     def __init__(self, weight: Tensor, out_dim: int):
@@ -31,15 +32,15 @@ class SpectralNorm(nn.Module):
         self._iterate(self.matrix(weight), 15)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.training:
-            self._iterate(self.matrix(weight), 1)
-        return self.divide(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.training:
+                self._iterate(self.matrix(weight), 1)
+            return self.divide(weight)
 
     def divide(self, weight: Tensor) -> Tensor:
-        """The weight divided by the estimate as it is; in full precision under autocast too."""
-        with torch.autocast(weight.device.type, enabled=False):
-            # Copies, as a second use of the weight may come before the backward pass of the first.
-            return weight / torch.dot(self.u.clone(), self.matrix(weight) @ self.v.clone())
+        """The weight divided by the estimate as it is."""
+        # Copies, as a second use of the weight may come before the backward pass of the first.
+        return weight / torch.dot(self.u.clone(), self.matrix(weight) @ self.v.clone())
 
     def matrix(self, weight: Tensor) -> Tensor:
         """W: (outputs, rest)."""
@@ -47,10 +48,9 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, times: int) -> None:
-        with torch.autocast(matrix.device.type, enabled=False):
-            for _ in range(times):
-                self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=EPSILON))
-                self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=EPSILON))
+        for _ in range(times):
+            self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=EPSILON))
+            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=EPSILON))
 
 
 class SpectralBlock(nn.Module):

@@ -10,6 +10,7 @@ evaluation.json            what evaluate measured last
 geodesics.csv, json, npz   shorter curves: each pair, statistics, control points
 comparison.csv, json, npz  the same on images that another run was given too
 interpolation-*.csv        lengths of the walks that interpolate drew last
+logistic.safetensors       classifier of the training images, as a feature map
 images/*.png, events.*     pictures; TensorBoard
 """
 
