@@ -71,7 +71,7 @@ class Options(RunOptions):
     """With --ends eigenvector: distance of the ends in latent space."""
     method: Method = "lbfgs"
     """How curves are shortened; original: the published procedure."""
-    spans: tuple[int, ...] = (1, 4)
+    spans: tuple[int, ...] = (2, 8)
     """Polynomial pieces of the curves, level by level."""
     tolerance: float | None = None
     """A pair is done when its next step promises less than this share of its energy; default: as

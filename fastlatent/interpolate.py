@@ -56,6 +56,7 @@ Examples:
   python -m fastlatent.interpolate runs/vae-mnist --method geodesic --from -1 --to 1"""
 
 CORRELATED = 40  # points of a curve between which cosines are taken
+DRAWN = 8  # walks whose cosines are drawn, at most
 CONSTANTS = (-1.0,), (1.0,)  # latents that the original walks between
 
 Ends = Literal["images", "prior", "constant"]
@@ -93,7 +94,7 @@ class Options(RunOptions):
     """What gives way where the moments of the codes fit no copula."""
     solver: Method = "lbfgs"
     """With --method geodesic: how curves are shortened; original: the published procedure."""
-    spans: tuple[int, ...] = (1, 4, 8, 16)
+    spans: tuple[int, ...] = (2, 8, 16)
     """With --method geodesic: polynomial pieces of the curves, level by level."""
     points: int = 20
     """With --method geodesic: points of the grid on which the original program measures."""
@@ -275,7 +276,8 @@ def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
     say(f"picture: {plots.save(picture, place)}")
     points = sequences(trained, metric, found, rows, CORRELATED)
     correlation = cosines(2 * points.flatten(0, 1) - 1).unflatten(0, points.shape[:2])
-    picture = geometry_plots.correlations(correlation[:, 0], correlation[:, 1], "images")
+    drawn = correlation[:DRAWN].unbind(1)
+    picture = geometry_plots.correlations(*drawn, "images")
     saved = plots.save(picture, place.with_name(f"{place.stem}-correlations.png"))
     say(f"picture: {saved}")
     save_each(images.flatten(0, 2), options.folder)
@@ -304,10 +306,10 @@ def report(
     )
     heading = f"{'straight':>11}{'shorter':>11}"
     say(
-        f"  {'':4}{'measured lengths':>31}{'by the original':>31}"
+        f"  {'':4}{'measured lengths':>33}{'by the original':>33}"
         f"{'curve measure':>22}{'var of cosines':>22}"
     )
-    say(f"  {'row':4}" + 2 * f"{heading}{'less':>9}" + 2 * heading)
+    say(f"  {'row':4}" + 2 * f"{heading}{'less':>11}" + 2 * heading)
     shown = (
         "straight_length",
         "length",
@@ -322,7 +324,7 @@ def report(
     )
     for k, name in enumerate(names):
         cells = [
-            f"{100 * columns[key][k]:7.2f} %"
+            f"{100 * columns[key][k]:9.2f} %"
             if "improvement" in key
             else f"{columns[key][k]:11.4f}"
             for key in shown

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from fastlatent.geometry.experiment import Decoder
 from fastlatent.geometry.metric import as_metric, condition_number, log_volume
@@ -66,74 +65,80 @@ def eigenvector_lines(field: Field, largest: bool = True) -> list[np.ndarray]:  
 
     An eigenvector has no sign, so that each step goes the way that turns less.
     """
-    low = np.array(field.extent[::2])
-    size = np.array(field.extent[1::2]) - low
-    seeds = _seeds(low, size)
-    stride = float(size.max()) / STEPS
-    forward = _direction(field, seeds, largest)
-    ways = [_trace(field, seeds, sign * forward, stride, largest) for sign in (1, -1)]
+    left, right, bottom, top = field.extent
+    low, size = np.array([left, bottom]), np.array([right - left, top - bottom])
+    values = field.matrix.double().cpu().numpy()[..., (0, 0, 1), (0, 1, 1)]  # (h, w, 3)
+    seeds = _seeds()
+    stride = size.max() / STEPS / size
+    ways = [_trace(values, seeds, sign, stride, largest) for sign in (1, -1)]
     taken: set[tuple[int, int]] = set()
     lines = []
     for ahead, behind in zip(*ways, strict=True):
         cells: set[tuple[int, int]] = set()
-        parts = [_until_taken(way, low, size, taken, cells) for way in (behind, ahead)]
+        parts = [_until_taken(way, size / size.max(), taken, cells) for way in (behind, ahead)]
         line = np.concatenate([parts[0][:0:-1], parts[1]])
         if len(line) >= SHORTEST:
-            lines.append(line)
+            lines.append(low + line * size)
             taken |= cells
     return lines
 
 
-def _seeds(low: np.ndarray, size: np.ndarray) -> Tensor:  # (n, 2)
+def _seeds() -> np.ndarray:  # (n, 2) in the unit square
     """Middles of cells, in an order that leaves no region for last."""
     middles = (np.arange(SEEDS) + 0.5) / SEEDS
     grid = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
-    order = np.random.default_rng(0).permutation(len(grid))
-    return torch.from_numpy(low + grid[order] * size)
+    return grid[np.random.default_rng(0).permutation(len(grid))]
 
 
-def _direction(field: Field, z: Tensor, largest: bool) -> Tensor:  # (n, 2) -> (n, 2)
-    """Unit eigenvectors at z, of the metric interpolated linearly on the grid."""
-    left, right, bottom, top = field.extent
-    low, size = z.new_tensor([left, bottom]), z.new_tensor([right - left, top - bottom])
-    place = 2 * (z - low) / size - 1
-    values = field.matrix[..., (0, 0, 1), (0, 1, 1)].permute(2, 0, 1)[None].to(z)
-    a, b, c = grid_sample(values, place[None, None], align_corners=True)[0, :, 0]
-    angle = torch.atan2(2 * b, a - c) / 2 + (0 if largest else torch.pi / 2)
-    return torch.stack([angle.cos(), angle.sin()], 1)
+def _direction(values: np.ndarray, place: np.ndarray, largest: bool) -> np.ndarray:  # (n, 2)
+    """Unit eigenvectors at places (n, 2) in the unit square, of metrics interpolated linearly.
+
+    `values` (h, w, 3) holds M_00, M_01 and M_11 on the grid.
+    """
+    most = np.array(values.shape[1::-1]) - 1
+    at = np.nan_to_num(np.clip(place, 0, 1)) * most
+    x, y = np.minimum(at.astype(int), most - 1).T
+    u, v = (at - np.stack([x, y], 1)).T[..., None]
+    lower = (1 - u) * values[y, x] + u * values[y, x + 1]
+    upper = (1 - u) * values[y + 1, x] + u * values[y + 1, x + 1]
+    a, b, c = ((1 - v) * lower + v * upper).T
+    angle = np.arctan2(2 * b, a - c) / 2 + (0 if largest else np.pi / 2)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
 def _trace(
-    field: Field, z: Tensor, direction: Tensor, stride: float, largest: bool
-) -> np.ndarray:  # (n, STEPS / 2 + 1, 2), NaN outside of the field
-    """Steps of equal length by the midpoint rule, first in the given direction."""
-    left, right, bottom, top = field.extent
-    low, high = z.new_tensor([left, bottom]), z.new_tensor([right, top])
+    values: np.ndarray,
+    z: np.ndarray,  # (n, 2) in the unit square
+    sign: int,  # of the first step along the eigenvector
+    stride: np.ndarray,  # (2,) length of a step in units of the sides
+    largest: bool,
+) -> np.ndarray:  # (n, STEPS / 2 + 1, 2), outside of the unit square where it has left it
+    """Steps of equal length by the midpoint rule."""
+    direction = sign * _direction(values, z, largest)
 
-    def turned(at: Tensor) -> Tensor:
-        v = _direction(field, at, largest)
-        return torch.where((v * direction).sum(1, keepdim=True) < 0, -v, v)
+    def turned(at: np.ndarray) -> np.ndarray:
+        v = _direction(values, at, largest)
+        return np.where((v * direction).sum(1, keepdims=True) < 0, -v, v)
 
     path = [z]
     for _ in range(STEPS // 2):
         direction = turned(z)
         direction = turned(z + stride / 2 * direction)
         z = z + stride * direction
-        path.append(torch.where(((z >= low) & (z <= high)).all(1, keepdim=True), z, torch.nan))
-    return torch.stack(path, 1).numpy()
+        path.append(z)
+    return np.stack(path, 1)
 
 
 def _until_taken(
     way: np.ndarray,  # (k, 2)
-    low: np.ndarray,
-    size: np.ndarray,
+    sides: np.ndarray,  # (2,), the longer is 1
     taken: set[tuple[int, int]],
     own: set[tuple[int, int]],
 ) -> np.ndarray:
     """The beginning of the way that lies in the field and in no cell of another line."""
-    inside = np.isfinite(way).all(1)
+    inside = ((way >= 0) & (way <= 1)).all(1)
     way = way[: len(way) if inside.all() else int(inside.argmin())]
-    cells = np.minimum((way - low) / size.max() * CELLS, CELLS - 1).astype(int)
+    cells = np.minimum(way * sides * CELLS, CELLS - 1).astype(int)
     for k, cell in enumerate(map(tuple, cells)):
         if cell in taken:
             return way[:k]
