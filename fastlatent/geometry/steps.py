@@ -243,6 +243,8 @@ class Activation(Step):
         (a,) = x
         # The op has the faster forward pass on a CPU, PyTorch the faster backward pass.
         if a.device.type != "cpu" or (a.requires_grad and torch.is_grad_enabled()):
+            if self.kind == "elu":
+                return _Elu.apply(a)
             return self.function(a)
         a = a.flatten(1)
         none = a.new_empty(len(a), 0, a.shape[1])
@@ -255,6 +257,25 @@ class Activation(Step):
         tangents = tangents.expand(len(a), *tangents.shape[1:]).flatten(2)
         y, dy = activation_jvp(a, tangents, self.kind, slope=self.slope)
         return y.view(-1, *self.shape), dy.view(-1, k, *self.shape)
+
+
+class _Elu(torch.autograd.Function):
+    """ELU whose derivative comes from its value, exactly 0 where that is -1.
+
+    From the argument it would be e^x, which far below 0 is subnormal: convolutions take ten times
+    as long over such gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.elu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
 
 
 @dataclass(eq=False)
