@@ -18,13 +18,12 @@ class Program:
         self._graph = graph
         self._outputs = graph.outputs
         self._unordered = [_before_rearranging(graph, output) for output in graph.outputs]
-        sizes = {step.output: torch.Size(step.shape).numel() for step in graph.steps}
+        sizes = {0: graph.latent_dim}
+        sizes |= {step.output: torch.Size(step.shape).numel() for step in graph.steps}
         # Of one step, with all it reads, and the outputs that wait.
         waiting = sum(sizes[i] for i in self._outputs)
-        self.floats = waiting + max(
-            sizes[s.output] + sum(sizes.get(i, graph.latent_dim) for i in s.inputs)
-            for s in graph.steps
-        )
+        reads = (sizes[s.output] + sum(sizes[i] for i in s.inputs) for s in graph.steps)
+        self.floats = waiting + max(reads, default=0)
         self.stored = sum(sizes.values())  # numbers of one point that a backward pass may need
 
     def value(self, z: Tensor) -> Tensor:
