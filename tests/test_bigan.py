@@ -348,3 +348,25 @@ def test_mixed_precision(precision: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train.main([*TINY, "--steps", "3", "--precision", precision, "--out", str(out)]) == 0
     assert all(t.dtype != torch.bfloat16 for t in load_file(out / "weights.safetensors").values())
+
+
+def test_compiled_turns_do_not_recompile_at_every_step() -> None:
+    model = build(SMALL, 0)
+    x = images(SMALL.image_shape)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+
+    def step(number: int) -> None:
+        for turn in model.turns:
+            own = {id(p) for module in turn.modules for p in module.parameters()}
+            for p in model.parameters():
+                p.requires_grad_(id(p) in own)
+            loss = compiled(x, noise=Noise(0, number), turn=turn.name)["loss"]
+            loss.mean().backward()
+
+    step(0)
+    step(1)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        step(2)
+        step(3)
+    torch._dynamo.reset()

@@ -489,3 +489,19 @@ def test_part_of_the_images_is_drawn_at_random(run: Path) -> None:
     seen.clear()
     conclude(noting, split, 70, seed=1)
     assert torch.equal(torch.cat(once), torch.cat(seen))
+
+
+def test_compiled_training_does_not_recompile_at_every_step() -> None:
+    model = build(SMALL, 0)
+    x = images(SMALL.image_shape)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    compiled(x, noise=Noise(0, 0))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step in (1, 2):
+            model.load_state_dict(state)
+            got = compiled(x, noise=Noise(0, step))["loss"]
+            model.load_state_dict(state)
+            torch.testing.assert_close(got, model(x, noise=Noise(0, step))["loss"])
+    torch._dynamo.reset()
