@@ -3,6 +3,7 @@
 
 #include "bits.h"
 #include "copula.h"
+#include "gram.h"
 #include "jacobian.h"
 #include "logistic.h"
 #include "simd_probe.h"

@@ -191,8 +191,8 @@ using DeriveFn = void (*)(const Activated&, int64_t sample, int64_t begin, int64
 template <class T, Activation kind>
 void derive_as(const Activated& op, int64_t sample, int64_t begin, int64_t count, T* value, T* first, T* second) {
   const T* x = row<T>(op.x, sample) + begin;
-  const T* scale = static_cast<const T*>(op.scale.data) + begin;
-  const T* shift = static_cast<const T*>(op.shift.data) + begin;
+  const T* scale = static_cast<const T*>(op.scale) + begin;
+  const T* shift = static_cast<const T*>(op.shift) + begin;
   each_vector<T>(count, [&](int64_t j, auto size) {
     const auto f = jet<kind>(get(scale + j, size) * get(x + j, size) + get(shift + j, size), T(op.below));
     if (value) put(value + j, f.value, size);
@@ -215,7 +215,7 @@ void jvp_block(const Activated& op, const View& y, const View& dy, int64_t sampl
   const int64_t count = end - begin;
   alignas(64) T slope[kActivationBlock];
   kDerive<T>[int(op.kind)](op, sample, begin, count, row<T>(y, sample) + begin, slope, nullptr);
-  const T* scale = static_cast<const T*>(op.scale.data) + begin;
+  const T* scale = static_cast<const T*>(op.scale) + begin;
   each_vector<T>(count, [&](int64_t j, auto size) { store(slope + j, load(slope + j) * get(scale + j, size)); });
   for (int64_t k = 0; k < op.tangents.size[1]; ++k) {
     const T* in = row<T>(op.tangents, sample, k) + begin;
@@ -227,13 +227,13 @@ void jvp_block(const Activated& op, const View& y, const View& dy, int64_t sampl
 template <class T>
 void jvp_backward_block(const Activated& op, const View& grad_y, const View& grad_dy, const View& x_grad,
                         const View& tangents_grad, int64_t first_sample, int64_t last_sample, int64_t begin,
-                        int64_t end, T* sums, int64_t stride) {
+                        int64_t end, T* sums) {
   using V = VectorOf<T>;
   const int64_t count = end - begin, t = op.tangents.size[1];
   const bool bends = op.kind > Activation::leaky_relu;
   alignas(64) T first[kActivationBlock], second[kActivationBlock], slope[kActivationBlock], dot[kActivationBlock];
   alignas(64) T by_scale[kActivationBlock], by_shift[kActivationBlock];
-  const T* scale = static_cast<const T*>(op.scale.data) + begin;
+  const T* scale = static_cast<const T*>(op.scale) + begin;
   each_vector<T>(count, [&](int64_t j, auto) {
     store(by_scale + j, V{});
     store(by_shift + j, V{});
@@ -275,7 +275,7 @@ void jvp_backward_block(const Activated& op, const View& grad_y, const View& gra
   if (!sums) return;
   each_vector<T>(count, [&](int64_t j, auto size) {
     put(sums + j, load(by_scale + j), size);
-    put(sums + stride + j, load(by_shift + j), size);
+    put(sums + op.x.size[1] + j, load(by_shift + j), size);
   });
 }
 
@@ -285,119 +285,17 @@ void jvp(const Activated& op, const View& y, const View& dy, int64_t sample, int
 }
 
 void jvp_backward(const Activated& op, const View& grad_y, const View& grad_dy, const View& x_grad,
-                  const View& tangents_grad, int64_t first, int64_t last, int64_t begin, int64_t end, void* sums,
-                  int64_t stride) {
+                  const View& tangents_grad, int64_t first, int64_t last, int64_t begin, int64_t end, void* sums) {
   if (op.x.dtype == DType::f64) {
-    jvp_backward_block(op, grad_y, grad_dy, x_grad, tangents_grad, first, last, begin, end, static_cast<double*>(sums),
-                       stride);
+    jvp_backward_block(op, grad_y, grad_dy, x_grad, tangents_grad, first, last, begin, end, static_cast<double*>(sums));
   } else {
-    jvp_backward_block(op, grad_y, grad_dy, x_grad, tangents_grad, first, last, begin, end, static_cast<float*>(sums),
-                       stride);
-  }
-}
-
-// Gram matrices take the columns of the Jacobian in panels: d vectors of this many rows each, about a first-level cache
-// in all.
-template <class T>
-int64_t panel_rows(int64_t d) {
-  const int64_t fit = (int64_t(1) << 15) / (int64_t(sizeof(T)) * (d > 0 ? d : 1)) / 64 * 64;
-  return fit < 64 ? 64 : (fit > 1024 ? 1024 : fit);
-}
-
-// out[s d + t] += <a_s, b_t> for R x C pairs of columns, which lie `stride` apart
-template <int R, int C, class T>
-void gram_tile(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t count, T* out, int64_t d) {
-  using V = VectorOf<T>;
-  V sum[R][C] = {};
-  each_vector<T>(count, [&](int64_t k, auto size) {
-    V left[R];
-#pragma GCC unroll 4
-    for (int s = 0; s < R; ++s) left[s] = get(a + s * a_stride + k, size);
-#pragma GCC unroll 4
-    for (int t = 0; t < C; ++t) {
-      const V right = get(b + t * b_stride + k, size);
-#pragma GCC unroll 4
-      for (int s = 0; s < R; ++s) sum[s][t] += left[s] * right;
-    }
-  });
-  for (int s = 0; s < R; ++s) {
-    for (int t = 0; t < C; ++t) {
-      T total = 0;
-      for (int l = 0; l < Format<V>::kLanes; ++l) total += sum[s][t][l];
-      out[s * d + t] += total;
-    }
-  }
-}
-
-constexpr int64_t kTileRows = 3, kTileColumns = 4;  // twelve sums, three factors and one more fill sixteen registers
-
-template <class T>
-using GramTile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*, int64_t);
-
-template <class T>
-constexpr GramTile<T> kGramTiles[kTileRows][kTileColumns] = {
-    {gram_tile<1, 1, T>, gram_tile<1, 2, T>, gram_tile<1, 3, T>, gram_tile<1, 4, T>},
-    {gram_tile<2, 1, T>, gram_tile<2, 2, T>, gram_tile<2, 3, T>, gram_tile<2, 4, T>},
-    {gram_tile<3, 1, T>, gram_tile<3, 2, T>, gram_tile<3, 3, T>, gram_tile<3, 4, T>}};
-
-template <class T>
-void gram_sample(const View& jacobian, const View* weight, T* out, int64_t sample, T* scratch) {
-  const int64_t rows = jacobian.size[1], d = jacobian.size[2], panel = panel_rows<T>(d);
-  const int64_t down = jacobian.stride[1], across = jacobian.stride[2];
-  const T* first = row<T>(jacobian, sample);
-  T* weighted = scratch + panel * d;
-  for (int64_t k = 0; k < d * d; ++k) out[k] = 0;
-  for (int64_t begin = 0; begin < rows; begin += panel) {
-    const int64_t count = begin + panel < rows ? panel : rows - begin;
-    const T *a = first + begin * down, *b = a;
-    int64_t a_stride = across, b_stride = across;
-    if (down != 1) {
-      for (int64_t r = 0; r < count; ++r) {
-        for (int64_t i = 0; i < d; ++i) scratch[i * panel + r] = a[r * down + i * across];
-      }
-      a = b = scratch;
-      a_stride = b_stride = panel;
-    }
-    if (weight) {
-      const T* w = row<T>(*weight, sample) + begin;
-      for (int64_t i = 0; i < d; ++i) {
-        each_vector<T>(count, [&](int64_t k, auto size) {
-          put(weighted + i * panel + k, get(w + k, size) * get(b + i * b_stride + k, size), size);
-        });
-      }
-      a = weighted;
-      a_stride = panel;
-    }
-    for (int64_t i = 0; i < d; i += kTileRows) {
-      const int64_t high = d - i < kTileRows ? d - i : kTileRows;
-      for (int64_t j = i; j < d; j += kTileColumns) {
-        const int64_t wide = d - j < kTileColumns ? d - j : kTileColumns;
-        kGramTiles<T>[high - 1][wide - 1](a + i* a_stride, a_stride, b + j* b_stride, b_stride, count, out + i* d + j,
-                                          d);
-      }
-    }
-  }
-  for (int64_t i = 0; i < d; ++i) {
-    for (int64_t j = 0; j < i; ++j) out[i * d + j] = out[j * d + i];
-  }
-}
-
-int64_t gram_scratch(const View& jacobian) {
-  const int64_t d = jacobian.size[2];
-  return jacobian.dtype == DType::f64 ? 2 * d * panel_rows<double>(d) * 8 : 2 * d * panel_rows<float>(d) * 4;
-}
-
-void gram(const View& jacobian, const View* weight, const View& out, int64_t sample, void* scratch) {
-  if (jacobian.dtype == DType::f64) {
-    gram_sample(jacobian, weight, row<double>(out, sample), sample, static_cast<double*>(scratch));
-  } else {
-    gram_sample(jacobian, weight, row<float>(out, sample), sample, static_cast<float*>(scratch));
+    jvp_backward_block(op, grad_y, grad_dy, x_grad, tangents_grad, first, last, begin, end, static_cast<float*>(sums));
   }
 }
 
 }  // namespace
 
-const JacobianKernels jacobian = {jvp, jvp_backward, gram_scratch, gram};
+const JacobianKernels jacobian = {jvp, jvp_backward};
 
 }  // namespace FL_ISA
 }  // namespace fl

@@ -1,5 +1,6 @@
 """Activations with their derivatives and Gram matrices, against PyTorch's own modules."""
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastlatent import ops
+from fastlatent.ops import OPS, _load
 from fastlatent.ops.jacobian import KINDS
 
 MODULES = {
@@ -79,6 +81,64 @@ def test_the_derivative_at_a_kink_is_that_of_pytorch(kind):
     MODULES[kind](x).backward()
     _, dy = ops.activation_jvp(x.detach(), torch.ones(1, 1, 1), kind, slope=0.1)
     assert dy.item() == x.grad.item()
+
+
+def instruction_sets():
+    served = OPS["activation_jvp"].serving("cpu").implementation == "cpp"
+    return _load.core().isas() if served else []
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request):
+    core = _load.core()
+    before = core.isa()
+    core.use_isa(request.param)
+    yield
+    core.use_isa(before)
+
+
+EXACT = {
+    "elu": lambda u: u if u > 0 else mpmath.expm1(u),
+    "softplus": lambda u: mpmath.log1p(mpmath.exp(u)),
+    "tanh": mpmath.tanh,
+    "sigmoid": lambda u: 1 / (1 + mpmath.exp(-u)),
+    "exp": mpmath.exp,
+    "gelu": lambda u: u * mpmath.ncdf(u),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_derivatives_keep_their_relative_accuracy(kind, dtype, isa):
+    """Where f or f' is tiny too; in units of epsilon."""
+    small = [1e-8, 1e-5, 1e-3, 0.03]
+    u = torch.tensor([-a for a in small] + small + [k / 7 for k in range(-70, 71)], dtype=dtype)
+    y, dy = ops.activation_jvp(u[:, None], torch.ones(len(u), 1, 1, dtype=dtype), kind)
+    eps = torch.finfo(dtype).eps
+    with mpmath.workdps(40):
+        for point, value, slope in zip(
+            u.tolist(), y.flatten().tolist(), dy.flatten().tolist(), strict=True
+        ):
+            f = EXACT[kind]
+            want = f(mpmath.mpf(point))
+            # Rounding u^2 changes e^(-u^2/2) by u^2/2 units.
+            units = 4 + (point**2 / 2 if kind == "gelu" else 0)
+            assert abs(value - want) <= units * eps * abs(want), point
+            if kind == "gelu" and point < 0:
+                continue  # f' passes through 0 there
+            want = mpmath.diff(f, point)
+            assert abs(slope - want) <= units * eps * abs(want), point
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinities_and_zeros_give_what_the_reference_gives(kind, dtype, isa):
+    x = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1e5, -1e5, 1e-30], dtype=dtype)
+    args = x[:, None], torch.ones(len(x), 1, 1, dtype=dtype), kind
+    for got, want in zip(
+        ops.activation_jvp(*args), ops.activation_jvp.reference(*args), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @given(
@@ -198,3 +258,33 @@ def test_bad_dtypes_are_named():
         ops.activation_jvp(x, tangents, "elu", None, torch.ones(2).double())
     with pytest.raises(TypeError, match="weight must have the dtype of jacobian"):
         ops.jacobian_gram(tangents, torch.ones(3, 4).double())
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda raw: raw.activation_jvp(
+            torch.ones(3, 4), torch.ones(3, 2, 5), "elu", None, None, 0.01
+        ),
+        lambda raw: raw.activation_jvp(
+            torch.ones(3, 4), torch.ones(3, 2, 4), "elu", torch.ones(3), None, 0.01
+        ),
+        lambda raw: raw.activation_jvp_backward(
+            torch.ones(3, 4),
+            torch.ones(3, 1, 4),
+            torch.ones(3, 4),
+            torch.ones(3, 2, 4),
+            "elu",
+            None,
+            None,
+            0.01,
+            True,
+        ),
+        lambda raw: raw.jacobian_gram(torch.ones(3, 4, 2), torch.ones(3, 5)),
+    ],
+)
+def test_the_core_protects_its_memory(attempt):
+    if OPS["activation_jvp"].serving("cpu").implementation != "cpp":
+        pytest.skip("concerns the C++ kernels")
+    with pytest.raises(ValueError, match="core: "):
+        attempt(torch.ops.fastlatent)

@@ -10,17 +10,7 @@ from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.jacobian.cases import DTYPES, normal
 from fastlatent.ops.jacobian.kinds import KINDS, derivatives
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.dim() > 2 and x.stride(1) == 1 and x.stride(-1) > 1
-
-
-def _formatted(a: Tensor, channel: int, like: Tensor) -> Tensor:
-    """Dense, with dimension `channel` last in memory where x has its channels there."""
-    if _channels_last(like):
-        return a.movedim(channel, -1).contiguous().movedim(-1, channel)
-    return a.contiguous()
+from fastlatent.ops.jacobian.layout import Layout
 
 
 def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
@@ -44,7 +34,8 @@ def _jvp_reference(
     if scale is not None:
         derivative = derivative * _along_channels(scale, x)
     pushed = derivative.unsqueeze(1) * tangents
-    return _formatted(value.clone() if value is x else value, 1, x), _formatted(pushed, 2, x)
+    layout = Layout.of(x)
+    return layout.dense(value.clone() if value is x else value), layout.dense(pushed)
 
 
 def _jvp_backward_reference(
@@ -56,24 +47,27 @@ def _jvp_backward_reference(
     scale: Tensor | None,
     shift: Tensor | None,
     slope: float,
+    affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by x, tangents, scale and shift; of no elements where these are None.
+    """Gradients by x, tangents, scale and shift; the last two empty if None or not `affine`.
 
     With u = a x + b and D = sum_k dx_k grad_dy_k, that by u is f'(u) grad_y + f''(u) a D.
     """
     _, first, second = derivatives(_affine(x, scale, shift), kind, slope)
     factor = torch.ones_like(first) if scale is None else _along_channels(scale, x)
     by_u = first * grad_y
-    dot = (tangents * grad_dy).sum(1)
+    if second is not None or affine:
+        dot = (tangents * grad_dy).sum(1)
     if second is not None:
         by_u = by_u + second * factor * dot
     by_tangents = (first * factor).unsqueeze(1) * grad_dy
     every = [0, *range(2, x.dim())]  # dimensions that share a channel
+    layout = Layout.of(x)
     return (
-        _formatted(factor * by_u, 1, x),
-        _formatted(by_tangents, 2, x),
-        x.new_empty(0) if scale is None else (x * by_u + first * dot).sum(every),
-        x.new_empty(0) if shift is None else by_u.sum(every),
+        layout.dense(factor * by_u),
+        layout.dense(by_tangents),
+        (x * by_u + first * dot).sum(every) if affine and scale is not None else x.new_empty(0),
+        by_u.sum(every) if affine and shift is not None else x.new_empty(0),
     )
 
 
@@ -110,71 +104,52 @@ def _jvp_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
 def _jvp_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for x, tangents, *rest in _jvp_cases(device, dtype):
         grads = [normal(tuple(a.shape), device, dtype) + 0.1 for a in (x, tangents)]
-        yield *grads, x, tangents, *rest
-
-
-def _flat(a: Tensor, channel: int, like: Tensor) -> Tensor:
-    """(..., c, *spatial) as (..., l), in the memory order of the outputs."""
-    if _channels_last(like):
-        a = a.movedim(channel, -1)
-    flat = a.flatten(channel)
-    return flat if flat.stride(-1) == 1 else flat.contiguous()
-
-
-def _each_element(vector: Tensor | None, x: Tensor, missing: float) -> Tensor:
-    """(c,) as (l,), in the order of `_flat`."""
-    shape = x.shape[1:]
-    if vector is None:
-        return x.new_full((shape.numel(),), missing)
-    spread = _along_channels(vector, x).expand(shape)
-    return (spread.movedim(0, -1) if _channels_last(x) else spread).flatten().contiguous()
+        yield *grads, x, tangents, *rest, rest[0] != "gelu"
 
 
 def _activated(
-    x: Tensor, tangents: Tensor, kind: str, scale: Tensor | None, shift: Tensor | None, slope: float
+    core: Any,
+    n: int,
+    x: Tensor,
+    tangents: Tensor,
+    kind: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    slope: float,
 ) -> tuple:
-    """The arguments as the core takes them."""
-    return (
-        _flat(x, 1, x),
-        _flat(tangents, 2, x),
-        KINDS.index(kind),
-        _each_element(scale, x, 1),
-        _each_element(shift, x, 0),
-        slope,
-    )
-
-
-def _empty(a: Tensor, channel: int, like: Tensor) -> Tensor:
-    if _channels_last(like):
-        shape = a.movedim(channel, -1).shape
-        return a.new_empty(shape).movedim(-1, channel)
-    return a.new_empty(a.shape)
+    """The arguments as the core takes them, with scratch memory for sums over n samples."""
+    layout = Layout.of(x)
+    vectors = [x.new_empty(0) if v is None else v.contiguous() for v in (scale, shift)]
+    scratch = x.new_empty(core.activation_jvp_scratch(n, x.shape[1:].numel()))
+    rows = layout.rows(x), layout.rows(tangents)
+    return *rows, KINDS.index(kind), *vectors, layout.inner, slope, scratch
 
 
 def _jvp_cpp(core: Any, x: Tensor, tangents: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    y, dy = _empty(x, 1, x), _empty(tangents, 2, x)
-    core.activation_jvp(*_activated(x, tangents, *rest), _flat(y, 1, x), _flat(dy, 2, x), threads())
+    layout = Layout.of(x)
+    y, dy = layout.empty(x), layout.empty(tangents)
+    inputs = _activated(core, 0, x, tangents, *rest)
+    core.activation_jvp(*inputs, layout.rows(y), layout.rows(dy), threads())
     return y, dy
 
 
 def _jvp_backward_cpp(
-    core: Any, grad_y: Tensor, grad_dy: Tensor, x: Tensor, tangents: Tensor, *rest: Any
+    core: Any, grad_y: Tensor, grad_dy: Tensor, x: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, scale, shift, _ = rest
-    by_x, by_tangents = _empty(x, 1, x), _empty(tangents, 2, x)
-    by_scale, by_shift = (x.new_empty(0 if v is None else v.shape) for v in (scale, shift))
-    n, elements = x.shape[0], x.shape[1:].numel()
-    needed = core.activation_jvp_scratch(n, elements) if by_scale.numel() + by_shift.numel() else 0
+    tangents, kind, scale, shift, slope, affine = rest
+    layout = Layout.of(x)
+    by_x, by_tangents = layout.empty(x), layout.empty(tangents)
+    by_scale, by_shift = (
+        x.new_empty(v.shape if affine and v is not None else 0) for v in (scale, shift)
+    )
     core.activation_jvp_backward(
-        _flat(grad_y, 1, x),
-        _flat(grad_dy, 2, x),
-        *_activated(x, tangents, *rest),
-        _flat(by_x, 1, x),
-        _flat(by_tangents, 2, x),
+        layout.rows(grad_y),
+        layout.rows(grad_dy),
+        *_activated(core, len(x), x, tangents, kind, scale, shift, slope),
+        layout.rows(by_x),
+        layout.rows(by_tangents),
         by_scale,
         by_shift,
-        1 if _channels_last(x) else x.shape[2:].numel(),
-        x.new_empty(needed),
         threads(),
     )
     return by_x, by_tangents, by_scale, by_shift
@@ -182,26 +157,28 @@ def _jvp_backward_cpp(
 
 def _jvp_gradients(args: tuple, grads: tuple) -> tuple[Tensor | None, ...]:
     *_, scale, shift, _slope = args
-    by_x, by_tangents, by_scale, by_shift = _jvp_backward(*grads, *args)
+    affine = any(v is not None and v.requires_grad for v in (scale, shift))
+    by_x, by_tangents, by_scale, by_shift = _jvp_backward(*grads, *args, affine)
     return (
         by_x,
         by_tangents,
         None,
-        by_scale if scale is not None else None,
-        by_shift if shift is not None else None,
+        by_scale if affine and scale is not None else None,
+        by_shift if affine and shift is not None else None,
         None,
     )
 
 
 _jvp_backward = register(
     "activation_jvp_backward(Tensor grad_y, Tensor grad_dy, Tensor x, Tensor tangents, str kind, "
-    "Tensor? scale, Tensor? shift, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? scale, Tensor? shift, float slope, bool affine) -> (Tensor, Tensor, Tensor, Tensor)",
     _jvp_backward_reference,
     cases=_jvp_backward_cases,
     gradient="true",
     discrete=(False, False, False, False),
     dtypes=DTYPES,
     cpp=_jvp_backward_cpp,
+    triton="jacobian_triton",
 )
 
 _jvp = register(
@@ -213,6 +190,7 @@ _jvp = register(
     discrete=(False, False),
     dtypes=DTYPES,
     cpp=_jvp_cpp,
+    triton="jacobian_triton",
     backward=_jvp_gradients,
 )
 

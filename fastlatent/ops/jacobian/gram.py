@@ -45,15 +45,15 @@ def _gram_cpp(core: Any, jacobian: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _gram_gradients(args: tuple, grads: tuple) -> tuple[Tensor, Tensor | None]:
-    """With S = (G + G^T) / 2 for the gradient G: 2 diag(w) J S, and j^T S j for each row j."""
+    """With S = G + G^T for the gradient G: diag(w) J S, and j^T S j / 2 for each row j of J."""
     (jacobian, weight), (grad,) = args, grads
-    symmetric = (grad + grad.mT) / 2
+    both = grad + grad.mT
     # In the memory order of the Jacobian, which its own gradient goes through next.
     turned = jacobian.stride(-1) != 1
-    pushed = (symmetric @ jacobian.mT).mT if turned else jacobian @ symmetric
+    pushed = (both @ jacobian.mT).mT if turned else jacobian @ both
     if weight is None:
-        return 2 * pushed, None
-    return 2 * weight.unsqueeze(-1) * pushed, (jacobian * pushed).sum(-1)
+        return pushed, None
+    return weight.unsqueeze(-1) * pushed, (jacobian * pushed).sum(-1) / 2
 
 
 _gram = register(
@@ -63,6 +63,7 @@ _gram = register(
     gradient="true",
     dtypes=DTYPES,
     cpp=_gram_cpp,
+    triton="jacobian_triton",
     backward=_gram_gradients,
 )
 
