@@ -10,9 +10,10 @@ from fastlatent.geometry.frozen import LatentFunction, Trial, standard_deviation
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.program import analyse
 from fastlatent.geometry.tape import Untraceable
+from fastlatent.geometry.tiles import budget, keep_memory
 
 # On a CPU a batch is fastest in parts whose activations stay in the cache.
-CACHE_BYTES = 6 << 20
+CACHE_BYTES = 16 << 20
 
 
 class Map(Protocol):
@@ -70,6 +71,10 @@ class DecoderEmbedding(Embedding):
             parts = z.split(max(32, CACHE_BYTES // each))
             return torch.cat([f.value(part) for part in parts]) if len(parts) > 1 else f.value(z)
 
+    def best_batch(self, z: Tensor) -> int:
+        """How many points are best given to `output` at once where a backward pass follows."""
+        return max(32, budget(z.device) // (self._map_for(z).stored * z.element_size()))
+
     def push_forward(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         f = self._map_for(z)
         with full_precision(z.device.type):
@@ -101,6 +106,8 @@ class DecoderEmbedding(Embedding):
 
     def _look(self, z: Tensor) -> Map:
         trial = Trial(self._function, z)
+        if z.device.type == "cpu":
+            keep_memory()
         if self._wanted:
             try:
                 program = analyse(self._function, z, trial.stochastic)

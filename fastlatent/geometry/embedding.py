@@ -89,7 +89,7 @@ class Embedding(Metric):
     one point, which raises MemoryError.
     """
 
-    max_bytes: int | None = None  # None: 256 MiB on a CPU, 2 GiB elsewhere
+    max_bytes: int | None = None  # None: 48 MiB on a CPU, 2 GiB elsewhere
 
     @abstractmethod
     def output(

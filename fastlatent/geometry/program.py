@@ -7,7 +7,7 @@ from fastlatent.geometry import steps
 from fastlatent.geometry.frozen import LatentFunction, standard_deviation
 from fastlatent.geometry.lowering import lower
 from fastlatent.geometry.rewriting import Graph, optimised
-from fastlatent.geometry.steps import Step
+from fastlatent.geometry.steps import Step, in_memory_order, memory_order
 from fastlatent.geometry.tape import Untraceable, record
 
 
@@ -24,7 +24,9 @@ class Program:
         waiting = sum(sizes[i] for i in self._outputs)
         reads = (sizes[s.output] + sum(sizes[i] for i in s.inputs) for s in graph.steps)
         self.floats = waiting + max(reads, default=0)
-        self.stored = sum(sizes.values())  # numbers of one point that a backward pass may need
+        views = (steps.Reshape, steps.Phases, steps.Rearrangement)
+        # Numbers of one point that a backward pass may need.
+        self.stored = sum(sizes[s.output] for s in graph.steps if not isinstance(s, views))
 
     def value(self, z: Tensor) -> Tensor:
         """F(z): (n, d) -> (n, D)."""
@@ -53,11 +55,20 @@ class Program:
                 held[step.output] = step.push(x, dx)
             for register in dropped:
                 del held[register]
-        n, k = len(z), tangents.shape[1]
-        y = _side_by_side([held[i][0].flatten(1) for i in outputs])
-        parts = [held[i][1] for i in outputs]
-        dy = _side_by_side([p.expand(n, *p.shape[1:]).flatten(2) for p in parts if p is not None])
-        return y, dy.view(n, k, -1)
+        n = len(z)
+        ys, dys = [], []
+        for i in outputs:
+            y, dy = held[i]
+            assert dy is not None
+            dy = dy.expand(n, *dy.shape[1:])
+            if ordered:
+                ys.append(y.flatten(1))
+                dys.append(dy.flatten(2))
+            else:
+                order = memory_order(y)
+                ys.append(in_memory_order(y, order))
+                dys.append(in_memory_order(dy, order, 2))
+        return _side_by_side(ys), _side_by_side(dys)
 
     def _plan(self, outputs: list[int]) -> list[tuple[Step, list[int]]]:
         """The steps that the outputs need, each with the registers nobody reads after it."""
@@ -84,7 +95,7 @@ def _before_rearranging(graph: Graph, register: int) -> int:
         whole = isinstance(step, steps.Interleave) and (
             torch.Size(step.shape).numel() == torch.Size(graph.shape(step.inputs[0])).numel()
         )
-        if not (whole or isinstance(step, steps.Reshape | steps.Rearrangement)):
+        if not (whole or isinstance(step, steps.Reshape | steps.Phases | steps.Rearrangement)):
             break
         register = step.inputs[0]
     return register
@@ -108,4 +119,4 @@ def analyse(function: LatentFunction, z: Tensor, stochastic: bool) -> Program:
         register = len(tape.shapes)
         lowered.append(steps.Deviation((outputs[1],), register, shape, standard_deviation))
         outputs[1] = register
-    return Program(optimised(Graph(lowered, outputs, d), z.dtype))
+    return Program(optimised(Graph(lowered, outputs, d), z.dtype, z.device))

@@ -40,14 +40,17 @@ class Graph:
         return next(step.shape for step in self.steps if step.output == register)
 
 
-def optimised(graph: Graph, dtype: torch.dtype) -> Graph:
+def optimised(graph: Graph, dtype: torch.dtype, device: torch.device) -> Graph:
     """The same function of the latents."""
     graph.steps = [_cast(step, torch.float64) for step in graph.steps]
     _fuse(graph)
     _collapse(graph)
-    _by_phases(graph)
-    _delay_interleaving(graph)
+    if device.type == "cpu":
+        _by_phases(graph)
+        _delay_interleaving(graph)
     graph.steps = [_cast(step, dtype) for step in graph.steps]
+    if device.type == "cpu":
+        _channels_last(graph)
     return graph
 
 
@@ -208,14 +211,20 @@ def _phases(step: steps.Convolution, height: int, width: int, register: int) -> 
     weight = torch.nn.functional.pad(weight, (0, s * taps[1] - kx, 0, s * taps[0] - ky))
     i, o = weight.shape[:2]
     split = weight.view(i, o, taps[0], s, taps[1], s).flip(2, 4)
-    kernel = split.permute(1, 3, 5, 0, 2, 4).reshape(o * s * s, i, *taps)
+    last = _prefers_channels_last(i, o * s * s)
+    # Channels of the convolution: a phase's channels side by side, or a channel's phases.
+    order = (3, 5, 1, 0, 2, 4) if last else (1, 3, 5, 0, 2, 4)
+    kernel = split.permute(order).reshape(o * s * s, i, *taps)
+    bias = step.bias
+    if bias is not None:
+        bias = bias.repeat(s * s) if last else bias.repeat_interleave(s * s)
     rows, columns = height + taps[0] - 1, width + taps[1] - 1
     convolution = steps.Convolution(
         step.inputs,
         register,
         (o * s * s, rows, columns),
         kernel,
-        None if step.bias is None else step.bias.repeat_interleave(s * s),
+        bias,
         [1, 1],
         [taps[0] - 1, taps[1] - 1],
         [1, 1],
@@ -223,7 +232,7 @@ def _phases(step: steps.Convolution, height: int, width: int, register: int) -> 
         [0, 0],
         1,
     )
-    view = steps.Reshape((register,), register + 1, (o, s * s, rows, columns))
+    view = steps.Phases((register,), register + 1, (o, s * s, rows, columns), last)
     start = (int(step.padding[0]), int(step.padding[1]))
     image = steps.Interleave((register + 1,), step.output, step.shape, s, start)
     return [convolution, view, image]
@@ -263,3 +272,33 @@ def _on_phases(step: Step, shape: Shape) -> Step | None:
         constants = [c for c in (step.scale, step.shift) if c is not None]
         return replace(step, shape=shape) if all(c.numel() == 1 for c in constants) else None
     return None
+
+
+def _prefers_channels_last(inputs: int, outputs: int) -> bool:
+    """Which layout PyTorch's convolutions on a CPU are faster in, by the number of channels."""
+    return min(inputs, outputs) >= 16
+
+
+def _channels_last(graph: Graph) -> None:
+    """Lays out the convolutions that are faster so, and what leads to them."""
+    wanted: set[int] = set()  # registers that such a convolution reads, directly or not
+    for place in reversed(range(len(graph.steps))):
+        step = graph.steps[place]
+        if isinstance(step, steps.Convolution):
+            o, i = step.weight.shape[:2]
+            if step.weight.dim() == 4 and _prefers_channels_last(i, o):
+                weight = step.weight.contiguous(memory_format=torch.channels_last)
+                graph.steps[place] = replace(step, weight=weight)
+                wanted.add(step.inputs[0])
+        elif step.output in wanted:
+            if isinstance(step, steps.Dense) and len(step.shape) == 3:
+                graph.steps[place] = _spatial_first(step)
+            wanted.update(step.inputs)
+
+
+def _spatial_first(step: steps.Dense) -> steps.Dense:
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, step.shape).movedim(0, 2).flatten(0, 2).contiguous()
+
+    bias = None if step.bias is None else moved(step.bias)
+    return replace(step, weight=moved(step.weight), bias=bias, channels_last=True)

@@ -2,6 +2,8 @@
 
 A step maps values (n, ...) and, at each of the n points, k tangents (n, k, ...). Tangents may have
 one row for all points, (1, k, ...), as unit vectors have and whatever linear steps make of them.
+Where a point has channels they are its first dimension, (n, c, ...), and may be the last one in
+memory.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlatent.geometry.activation import activated
 from fastlatent.ops.jacobian import activation_jvp
 
 Shape = tuple[int, ...]
@@ -56,18 +59,42 @@ class Affine(Step):
         return self.value(*x), self.linear(tangents.flatten(0, 1)).unflatten(0, (n, k))
 
 
+def memory_order(x: Tensor) -> list[int]:
+    """The dimensions of a point, 1 to x.dim() - 1, from the slowest in memory to the fastest."""
+    return sorted(range(1, x.dim()), key=lambda dim: (-x.stride(dim), dim))
+
+
+def in_memory_order(x: Tensor, order: Sequence[int], lead: int = 1) -> Tensor:
+    """(..., l), the numbers of each point in that order; `lead` dimensions are ahead of them."""
+    moved = x.permute(*range(lead), *(dim + lead - 1 for dim in order))
+    return moved.flatten(lead)
+
+
+def from_memory_order(x: Tensor, shape: Shape, order: Sequence[int], lead: int = 1) -> Tensor:
+    """The inverse: (..., l) -> (..., *shape)."""
+    moved = x.unflatten(lead, [shape[dim - 1] for dim in order])
+    back = sorted(range(len(order)), key=lambda place: order[place])
+    return moved.permute(*range(lead), *(place + lead for place in back))
+
+
 @dataclass(eq=False)
 class Dense(Affine):
     """Of the elements of each point: (n, i) -> (n, o), seen as (n, *shape)."""
 
     weight: Tensor  # (o, i)
     bias: Tensor | None  # (o,)
+    channels_last: bool = False  # the order of the o elements
 
     def value(self, *x: Tensor) -> Tensor:
-        return F.linear(x[0].flatten(1), self.weight, self.bias).view(-1, *self.shape)
+        return self._seen(F.linear(x[0].flatten(1), self.weight, self.bias))
 
     def linear(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.weight).view(-1, *self.shape)
+        return self._seen(F.linear(x.flatten(1), self.weight))
+
+    def _seen(self, y: Tensor) -> Tensor:
+        if self.channels_last:
+            return y.unflatten(1, (*self.shape[1:], self.shape[0])).movedim(-1, 1)
+        return y.unflatten(1, self.shape)
 
     @property
     def work(self) -> int:
@@ -120,16 +147,20 @@ class ChannelMix(Affine):
     bias: Tensor | None  # (o,)
 
     def value(self, *x: Tensor) -> Tensor:
-        y = self._mix(x[0])
-        if self.bias is not None:
-            y = y + self.bias[:, None]
-        return y.view(-1, *self.shape)
+        return self._mix(x[0], self.bias)
 
     def linear(self, x: Tensor) -> Tensor:
-        return self._mix(x).view(-1, *self.shape)
+        return self._mix(x, None)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        return torch.matmul(self.weight, x.flatten(2))
+    def _mix(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if x.stride(1) == 1 and x.shape[1] > 1:
+            order = memory_order(x)
+            moved = F.linear(x.permute(0, *order), self.weight, bias)
+            back = sorted(range(len(order)), key=lambda place: order[place])
+            return moved.permute(0, *(place + 1 for place in back))
+        y = torch.matmul(self.weight, x.flatten(2))
+        y = y if bias is None else y + bias[:, None]
+        return y.unflatten(2, x.shape[2:])
 
     @property
     def work(self) -> int:
@@ -189,18 +220,39 @@ class Interleave(Affine):
     def linear(self, x: Tensor) -> Tensor:
         n, c, _, h, w = x.shape
         s = self.factor
-        image = F.pixel_shuffle(x.reshape(n, c * s * s, h, w), s)
+        split = x.unflatten(2, (s, s))  # (n, c, i, j, h, w)
+        if x.stride(1) == 1:
+            rows = split.permute(0, 4, 2, 5, 3, 1).reshape(n, s * h, s * w, c)
+            image = rows.movedim(-1, 1)
+        else:
+            image = split.permute(0, 1, 4, 2, 5, 3).reshape(n, c, s * h, s * w)
         (top, left), (height, width) = self.start, self.shape[1:]
         return image[:, :, top : top + height, left : left + width]
 
 
 @dataclass(eq=False)
-class Reshape(Affine):
+class Phases(Affine):
+    """The channels (n, c factor^2, h, w) of a convolution as phases (n, c, factor^2, h, w)."""
+
+    channels_last: bool  # which of c and the phases comes first among the channels
+
     def value(self, *x: Tensor) -> Tensor:
-        return x[0].reshape(-1, *self.shape)
+        return self.linear(x[0])
 
     def linear(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, *self.shape)
+        c, phases = self.shape[:2]
+        if self.channels_last:
+            return x.unflatten(1, (phases, c)).transpose(1, 2)
+        return x.unflatten(1, (c, phases))
+
+
+@dataclass(eq=False)
+class Reshape(Affine):
+    def value(self, *x: Tensor) -> Tensor:
+        return self.linear(x[0])
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
 
 
 @dataclass(eq=False)
@@ -233,49 +285,27 @@ class Product(Step):
 
 @dataclass(eq=False)
 class Activation(Step):
-    """One that activation_jvp knows, with `function` for its value under autograd."""
+    """One that activation_jvp knows; `function` is the same in PyTorch."""
 
     kind: str
     function: Callable[[Tensor], Tensor]
     slope: float = 0.01
 
     def value(self, *x: Tensor) -> Tensor:
-        (a,) = x
-        # The op has the faster forward pass on a CPU, PyTorch the faster backward pass.
-        if a.device.type != "cpu" or (a.requires_grad and torch.is_grad_enabled()):
-            if self.kind == "elu":
-                return _Elu.apply(a)
-            return self.function(a)
-        a = a.flatten(1)
-        none = a.new_empty(len(a), 0, a.shape[1])
-        return activation_jvp(a, none, self.kind, slope=self.slope)[0].view(-1, *self.shape)
+        order = memory_order(x[0])
+        flat = in_memory_order(x[0], order)
+        y = activated(flat, self.kind, self.slope, self.function)
+        return from_memory_order(y, self.shape, order)
 
     def push(self, x: Sequence[Tensor], dx: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         (a,), (tangents,) = x, dx
         assert tangents is not None
-        a, k = a.flatten(1), tangents.shape[1]
-        tangents = tangents.expand(len(a), *tangents.shape[1:]).flatten(2)
-        y, dy = activation_jvp(a, tangents, self.kind, slope=self.slope)
-        return y.view(-1, *self.shape), dy.view(-1, k, *self.shape)
-
-
-class _Elu(torch.autograd.Function):
-    """ELU whose derivative comes from its value, exactly 0 where that is -1.
-
-    From the argument it would be e^x, which far below 0 is subnormal: convolutions take ten times
-    as long over such gradients.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.elu(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
+        order = memory_order(a)
+        expanded = tangents.expand(len(a), *tangents.shape[1:])
+        flat, moving = in_memory_order(a, order), in_memory_order(expanded, order, 2)
+        y, dy = activation_jvp(flat, moving, self.kind, slope=self.slope)
+        shape = self.shape
+        return from_memory_order(y, shape, order), from_memory_order(dy, shape, order, 2)
 
 
 @dataclass(eq=False)
