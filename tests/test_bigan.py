@@ -198,8 +198,9 @@ def test_a_step_is_what_two_plain_optimizers_would_do(tmp_path: Path) -> None:
                 one.zero_grad()
             loss.backward()
             optimizer.step()
+    # Adam moves weights of almost no gradient by the sign of its rounding.
     for name, tensor in load_file(out / "weights.safetensors").items():
-        torch.testing.assert_close(tensor, model.state_dict()[name], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-3, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
