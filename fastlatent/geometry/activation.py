@@ -10,8 +10,8 @@ from fastlatent.ops.jacobian import activation_jvp
 
 _aten = torch.ops.aten
 
-# gradient, y = f(x) -> gradient f'(x), for those whose derivative is cheap given y. Taken from y it
-# is exactly 0 far below 0, where e^x is subnormal: gradients of that kind slow convolutions tenfold.
+# gradient, y = f(x) -> gradient f'(x), for those whose derivative is cheap given y. By y it is
+# exactly 0 far below 0, where e^x is subnormal; such gradients slow convolutions down tenfold.
 _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "elu": lambda g, y: _aten.elu_backward(g, 1.0, 1.0, 1.0, True, y),
     "selu": lambda g, y: _aten.elu_backward(
