@@ -91,12 +91,13 @@ def geodesic(
 
     `decoder` is anything that `as_metric` takes. `spans` are the numbers of polynomial pieces of
     the levels; each level starts from the curves of the one before, and leaves out pairs that two
-    levels in a row have shortened by less than `length_rtol`. A pair has converged when its next
-    step promises less than `tolerance` times its energy (default: 1e-3 in float32, 1e-8 in
-    float64); a level ends after `max_iterations` (default: 20; of Adam, 200) in any case. `first`
-    holds curves to start from beside the straight lines. Pairs are solved `chunk` at a time, fewer
-    where memory is short; each pair's result is that which it has alone, but for rounding. `report`
-    is called with the number of pairs done after each chunk.
+    levels in a row have shortened by less than `length_rtol`. The energy is that of `segments`
+    chords, at least four for each piece, and of twice as many where they miss part of the length. A
+    pair has converged when its next step promises less than `tolerance` times its energy (default:
+    1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
+    200) in any case. `first` holds curves to start from beside the straight lines. Pairs are solved
+    `chunk` at a time, fewer where memory is short; each pair's result is that which it has alone,
+    but for rounding. `report` is called with the number of pairs done after each chunk.
 
     `method="original"` is the procedure of Michelis and Becker 2021, see
     `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
@@ -132,10 +133,14 @@ def _joined(parts: list[Geodesics]) -> Geodesics:
     values = {
         field.name: torch.cat([getattr(part, field.name) for part in parts])
         for field in fields(Geodesics)
-        if field.name not in ("knots", "history")
+        if field.name not in ("control", "knots", "history")
     }
     history = torch.cat([part.history for part in parts], 1)
-    return Geodesics(knots=parts[0].knots, history=history, **values)
+    # The original inserts knots as it goes, in some chunks more than in others.
+    most = max(part.curves.spans for part in parts)
+    curves = [part.curves.refine(most) for part in parts]
+    control = torch.cat([part.control for part in curves])
+    return Geodesics(control=control, knots=curves[0].knots, history=history, **values)
 
 
 def in_chunks(
