@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def graph_curves(
     weights = measure_edges(metric, everything, edges)
     m, n = len(nodes), len(start)
     size = (len(everything),) * 2
-    graph = coo_array((weights, (edges[:, 0], edges[:, 1])), shape=size).tocsr()
+    graph = csr_matrix((weights, (edges[:, 0], edges[:, 1])), shape=size)
     steps = 4 * (spans + 3)
     goal = np.linspace(0, 1, steps)
     points, places = everything.double().cpu().numpy(), []
@@ -126,7 +126,7 @@ def _edges(points: Tensor, neighbours: int) -> np.ndarray:  # (e, 2)
     pairs = np.stack([np.repeat(np.arange(len(points)), k), nearest.ravel()], 1)
     while True:
         pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1), axis=0)
-        graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(points),) * 2)
+        graph = csr_matrix((np.ones(len(pairs)), pairs.T), shape=(len(points),) * 2)
         count, part = connected_components(graph, directed=False)
         if count == 1:
             return pairs
