@@ -123,6 +123,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("polyline", &fl::polyline, released);
   m.def("polyline_backward", &fl::polyline_backward, released);
 
+  m.def("activation_jvp", &fl::activation_jvp, released);
+  m.def("activation_jvp_backward", &fl::activation_jvp_backward, released);
+  m.def("activation_jvp_scratch", &fl::activation_jvp_scratch);
+  m.def("jacobian_gram", &fl::jacobian_gram, released);
+
   m.def("copula_align", &fl::copula_align, released);
 #if defined(FL_CUDA)
   m.def(

@@ -3,6 +3,8 @@
 
 #include "bits.h"
 #include "copula.h"
+#include "gram.h"
+#include "jacobian.h"
 #include "logistic.h"
 #include "polyline.h"
 #include "simd_probe.h"

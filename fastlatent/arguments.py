@@ -11,10 +11,17 @@ from fastlatent.console import Device, UsageError, choose_device
 from fastlatent.data import Dataset, Split, load
 from fastlatent.latents import Repair
 from fastlatent.models import LatentModel
+from fastlatent.models.features import (
+    LogisticRegression,
+    VGG19Features,
+    fit_logistic_regression,
+)
 from fastlatent.passes import gather_codes
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import say
 from fastlatent.runs import Run, Weights
+from fastlatent.runs.files import read_checkpoint, read_tensors, write_tensors
+from fastlatent.runs.folder import load_weights
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,34 @@ class Trained:
         if self.model.latent_kind != "bits":
             return None
         return BernoulliCopula(repair).fit(self.codes)
+
+    @cached_property
+    def logistic_regression(self) -> LogisticRegression:
+        """A classifier of the run's training images: as stored, otherwise trained and stored.
+
+        Raises ValueError where there are no classes, OSError where the images are not at hand.
+        """
+        path = self.run.path / "logistic.safetensors"
+        if path.is_file():
+            tensors, _ = read_tensors(path)
+            classifier = LogisticRegression(*reversed(tensors["weight"].shape))
+            load_weights(classifier, tensors, path)
+            return classifier.to(self.device).eval().requires_grad_(False)
+        say(f"{self.run.path} holds no classifier of its images; training one")
+        train, names = self.split("train"), self.data.label_names or ()
+        classifier = fit_logistic_regression(train, len(names), self.device, seed=self.seed)
+        accuracy = classifier.accuracy(self.split("test"))
+        write_tensors(path, classifier.state_dict(), {"test_accuracy": repr(accuracy)})
+        say(f"logistic regression finds the class of {accuracy:.1%} of the test images: {path}")
+        return classifier
+
+    def vgg_features(self, weights: Path) -> VGG19Features:
+        """VGG-19 with the weights in a file.
+
+        Raises OSError, RunError or ValueError where they cannot be read or do not fit.
+        """
+        features = VGG19Features(self.model.image_shape)
+        return features.load(read_checkpoint(weights)).to(self.device)
 
     def place(self, out: Path | None, name: str) -> Path:
         """Where a picture goes: to `out`, by default among the pictures of the run."""

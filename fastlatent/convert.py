@@ -8,30 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import tyro
 from torch import Tensor
 
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import Device, RunError, UsageError, command, parse
-from fastlatent.models import LVAEConfig, lbae
+from fastlatent.models import LVAEConfig, glspace, lbae
 from fastlatent.models.lvae import original as lvae
 from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.progress import say
 from fastlatent.runs import Run
+from fastlatent.runs.files import read_checkpoint
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
 - lbae: weights-*.cp, last.cp or best.cp of github.com/ok1zjf/LBAE, bits or VAE
 - lvae: checkpoints/model_*.pt of github.com/addtt/ladder-vae-pytorch; what its tensors do not tell,
   such as the nonlinearity, is read from config.pkl beside it, otherwise taken from --preset
+- glspace: a VAE or BiGAN of github.com/mmichelis/GenerativeLatentSpace, the files PREFIX_E and
+  PREFIX_D, for a BiGAN also PREFIX_G, as .pth or .safetensors; CHECKPOINT is the PREFIX, one of the
+  files, or a folder that holds one model
 
 Where the data set is at hand, the test loss is measured and training codes that are bits are
 counted.
 
 Examples:
   python -m fastlatent.convert lbae models/best.cp runs/lbae-celeba-published --root ~/data
-  python -m fastlatent.convert lvae model_600000.pt runs/svhn --preset lvae-svhn-15"""
+  python -m fastlatent.convert lvae model_600000.pt runs/svhn --preset lvae-svhn-15
+  python -m fastlatent.convert glspace TrainedModels/trainedBiGAN runs/bigan-published"""
 
 # The data sets of the Ladder VAE's program by their names there.
 LVAE_DATA = {
@@ -48,15 +52,15 @@ LVAE_DATA = {
 class Options:
     """The command line."""
 
-    family: tyro.conf.Positional[Literal["lbae", "lvae"]]
+    family: tyro.conf.Positional[Literal["lbae", "lvae", "glspace"]]
     """Which program the checkpoint is from."""
     checkpoint: tyro.conf.Positional[Path]
-    """Its file."""
+    """Its file, or what tells its files (glspace)."""
     run: tyro.conf.Positional[Path]
     """Run folder to make."""
     preset: str | None = None
-    """Preset whose data and settings hold where the checkpoint tells none (lvae); default: the one
-    that fits it."""
+    """Preset whose data and settings hold where the checkpoint tells none (lvae, glspace); default:
+    the one that fits it, of MNIST for glspace."""
     root: Path | None = None
     """Folder that holds the data sets; default: the environment variable FASTLATENT_DATA."""
     device: Device = "auto"
@@ -75,8 +79,8 @@ class Converted(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and convert."""
     options = parse(Options, argv, "convert", DESCRIPTION)
-    convert = {"lbae": convert_lbae, "lvae": convert_lvae}[options.family]
-    config, weights, description = convert(options, read_checkpoint(options.checkpoint))
+    convert = {"lbae": convert_lbae, "lvae": convert_lvae, "glspace": convert_glspace}
+    config, weights, description = convert[options.family](options)
     root = None if options.root is None else options.root.expanduser().absolute()
     run = Run(options.run, replace(config, data=replace(config.data, root=root)))
     run.create()
@@ -95,19 +99,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"codes counted: {trained.codes.count:,}")
 
 
-def convert_lbae(options: Options, checkpoint: dict[str, Any]) -> Converted:
+def convert_lbae(options: Options) -> Converted:
     """A checkpoint tells all there is to know about the model; the preset follows from that."""
     if options.preset is not None:
         raise UsageError("--preset does not go with lbae, whose checkpoints tell everything")
-    model, weights = lbae.convert_original(checkpoint)
+    model, weights = lbae.convert_original(read_checkpoint(options.checkpoint))
     baseline = "-vae" if model.latent == "gaussian" else ""
     preset = PRESETS[f"lbae-{model.architecture}{baseline}"].config
     description = f"{model.architecture} model with {model.dim} {model.latent} latents"
     return Converted(replace(preset, model=model), weights, description)
 
 
-def convert_lvae(options: Options, checkpoint: dict[str, Any]) -> Converted:
+def convert_lvae(options: Options) -> Converted:
     """What a checkpoint does not tell is as the program's options, then as a preset has it."""
+    checkpoint = read_checkpoint(options.checkpoint)
     file = options.checkpoint.parent / "config.pkl"
     stored = read_options(file) if file.is_file() else {}
     channels = lvae.image_channels(checkpoint)
@@ -178,6 +183,52 @@ def with_preset(
     return Converted(replace(preset, model=model), weights, description)
 
 
+def convert_glspace(options: Options) -> Converted:
+    """A checkpoint tells all but the data set and how to train on it."""
+    files = glspace_files(options.checkpoint)
+    parts = {letter: read_checkpoint(file) for letter, file in files.items()}
+    model, weights = glspace.convert_original(parts)
+    presets = [name for name in PRESETS if name.startswith(f"{model.family}-")]
+    chosen = options.preset or f"{model.family}-mnist"
+    if chosen not in presets:
+        raise UsageError(f"--preset must be one of {', '.join(presets)}; got {chosen!r}")
+    preset = PRESETS[chosen].config
+    if model.image_shape != preset.model.image_shape:
+        raise RunError(
+            f"{options.checkpoint} is of images of the shape {model.image_shape}; those of "
+            f"{chosen} have {preset.model.image_shape}"
+        )
+    kind = {"vae": "VAE", "bigan": "BiGAN"}[model.family]
+    description = f"{kind} of {model.dim} latents; images of {preset.data.name} by {chosen}"
+    return Converted(replace(preset, model=model), weights, description)
+
+
+def glspace_files(path: Path) -> dict[str, Path]:
+    """The files of the one model that `path` names, by their letters."""
+    folder = path if path.is_dir() else path.parent
+    found: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        prefix, _, letter = file.stem.rpartition("_")
+        if prefix and letter in ("G", "E", "D") and file.suffix in ("", ".pth", ".safetensors"):
+            found.setdefault(prefix, {})[letter] = file
+    models = {prefix: files for prefix, files in found.items() if set(files) in ({*"ED"}, {*"GED"})}
+    if not path.is_dir():
+        models = {
+            prefix: files
+            for prefix, files in models.items()
+            if path.name == prefix or path in files.values()
+        }
+    if not models:
+        raise RunError(
+            f"{path} names no model: a VAE is the files PREFIX_E and PREFIX_D, a BiGAN PREFIX_G, "
+            "PREFIX_E and PREFIX_D"
+        )
+    if len(models) > 1:
+        listed = " or ".join(str(folder / prefix) for prefix in models)
+        raise UsageError(f"{path} holds several models; give {listed}")
+    return next(iter(models.values()))
+
+
 class _OptionsOnly(pickle.Unpickler):
     """Builds an argparse.Namespace of plain Python values and nothing else."""
 
@@ -197,17 +248,6 @@ def read_options(path: Path) -> dict[str, Any]:
     if not isinstance(options, argparse.Namespace):
         raise RunError(f"{path} holds {type(options).__name__}, not options")
     return vars(options)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, tensors and plain values only; RunError when it is something else."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damage can end in any of them
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(f"{path} cannot be read as a checkpoint: {reason[0]}") from None
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Walk between images through the latent space: `python -m fastlatent.interpolate RUN`."""
+"""Walk through the latent space: `python -m fastlatent.interpolate RUN`."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
 from torch import Tensor
 
-from fastlatent import plots
+from fastlatent import geometry_plots, plots
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, command, parse
+from fastlatent.findings import Files, pair_rows
 from fastlatent.gallery import pick_pairs
+from fastlatent.geometry import Metric
+from fastlatent.geometry.experiment import Experiment, cosines
+from fastlatent.geometry.solver import Method
 from fastlatent.latents import (
     WALKINGS,
     Direction,
@@ -25,37 +29,62 @@ from fastlatent.latents import (
     unit_images,
     walk,
 )
-from fastlatent.passes import evaluating
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
+from fastlatent.shorter import (
+    Feature,
+    draw_prior,
+    encode,
+    feature_map_of,
+    length_notes,
+    measures,
+    metric_of,
+    sequences,
+    shorten,
+)
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
-- Gaussian latents, --method spherical or linear: around the origin, or straight
+- real latents, --method spherical or linear: around the origin, or straight
+- real latents, --method geodesic: straight and along a shorter curve under the metric that the
+  decoder gives the latents, in equal steps, with the lengths of both and the cosines between their
+  images (numbers in interpolation-geodesic.csv in the run folder)
 - bits, --set-attribute: from an image to the same with an attribute or class set
 
 Examples:
   python -m fastlatent.interpolate runs/lbae-digits --n 8 --steps 12
   python -m fastlatent.interpolate runs/lbae-digits --split test --from 0 7 --to 12 3
-  python -m fastlatent.interpolate runs/lbae-digits --set-attribute 4"""
+  python -m fastlatent.interpolate runs/lbae-digits --set-attribute 4
+  python -m fastlatent.interpolate runs/vae-mnist --method geodesic --from -1 --to 1"""
+
+CORRELATED = 40  # points of a curve between which cosines are taken
+DRAWN = 8  # walks whose cosines are drawn, at most
+CONSTANTS = (-1.0,), (1.0,)  # latents that the original walks between
+
+Ends = Literal["images", "prior", "constant"]
 
 
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
 
-    method: Walking | None = None
-    """How to walk; default: copula for bits, spherical for Gaussian latents."""
+    method: Walking | Literal["geodesic"] | None = None
+    """How to walk; default: copula for bits, spherical for real latents."""
     n: int = 8
     """How many walks, where --from and --to are not given."""
     steps: int = 10
     """Images on a walk, both ends among them."""
     split: Literal["train", "test"] = "train"
     """Whose images are walked between."""
-    start: Annotated[tuple[int, ...], tyro.conf.arg(name="from")] = ()
-    """Where the walks begin: indices of images in the split; default: drawn by the seed."""
-    end: Annotated[tuple[int, ...], tyro.conf.arg(name="to")] = ()
-    """Where they end: as many indices."""
+    ends: Ends | None = None
+    """What to walk between (real latents): images, draws from the prior, or latents with all
+    coordinates alike, which --from and --to give; default: images, or constant where --from and
+    --to can be no indices."""
+    start: Annotated[tuple[float, ...], tyro.conf.arg(name="from")] = ()
+    """Where the walks begin: indices of images in the split, by default drawn by the seed, or
+    constants, by default -1."""
+    end: Annotated[tuple[float, ...], tyro.conf.arg(name="to")] = ()
+    """Where they end: as many indices, or constants, by default 1."""
     set_attribute: str | None = None
     """Instead of --to: set this attribute or class, given by its number or its name (bits)."""
     reference: Literal["population", "zero"] = "population"
@@ -65,6 +94,17 @@ class Options(RunOptions):
     """How to turn a code into a direction: margin keeps every bit, split is as published."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
+    solver: Method = "lbfgs"
+    """With --method geodesic: how curves are shortened; original: the published procedure."""
+    spans: tuple[int, ...] = (2, 8, 16)
+    """With --method geodesic: polynomial pieces of the curves, level by level."""
+    feature: Feature | None = None
+    """With --method geodesic: measure lengths between features of the images, the class
+    probabilities of a logistic regression trained here or the last map of a VGG-19."""
+    vgg: Path | None = None
+    """With --feature vgg: file of its weights."""
+    points: int = 20
+    """With --method geodesic: points of the grid on which the original program measures."""
     out: Path | None = None
     """Picture to write, a PNG; default: images/interpolation-METHOD.png in the run folder, with
     --set-attribute images/attribute-NUMBER.png."""
@@ -72,69 +112,128 @@ class Options(RunOptions):
     """Also write each image of the walks as a PNG of its own into this folder, walk by walk."""
 
 
+class Joined(NamedTuple):
+    """What k walks join."""
+
+    start: Tensor  # (k, d) latents
+    end: Tensor  # (k, d)
+    first: Tensor | None  # (k, c, h, w), the images encoded, where there are such
+    last: Tensor | None
+    names: list[str]
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and interpolate."""
     options = parse(Options, argv, "interpolate", DESCRIPTION)
     trained = Trained(options)
+    real = trained.model.latent_kind == "real"
     choices = WALKINGS[trained.model.latent_kind]
     method = options.method or choices[0]
-    if options.set_attribute is not None and trained.model.latent_kind != "bits":
+    if options.set_attribute is not None and real:
         raise UsageError("--set-attribute needs a model whose latents are bits")
-    check_method("interpolation", method, choices, trained.model)
-    split = trained.split(options.split)
-    starts, ends = chosen_pairs(options, len(split), trained.seed)
-    plots.check_count(len(starts) * options.steps)
+    if method != "geodesic" and (options.feature or options.vgg):
+        raise UsageError("--feature and --vgg need --method geodesic")
+    check_method("interpolation", method, (*choices, *["geodesic"] * real), trained.model)
+    kind = kind_of_ends(options, real)
+    joined = (
+        join_images(trained, options) if kind == "images" else join_latents(trained, options, kind)
+    )
+    plots.check_count(len(joined.start) * options.steps)
+    if method == "geodesic":
+        walk_shorter(trained, options, joined)
+        return
     copula = trained.copula(options.repair)
-
-    first = unit_images(split, starts, trained.device)
-    start = encode(trained, first)
-    if options.set_attribute is None:
-        last = unit_images(split, ends, trained.device)
-        end = encode(trained, last)
-        name, caption = f"interpolation-{method}", f"interpolation ({method})"
-    else:
+    end, name, caption = joined.end, f"interpolation-{method}", f"interpolation ({method})"
+    if options.set_attribute is not None:
         k, label = find_label(options.set_attribute, trained.data.label_names)
-        last, end = None, edit_attribute(start, trained.codes, k, options.reference)
+        end = edit_attribute(joined.start, trained.codes, k, options.reference)
         name, caption = f"attribute-{k}", f"from an image to the same with {label} set"
-    path = walk(trained.model, method, start, end, options.steps, copula, options.direction)
+    path = walk(trained.model, method, joined.start, end, options.steps, copula, options.direction)
     images = decode(trained.model, path.latents.flatten(0, 1), trained.batch)
-    picture = plots.walks(first, images.unflatten(0, (-1, options.steps)), last, caption)
+    shown = images.unflatten(0, (-1, options.steps))
+    picture = plots.walks(joined.first, shown, joined.last, caption)
     saved = plots.save(picture, trained.place(options.out, name))
 
-    describe(path, options, starts, ends)
+    describe(path, joined.names)
     say(f"picture: {saved}")
-    if options.folder is not None:
-        plots.save_each(images, options.folder)
-        say(f"single images: {options.folder}")
+    save_each(images, options.folder)
 
 
-def encode(trained: Trained, images: Tensor) -> Tensor:
-    """Latents of images, (k, c, h, w) -> (k, d)."""
-    with evaluating(trained.model):
-        return trained.model.encode(images)
+def save_each(images: Tensor, folder: Path | None) -> None:
+    """Single images, where a folder for them is asked for."""
+    if folder is not None:
+        plots.save_each(images, folder)
+        say(f"single images: {folder}")
+
+
+def kind_of_ends(options: Options, real: bool) -> Ends:
+    """What is walked between; UsageError where the model or other options do not allow it."""
+    numbers = (*options.start, *options.end)
+    if options.ends is None:
+        indices = all(x >= 0 and x.is_integer() for x in numbers)
+        return "images" if indices or not real else "constant"
+    if options.ends != "images" and not real:
+        raise UsageError(f"--ends {options.ends} needs a model with real latents")
+    if options.ends == "prior" and numbers:
+        raise UsageError("--from and --to do not go with --ends prior; --n says how many walks")
+    return options.ends
+
+
+def join_images(trained: Trained, options: Options) -> Joined:
+    """Images of the split, by their indices; with --set-attribute nothing but where to begin."""
+    split = trained.split(options.split)
+    starts, ends = chosen_pairs(options, len(split), trained.seed)
+    first = unit_images(split, starts, trained.device)
+    start = encode(trained, split, starts)
+    names = [f"{options.split} image {k}" for k in starts.tolist()]
+    if options.set_attribute is not None:
+        wanted = options.set_attribute
+        return Joined(start, start, first, None, [f"{name} with {wanted} set" for name in names])
+    last = unit_images(split, ends, trained.device)
+    names = [f"{name} to {k}" for name, k in zip(names, ends.tolist(), strict=True)]
+    return Joined(start, encode(trained, split, ends), first, last, names)
+
+
+def join_latents(trained: Trained, options: Options, kind: Ends) -> Joined:
+    """Latents from the prior, or constant ones."""
+    if kind == "prior":
+        start, end = draw_prior(trained, 2 * options.n, "interpolation").chunk(2)
+        return Joined(start, end, None, None, ["two draws from the prior"] * options.n)
+    values = options.start or CONSTANTS[0], options.end or CONSTANTS[1]
+    if len(values[0]) != len(values[1]):
+        raise UsageError("--from and --to need as many constants each")
+    start, end = (
+        torch.tensor(numbers, device=trained.device)[:, None].repeat(1, trained.model.latent_dim)
+        for numbers in values
+    )
+    if not (start.isfinite().all() and end.isfinite().all()):
+        raise UsageError("--from and --to must be finite numbers")
+    names = [f"all latents {a:g} to all {b:g}" for a, b in zip(*values, strict=True)]
+    return Joined(start, end, None, None, names)
 
 
 def chosen_pairs(options: Options, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices (k,) of the first and the last images, out of `count`."""
     for name, chosen in (("from", options.start), ("to", options.end)):
-        if chosen and not 0 <= min(chosen) <= max(chosen) < count:
+        whole = all(x.is_integer() for x in chosen)
+        if chosen and not (whole and 0 <= min(chosen) <= max(chosen) < count):
             raise UsageError(
                 f"--{name} must lie in 0 to {count - 1}, the {options.split} images; got "
-                + " ".join(map(str, chosen))
+                + " ".join(f"{x:g}" for x in chosen)
             )
     if options.set_attribute is not None and options.end:
         raise UsageError("--to does not go with --set-attribute, which makes its own ends")
     start, end = pick_pairs(count, options.n, seed)
     if options.start:
-        start = torch.tensor(options.start)
+        start = torch.tensor(options.start).long()
     if not len(start):
         raise UsageError(f"the {options.split} split has one image; two to walk between are needed")
     if options.set_attribute is not None:
         return start, start
     if bool(options.start) != bool(options.end) or len(options.start) != len(options.end):
         raise UsageError("--from and --to go together and need as many indices each")
-    return start, torch.tensor(options.end) if options.end else end
+    return start, torch.tensor(options.end).long() if options.end else end
 
 
 def find_label(wanted: str, names: tuple[str, ...] | None) -> tuple[int, str]:
@@ -151,16 +250,100 @@ def find_label(wanted: str, names: tuple[str, ...] | None) -> tuple[int, str]:
     )
 
 
-def describe(path: Walk, options: Options, starts: Tensor, ends: Tensor) -> None:
-    """Say for each row which images it joins and, of bits, how far apart they are."""
-    for row, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        goal = f"with {options.set_attribute} set" if options.set_attribute else f"to {b}"
-        line = f"  row {row + 1}: {options.split} image {a} {goal}"
+def describe(path: Walk, names: Sequence[str]) -> None:
+    """Say for each row what it joins and, of bits, how far apart the ends are."""
+    for row, name in enumerate(names):
+        line = f"  row {row + 1}: {name}"
         if path.hamming is not None and path.wrong_bits is not None:
             missed = int(path.wrong_bits[row].sum())
             line += f", {int(path.hamming[row, 0, 1])} bits apart"
             line += f" ({missed} bits of the ends missed)" if missed else ""
         say(line)
+
+
+def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
+    """Straight lines and shorter curves between the ends: pictures, lengths, cosines."""
+    feature_map = feature_map_of(trained, options.feature, options.vgg)
+    metric = metric_of(trained, feature_map)
+    found = shorten(
+        metric,
+        joined.start,
+        joined.end,
+        "shortening",
+        method=options.solver,
+        spans=options.spans,
+        points=options.points,
+        seed=trained.seed,
+    )
+    rows = torch.arange(len(joined.start), device=joined.start.device)
+    images = sequences(trained, metric, found, rows, options.steps)
+    twice = (None if x is None else x.repeat_interleave(2, 0) for x in (joined.first, joined.last))
+    first, last = twice
+    caption = "straight lines and shorter curves, in equal steps"
+    notes = length_notes(found, rows.tolist())
+    place = trained.place(options.out, "interpolation-geodesic")
+    picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
+    say(f"picture: {plots.save(picture, place)}")
+    points = 2 * sequences(trained, metric, found, rows, CORRELATED) - 1
+    outputs = {"images": points.flatten(0, 1)}
+    if feature_map is not None:
+        with torch.no_grad():
+            features = [feature_map(part) for part in points.flatten(0, 2).split(trained.batch)]
+        outputs["features"] = torch.cat(features).unflatten(0, (-1, CORRELATED))
+    cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
+    for what, values in cosine.items():
+        picture = geometry_plots.correlations(*values[:DRAWN].unbind(1), what)
+        saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
+        say(f"picture: {saved}")
+    save_each(images.flatten(0, 2), options.folder)
+    report(trained, metric, found, joined.names, options.points, cosine)
+
+
+def report(
+    trained: Trained,
+    metric: Metric,
+    found: Experiment,
+    names: Sequence[str],
+    points: int,
+    cosine: dict[str, Tensor],  # (k, 2, m, m) of straight and shorter, by what it is between
+) -> None:
+    """The table on the screen and as CSV."""
+    measure = measures(metric, found, points)
+    extra = {"curve_measure_straight": measure[0], "curve_measure": measure[1]}
+    for what, values in cosine.items():
+        variances = values.flatten(2).var(2, correction=0)
+        extra[f"variance_of_{what}_straight"] = variances[:, 0]
+        extra[f"variance_of_{what}"] = variances[:, 1]
+    columns = pair_rows(found, extra)
+    what = "features" if "features" in cosine else "images"
+    heading = f"{'straight':>11}{'shorter':>11}"
+    say(
+        f"  {'':4}{'measured lengths':>33}{'by the original':>33}"
+        f"{'curve measure':>22}{f'var, {what}':>22}"
+    )
+    say(f"  {'row':4}" + 2 * f"{heading}{'less':>11}" + 2 * heading)
+    shown = (
+        "straight_length",
+        "length",
+        "improvement",
+        "original_straight_length",
+        "original_length",
+        "original_improvement",
+        "curve_measure_straight",
+        "curve_measure",
+        f"variance_of_{what}_straight",
+        f"variance_of_{what}",
+    )
+    for k, name in enumerate(names):
+        cells = [
+            f"{100 * columns[key][k]:9.2f} %"
+            if "improvement" in key
+            else f"{columns[key][k]:11.4f}"
+            for key in shown
+        ]
+        say(f"  {k + 1:<4}{''.join(cells)}  {name}; {columns['status'][k].replace('_', ' ')}")
+    say(f"  {found.seconds:.2f} s for all")
+    Files(trained.run, None).write_rows("interpolation-geodesic", columns)
 
 
 if __name__ == "__main__":

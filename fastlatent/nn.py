@@ -250,3 +250,14 @@ def squared_error(
     """Squared error summed over each image."""
     difference = at_least_float32(image) - at_least_float32(target)
     return difference.square().flatten(1).sum(1)
+
+
+def gaussian_kl(
+    mean: Tensor,  # (n, d)
+    log_variance: Tensor,  # (n, d)
+    clamp: float | None = None,
+) -> Tensor:  # (n,) nats
+    """KL(N(mean, exp(log_variance)) || N(0, I)), both arguments clamped to +/-clamp if given."""
+    if clamp is not None:
+        mean, log_variance = mean.clamp(-clamp, clamp), log_variance.clamp(-clamp, clamp)
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1)

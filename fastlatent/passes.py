@@ -1,4 +1,4 @@
-"""One pass of a trained model over a split: its test loss, the statistics of its codes.
+"""One pass of a trained model over a split: its test loss, its codes, what is fitted to them.
 
 Under torch.distributed every rank takes its share and all get the same result.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastlatent.data import Batch, Split
+from fastlatent.data import Batch, Split, epoch_order
 from fastlatent.metrics import Weighing, importance_log_likelihood
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise
@@ -124,6 +124,19 @@ def gather_codes(
             dist.all_reduce(tensor)
         statistics.count = int(count)
     return statistics
+
+
+def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
+    """Let the model fit what it fits to its trained weights, to images of the split.
+
+    Those are drawn at random where it wants fewer than there are. Every rank computes the same.
+    """
+    with evaluating(model) as device:
+        order = epoch_order(len(split), seed, 0)[: model.concluding_images]
+        batches = split.batches(batch, device, order=order)
+        title = f"images of the {split.name} split for the last fit"
+        images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+        model.conclude(images, Noise(seed, 0).derived("conclude"))
 
 
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastlatent.runs.files import written_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 TILE = 64  # smaller images are enlarged, by a whole factor, to at least this many pixels
@@ -29,6 +29,7 @@ def grid(
     caption: str = "",
     headings: Sequence[str] = (),  # one above each column
     group: int = 1,  # columns that belong together
+    notes: Sequence[str] = (),  # one to the right of each row, of a few lines
 ) -> "Image":
     """The images in rows of `columns`, pixels enlarged but not smoothed.
 
@@ -50,7 +51,9 @@ def grid(
     line = TEXT + 7
     top = MARGIN + line * (bool(caption) + bool(headings))
     rows = -(-n // columns)
-    right = left[min(columns, n) - 1] + tile_w + MARGIN
+    end = left[min(columns, n) - 1] + tile_w + MARGIN
+    widths = [font.getlength(part) for note in notes for part in note.splitlines()]
+    right = end + (round(max(widths)) + MARGIN if widths else 0)
     size = (
         max(right, round(font.getlength(caption)) + 2 * MARGIN),
         top + rows * (tile_h + GAP) - GAP + MARGIN,
@@ -65,6 +68,9 @@ def grid(
         image = Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile)
         image = image.resize((tile_w, tile_h), Image.Resampling.NEAREST)
         canvas.paste(image, (left[column], top + row * (tile_h + GAP)))
+    for row, note in enumerate(notes):
+        middle = top + row * (tile_h + GAP) + tile_h / 2
+        pen.multiline_text((end, middle), note, INK, font, anchor="lm")
     return canvas
 
 
@@ -98,35 +104,44 @@ def samples(images: Tensor, caption: str) -> "Image":
 
 
 def walks(
-    start: Tensor,  # (k, c, h, w), images that the paths lead from
+    start: Tensor | None,  # (k, c, h, w), images that the paths lead from, if there are such
     path: Tensor,  # (k, steps, c, h, w), decoded
     end: Tensor | None,  # (k, c, h, w), images that they lead to, if there are such
     caption: str,
+    notes: Sequence[str] = (),  # one for each path
 ) -> "Image":
     """A path in each row, between the images whose latents it joins."""
     steps = path.shape[1]
-    headings = ["from", *(f"{k / (steps - 1):.2f}" for k in range(steps))]
-    columns = [start[:, None], path]
+    headings = [f"{k / (steps - 1):.2f}" for k in range(steps)]
+    columns = [path]
+    if start is not None:
+        headings.insert(0, "from")
+        columns.insert(0, start[:, None])
     if end is not None:
         headings.append("to")
         columns.append(end[:, None])
     rows = torch.cat(columns, 1).flatten(0, 1)
-    return grid(rows, len(headings), caption, headings)
+    return grid(rows, len(headings), caption, headings, notes=notes)
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
     """Training and test loss over the epochs, from the lines of metrics.jsonl."""
-    axes = _axes()
-    for kind, style in (("train", {"alpha": 0.6, "lw": 1}), ("test", {"marker": ".", "lw": 1.5})):
-        lines = (line for line in metrics if line["kind"] == kind and "loss" in line)
-        points = [(line["epoch"], line["loss"]) for line in lines]
+    axes = figure().add_subplot()
+    # Of a training step with several turns, the losses of each: their sum is of no use.
+    turns = sorted({name for line in metrics for name in line if name.endswith("_loss")})
+    thin, thick = {"alpha": 0.6, "lw": 1}, {"marker": ".", "lw": 1.5}
+    curves = [("train", name, thin) for name in turns or ["loss"]] + [("test", "loss", thick)]
+    for kind, name, style in curves:
+        lines = (line for line in metrics if line["kind"] == kind and name in line)
+        points = [(line["epoch"], line[name]) for line in lines]
         if points:
-            axes.plot(*zip(*points, strict=True), label=kind, **style)
+            turn = name.removesuffix("loss").replace("_", " ")
+            axes.plot(*zip(*points, strict=True), label=f"{kind} {turn}".strip(), **style)
             axes.legend()
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"loss ({unit})")
     axes.grid(alpha=0.3)
-    return _drawn(axes)
+    return drawn(axes.figure)
 
 
 def layer_bars(
@@ -138,7 +153,7 @@ def layer_bars(
     """A bar for each layer."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = _axes()
+    axes = figure().add_subplot()
     axes.bar(range(len(values)), values, yerr=errors, color="tab:blue", ecolor="0.2", capsize=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer, from the bottom (nearest the image) to the top")
@@ -146,20 +161,22 @@ def layer_bars(
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    return _drawn(axes)
+    return drawn(axes.figure)
 
 
-def _axes() -> "Axes":
+def figure(width: float = 6.4, height: float = 4) -> "Figure":
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(6.4, 4), dpi=120, layout="constrained").add_subplot()
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _drawn(axes: "Axes") -> "Image":
+def drawn(figure: "Figure") -> "Image":
+    """The figure in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    canvas = FigureCanvasAgg(axes.figure)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 

@@ -1,18 +1,22 @@
-"""Draw new images from a trained model: `python -m fastlatent.sample RUN`."""
+"""Draw new images from a trained model, or take real ones: `python -m fastlatent.sample RUN`."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import command, parse
+from fastlatent.console import UsageError, command, parse
+from fastlatent.data import DataConfig, Split, load
+from fastlatent.data.config import KINDS
 from fastlatent.gallery import NAMES
-from fastlatent.latents import SAMPLINGS, Repair, Sampling, check_method, decode, draw
+from fastlatent.latents import SAMPLINGS, Repair, Sampling, check_method, decode, draw, unit_images
 from fastlatent.noise import generator
 from fastlatent.priors import BernoulliCopula
 from fastlatent.progress import say, track
@@ -22,16 +26,21 @@ DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
 - Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned
+- a data set in place of a run: its first images, as many of each class, as PNGs in --folder
+
+Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read.
 
 Examples:
   python -m fastlatent.sample runs/lbae-digits --n 100 --out samples.png
-  python -m fastlatent.sample runs/lbae-digits --method random --n 1000 --folder single"""
+  python -m fastlatent.sample runs/lbae-digits --method random --n 1000 --folder single
+  python -m fastlatent.sample mnist --root ~/data --n 500 --folder real"""
 
 SHOWN = 400  # samples in the picture, at most
 # Latents drawn at a time, and numbers in them; not --batch, so that the same are drawn whatever
 # it is.
 PART = 1 << 14
 PART_NUMBERS = 1 << 26
+BATCH = 256  # images of a data set written at a time
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,22 @@ class Options(RunOptions):
     """Also write each image as a PNG of its own into this folder."""
     quality: bool = True
     """Measure how close samples come to training codes and test images (bits)."""
+    split: Literal["test", "train"] = "test"
+    """Of a data set: which images to write."""
+    classes: tuple[int, ...] = ()
+    """Of a data set: only images with these labels; default: all."""
+    size: int | None = None
+    """Of a data set: side of the images; default: their own."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and sample."""
     options = parse(Options, argv, "sample", DESCRIPTION)
+    data = data_set(options)
+    if data is not None:
+        write_real(options, *data)
+        return
     trained = Trained(options)
     choices = SAMPLINGS[trained.model.latent_kind]
     method = options.method or choices[0]
@@ -81,6 +100,68 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"single images: {options.folder}")
     if options.quality and trained.model.latent_kind == "bits":
         report_quality(trained, options.repair)
+
+
+def data_set(options: Options) -> tuple[DataConfig, Path] | None:
+    """The data set that stands in place of a run, and where to write; None for anything else.
+
+    Raises UsageError for options that do not go with what it is.
+    """
+    name = str(options.run)
+    of_data = {"classes": options.classes, "size": options.size, "split": options.split != "test"}
+    kind = name.partition(":")[0]
+    if (options.run / "config.json").is_file() or kind not in KINDS:
+        given = [f"--{option}" for option, value in of_data.items() if value]
+        if given:
+            raise UsageError(
+                f"{given[0]} needs a data set in place of a run, such as {', '.join(KINDS)}; "
+                f"got {name}"
+            )
+        return None
+    if options.folder is None:
+        raise UsageError(f"images of the data set {name} need a place: give --folder")
+    for option, value in (("--out", options.out), ("--method", options.method)):
+        if value is not None:
+            raise UsageError(f"{option} does not go with a data set; it needs a run")
+    root = None if options.root is None else options.root.expanduser()
+    try:
+        return DataConfig(name, root, options.size, options.classes), options.folder
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def write_real(options: Options, config: DataConfig, folder: Path) -> None:
+    """The first n images of the split as PNGs, as many of each class where there are classes."""
+    data = load(config)
+    split = data.test if options.split == "test" else data.train
+    index = first_of_each_class(split, options.n)
+    batch = options.batch or BATCH
+    for number, part in enumerate(track(index.split(batch), "writing", -(-options.n // batch))):
+        images = unit_images(split, part, "cpu")
+        plots.save_each(images, folder, number * batch)
+    say(f"{options.n:,} {options.split} images of {data.name}: {folder}")
+
+
+def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
+    """Indices of the first n / classes images of each class, or of the first n without classes.
+
+    Where n is no multiple, the first classes give one more. Raises UsageError for too few images.
+    """
+    if split.labels is None or split.labels.ndim != 1:
+        if n > len(split):
+            raise UsageError(
+                f"--n must be at most {len(split):,}, all {split.name} images; got {n}"
+            )
+        return torch.arange(n)
+    rows = [(split.labels == label).nonzero()[:, 0] for label in split.labels.unique()]
+    wanted = [n // len(rows) + (k < n % len(rows)) for k in range(len(rows))]
+    for label, found, count in zip(split.labels.unique().tolist(), rows, wanted, strict=True):
+        if count > len(found):
+            raise UsageError(
+                f"--n {n} asks for {count:,} {split.name} images of each of {len(rows)} classes; "
+                f"class {label} has {len(found):,}"
+            )
+    return torch.cat([found[:count] for found, count in zip(rows, wanted, strict=True)])
 
 
 def latents_in_parts(

@@ -13,7 +13,7 @@ from fastlatent.console import RunError, Signals, Stopped, UsageError, command, 
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
 from fastlatent.models import LatentModel
-from fastlatent.passes import gather_codes, measure_bound, measure_loss
+from fastlatent.passes import conclude, gather_codes, measure_bound, measure_loss
 from fastlatent.plots import loss_curve, save
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
@@ -208,6 +208,8 @@ class Training:
         if self.test_loss is None:
             self._evaluate()
         model = self.learner.shown()
+        if model.concluding_images:
+            self._conclude_model(model)
         codes = None
         if model.latent_kind == "bits":
             labels = len(self.data.label_names or ())
@@ -215,6 +217,26 @@ class Training:
         if self.main:
             self._show(model, codes)
         self.accelerator.wait_for_everyone()
+
+    def _conclude_model(self, model: LatentModel) -> None:
+        """What the model fits to its trained weights, into the run's weights, last and best.
+
+        Checkpoints keep the weights that training goes on from.
+        """
+        conclude(model, self.train, self.config.test_batch, self.config.seed)
+        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
+        fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
+        self._record("fitted", fitted)
+        for name, value in fitted.items():
+            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {model.loss_unit}")
+        if not self.main:
+            return
+        self.run.write_weights(model.state_dict())
+        best = self.learner.best
+        if best is not None:
+            lowest = self.run.model("best", self.accelerator.device)
+            conclude(lowest, self.train, self.config.test_batch, self.config.seed)
+            self.run.write_best(lowest.state_dict(), *best)
 
     def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
         seed, batch = self.config.seed, self.config.test_batch

@@ -23,6 +23,7 @@ from fastlatent import __main__ as dispatcher
 from fastlatent import (
     convert,
     evaluate,
+    geodesics,
     interpolate,
     layers,
     progress,
@@ -401,7 +402,7 @@ def test_commands_say_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "command", [train, sample, reconstruct, interpolate, evaluate, layers, convert]
+    "command", [train, sample, reconstruct, interpolate, geodesics, evaluate, layers, convert]
 )
 def test_help_documents_every_option(command, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from fastlatent.data import Batch, DataConfig, Split, epoch_order, load, published
 from fastlatent.data.images import Fit
+from fastlatent.presets import PRESETS
 
 ROOT = Path(os.environ.get("FASTLATENT_DATA", ""))
 needs_data = pytest.mark.skipif(
@@ -208,6 +210,22 @@ def test_emnist_is_turned_upright_and_its_folder_left_alone(tmp_path, folder, su
     assert data.test.labels.tolist() == test_labels.tolist()
     assert len(data.label_names) == 47 and data.label_names[46] == "t"
     assert snapshot(tmp_path) == before
+
+
+def test_classes_and_their_first_images_of_emnist(tmp_path):
+    prefixes = ("emnist-byclass-train", "emnist-byclass-test")
+    images, *_ = write_idx_set(tmp_path, prefixes)
+    labels = np.array([36, 10, 36, 0, 61, 10, 36, 10, 9, 36, 0, 10], np.uint8)
+    write_idx(tmp_path / f"{prefixes[0]}-labels-idx1-ubyte", labels)
+    write_idx(tmp_path / f"{prefixes[1]}-labels-idx1-ubyte", np.array([10, 1, 36, 2, 10], np.uint8))
+    config = PRESETS["vae-emnist"].config.data
+    config = replace(config, root=tmp_path, classes=(10, 36), per_class=2)
+    data = load(config)
+    assert data.train.labels.tolist() == [36, 10, 36, 10]
+    assert data.test.labels.tolist() == [10, 36, 10]
+    read = data.train.images(torch.arange(4))[:, 0].numpy()
+    assert np.array_equal(read, images[[0, 1, 2, 5]].transpose(0, 2, 1))
+    assert [data.label_names[k] for k in (9, 10, 36, 61)] == ["9", "A", "a", "z"]
 
 
 def test_emnist_letters_are_numbered_from_one(tmp_path):

@@ -61,8 +61,8 @@ def python(code: str, cwd: Path, site: Path) -> str:
 
 WHERE = """
 import fastlatent
-from fastlatent.ops import _load, table
-served = {row.implementation for row in table()}
+from fastlatent.ops import OPS, _load, table
+served = {row.implementation for row in table() if OPS[row.op].cpp}
 print(fastlatent.__file__, _load.core().__file__, *served, sep="\\n")
 """
 

@@ -4,6 +4,7 @@ import math
 import os
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import mpmath
 import pytest
@@ -156,6 +157,49 @@ def mixture_of(bins, params, **options):
     )
 
 
+class Terms(NamedTuple):
+    """What the stated error bounds of a mixture are made of, for m pixels."""
+
+    condition: torch.Tensor  # (m,), of the coupled means: sensitivity to rounding
+    scales: torch.Tensor  # (m, p), size of each gradient by its kind of parameter
+
+
+def mixture_terms(bins, params, coupled, n=256):
+    """Of pixels (m, c) on the centred grid under float64 parameters (m, p), floor -7."""
+    m, c = bins.shape
+    kinds = 3 if coupled else 2
+    k = params.shape[1] // (1 + kinds * c)
+    blocks = params[:, k:].reshape(m, c, kinds, k)
+    x = (2 * bins.double() - (n - 1)) / (n - 1)
+    mean, log_scale = blocks[:, :, 0].clone(), blocks[:, :, 1]
+    if coupled:
+        raw = blocks[:, :, 2]
+        red, green = x[:, :1], x[:, 1:2]
+        mean[:, 1] += raw[:, 0].tanh() * red
+        mean[:, 2] += raw[:, 1].tanh() * red + raw[:, 2].tanh() * green
+    inverse = (-log_scale.clamp_min(-7)).exp()
+    leaf = mean.requires_grad_(True)
+    each = discretized_logistic_log_prob(
+        bins.to(torch.int32)[:, :, None].expand_as(mean), leaf, log_scale, n, "centred"
+    )
+    (slope,) = torch.autograd.grad(each.sum(), leaf)
+    share = (params[:, :k].log_softmax(1) + each.detach().sum(1)).softmax(1)[:, None]
+    slope, distance = slope.abs(), (x[:, :, None] - mean.detach()).abs()
+    means = share * (inverse if coupled else slope)
+    found = [means, share * (1 + distance * slope)]
+    if coupled:
+        seen = torch.stack([red, red, green], 1).abs()
+        found.append(share * seen / raw.cosh().square() * inverse[:, [1, 2, 2]])
+    # The bound speaks of the largest component, of each kind of parameter in each channel.
+    scales = torch.stack(found, 2).amax(3, keepdim=True).expand(m, c, kinds, k)
+    condition = torch.zeros(m, dtype=torch.float64)
+    if coupled:
+        sensitive = ((blocks[:, 1:, 0].abs() + 2) * inverse[:, 1:]).sum(1)
+        condition = torch.where(share[:, 0] > 1e-6, sensitive, 0).amax(1)
+    logits = torch.ones(m, k, dtype=torch.float64)
+    return Terms(condition, torch.cat([logits, scales.reshape(m, -1)], 1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("at", "want"), SINGLE)
 def test_published_numbers_of_one_logistic(at, want, dtype):
@@ -185,11 +229,17 @@ def test_published_numbers_of_mixtures(name, dtype):
     got = discretized_logistic_mixture_log_prob(bins_of(bins)[None, :, None, None], params)
     got.sum().backward()
     gradient = torch.tensor([g for _, slopes in kinds for g in slopes], dtype=torch.float64)
-    tight = 1e-5 if dtype == torch.float32 else 1e-11
-    assert got.item() == pytest.approx(want, rel=tight / 4)
-    torch.testing.assert_close(
-        params.grad.flatten().double(), gradient, rtol=4 * tight, atol=tight * gradient.abs().max()
-    )
+    if dtype == torch.float64:
+        assert got.item() == pytest.approx(want, rel=2.5e-12)
+        atol = 1e-11 * gradient.abs().max()
+        torch.testing.assert_close(params.grad.flatten(), gradient, rtol=4e-11, atol=atol)
+        return
+    values = torch.tensor([v for values, _ in kinds for v in values], dtype=torch.float64)
+    terms = mixture_terms(bins_of(bins)[None], values[None], len(bins) == 3)
+    error = 8 * U * (4 + abs(want) + float(terms.condition))
+    assert abs(got.item() - want) <= error + 1e-12 * abs(want)
+    bound = 32 * U * (10 + abs(want) + float(terms.condition)) * terms.scales[0]
+    assert ((params.grad.flatten().double() - gradient).abs() <= bound + 1e-12).all()
 
 
 def single_distribution(n, grid, mean, log_scale, floor=-7.0):
@@ -299,6 +349,52 @@ def test_colours_follow_the_chain_rule():
         assert abs(math.expm1(float(thirds) - want)) <= 2.5e-7 * (4 + abs(want))
 
 
+def test_greens_and_blues_of_a_red_are_all_counted():
+    """The kernel's own probabilities of the 2^16 colours of one red add up to that of the red."""
+    k = 2
+    params = colour_parameters(k, 11)
+    rest = params.double()[0, k:].view(3, 3, k)
+    bins = torch.arange(256, dtype=torch.int32)
+    pairs = torch.cartesian_prod(bins, bins).to(torch.uint8).T.reshape(1, 2, 256, 256)
+    spread = params[:, :, None, None].expand(1, -1, 256, 256).contiguous()
+    red = params.double()[0, :k].log_softmax(0) + discretized_logistic_log_prob(
+        bins[:, None].expand(256, k), rest[0, 0].expand(256, k), rest[0, 1].expand(256, k), 256,
+        "centred",
+    )  # fmt: skip
+    want = red.logsumexp(1).exp()
+    for value in range(0, 256, 36):
+        colours = torch.cat([torch.full_like(pairs[:, :1], value), pairs], 1)
+        log_prob = discretized_logistic_mixture_log_prob(colours, spread, reduction="none")
+        found, expected = float(log_prob.double().exp().sum()), float(want[value])
+        # What rounding leaves of log P, which is log 2^16 or so below that of the red.
+        size = 4 + abs(math.log(expected)) + 16 * math.log(2)
+        assert abs(found / expected - 1) <= 2.5e-7 * size
+
+
+def test_mirrored_colours_have_the_same_bits():
+    """Bins and means turned around: the same log P and scale gradients, opposite mean gradients."""
+    k, count = 5, 512
+    make = torch.Generator().manual_seed(4)
+    bins = torch.randint(0, 256, (count, 3), generator=make, dtype=torch.int32)
+    params = colour_parameters(k, 5, count)
+    turned = params.clone()
+    means = torch.zeros(params.shape[1], dtype=torch.bool)
+    for c in range(3):
+        means[k + 3 * k * c : 2 * k + 3 * k * c] = True
+    turned[:, means] = -turned[:, means]
+    for grid in ("centred", "symmetric"):
+        results = []
+        for x, leaf in ((bins, params), (255 - bins, turned)):
+            leaf = leaf.clone().requires_grad_(True)
+            log_prob = mixture_of(x, leaf, grid=grid)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
+            results.append((log_prob.detach(), gradient))
+        (first, a), (second, b) = results
+        assert torch.equal(first, second)
+        assert torch.equal(a[:, means], -b[:, means])
+        assert torch.equal(a[:, ~means], b[:, ~means])
+
+
 def test_mirrored_bins_have_the_same_bits():
     make = torch.Generator().manual_seed(0)
     for grid in ("centred", "symmetric"):
@@ -338,6 +434,36 @@ def test_expected_score_is_zero():
     p = log_prob.detach().double().exp()
     for slope in slopes:
         assert ((p * slope).sum(1).abs() <= 1e-5 * (p * slope.abs()).sum(1)).all()
+
+
+def test_expected_score_of_a_mixture_is_zero():
+    k, n = 4, 8
+    colours = torch.tensor(list(product(range(n), repeat=3)), dtype=torch.int32)
+    for coupled in (True, False):
+        params = colour_parameters(k, 2)
+        params = params if coupled else params[:, : 7 * k]
+        leaf = params.expand(len(colours), -1).clone().requires_grad_(True)
+        log_prob = mixture_of(colours, leaf, n_bins=n, coupled=coupled)
+        (slopes,) = torch.autograd.grad(log_prob.sum(), leaf)
+        p = log_prob.detach().double().exp()[:, None]
+        assert ((p * slopes).sum(0).abs() <= 1e-5 * (p * slopes.abs()).sum(0)).all()
+
+
+@given(
+    mean=st.floats(-1e4, 1e4, width=32),
+    log_scale=st.floats(-30, 30, width=32),
+    grid=st.sampled_from(GRIDS),
+    floor=st.sampled_from([-7.0, None]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_one_logistic_is_finite_everywhere(mean, log_scale, grid, floor, dtype):
+    bins = torch.arange(256, dtype=torch.uint8)
+    m, s = (torch.full((256,), v).to(dtype).requires_grad_(True) for v in (mean, log_scale))
+    log_prob = discretized_logistic_log_prob(bins, m, s, 256, grid, floor)
+    slopes = torch.autograd.grad(log_prob.sum(), (m, s))
+    assert log_prob.isfinite().all()
+    # Slopes reach e^30, which float16 cannot hold.
+    assert dtype == torch.float16 or all(x.isfinite().all() for x in slopes)
 
 
 def test_components_can_be_moved_merged_and_shifted():
@@ -463,26 +589,25 @@ def test_error_bounds_of_one_logistic():
             assert ((got - want).abs() <= bound.clamp_min(1e-30)).all()
 
 
+@pytest.mark.parametrize("coupled", [True, False])
 @pytest.mark.parametrize("k", [1, 10])
-def test_error_bounds_of_mixtures(k):
+def test_error_bounds_of_mixtures(k, coupled):
     make = torch.Generator().manual_seed(6)
     count = 20_000
     params = colour_parameters(k, 8, count)
+    params = params if coupled else params[:, : 7 * k]
     bins = torch.randint(0, 256, (count, 3), generator=make, dtype=torch.uint8)
     results = []
     for dtype in (torch.float32, torch.float64):
         leaf = params.to(dtype).requires_grad_(True)
-        log_prob = mixture_of(bins, leaf)
+        log_prob = mixture_of(bins, leaf, coupled=coupled)
         (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
         results.append((log_prob.detach().double(), gradient.double()))
-    blocks = params[:, k:].view(count, 3, 3, k).double()
-    scale = blocks[:, :, 1].clamp_min(-7).exp()
-    condition = ((blocks[:, 1:, 0].abs() + 2) / scale[:, 1:]).sum(1).amax(1)
     (got, gradient), (want, true_gradient) = results
-    assert ((got - want).abs() <= 8 * U * (4 + want.abs() + condition)).all()
-    size = (1 / scale).flatten(1).amax(1).clamp_min(1) * 3
-    bound = 32 * U * (10 + want.abs() + condition) * size
-    assert ((gradient - true_gradient).abs().amax(1) <= bound).all()
+    terms = mixture_terms(bins, params.double(), coupled)
+    assert ((got - want).abs() <= 8 * U * (4 + want.abs() + terms.condition)).all()
+    bound = 32 * U * (10 + want.abs() + terms.condition)[:, None] * terms.scales
+    assert ((gradient - true_gradient).abs() <= bound + 1e-30).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

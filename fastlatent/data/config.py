@@ -7,6 +7,7 @@ from typing import Literal, get_args
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
 BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
+KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz")
 KNOWN = (
     "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
     "celeba:valid, multi-dsprites, multi-mnist, folder:PATH, npz:PATH"

@@ -1,14 +1,18 @@
 """Model families. `build` makes a model from its configuration, with seeded weights."""
 
-from fastlatent.models.base import LatentModel
+from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.bigan import BiGAN, BiGANConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
+from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
+    "vae": (VAEConfig, VAE),
+    "bigan": (BiGANConfig, BiGAN),
 }
 
 
@@ -23,10 +27,15 @@ def build(config: ModelConfig, seed: int) -> LatentModel:
 __all__ = [
     "LBAE",
     "MODELS",
+    "VAE",
+    "BiGAN",
+    "BiGANConfig",
     "LBAEConfig",
     "LVAEConfig",
     "LadderVAE",
     "LatentModel",
     "ModelConfig",
+    "Turn",
+    "VAEConfig",
     "build",
 ]

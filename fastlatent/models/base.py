@@ -1,12 +1,24 @@
 """The contract that every model family follows; training and the commands know nothing else."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastlatent.noise import Noise
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Part of a training step: a loss of its own, and the modules whose weights go down it."""
+
+    name: str  # that `forward` is given as `turn`
+    modules: tuple[nn.Module, ...]
+    rate: float = 1.0  # factor of the learning rate
 
 
 class LatentModel(nn.Module, ABC):
@@ -56,6 +68,23 @@ class LatentModel(nn.Module, ABC):
         """Set the weights from the first batch of training images (n, c, h, w), once."""
         raise NotImplementedError(f"{type(self).__name__} is not initialised from data")
 
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns of a training step, where it does not just move all weights down the loss."""
+        return ()
+
+    @property
+    def concluding_images(self) -> int:
+        """How many training images `conclude` wants at most; 0: training ends without it."""
+        return 0
+
+    def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
+        """Fit what is fitted to the trained weights, from training images (n, c, h, w) each.
+
+        To be called in evaluation mode and without gradients.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has nothing to fit after training")
+
     def begin_step(self, step: int) -> None:
         """Take up what changes with the optimizer step, counted from 0; nothing by default."""
 
@@ -66,6 +95,18 @@ class LatentModel(nn.Module, ABC):
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)): (n, c, h, w) -> (n, c, h, w)."""
         return self.decode(self.encode(x))
+
+    def geometric_decoder(self) -> nn.Module:
+        """The map whose geometry is studied, as a frozen copy in evaluation mode.
+
+        Latents (n, d) to images in [-1, 1], (n, ...), or to their means and variances. Raises
+        ValueError where latents are bits.
+        """
+        if self.latent_kind != "real":
+            raise ValueError(
+                f"{type(self).__name__}: the geometry of latents needs real ones; these are bits"
+            )
+        return SignedDecoder(copy.deepcopy(self)).eval().requires_grad_(False)
 
     def _check_images(self, name: str, images: Tensor) -> None:
         expected = f"{type(self).__name__}: {name} must be floating-point images in [0, 1]"
@@ -95,6 +136,17 @@ class LatentModel(nn.Module, ABC):
             raise ValueError(
                 f"{expected} of shape (n, {self.latent_dim}); got {tuple(latents.shape)}"
             )
+
+
+class SignedDecoder(nn.Module):
+    """A model's decoded images, in [-1, 1]: (n, d) -> (n, c, h, w)."""
+
+    def __init__(self, model: LatentModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 2 * self.model.decode(z) - 1
 
 
 def _describe(value: object) -> str:

@@ -20,6 +20,7 @@ from fastlatent.nn import (
     at_least_float32,
     bernoulli_nll,
     convolution,
+    gaussian_kl,
     normal_convolutions_,
     resample_stages,
     squared_error,
@@ -240,17 +241,6 @@ class LBAE(LatentModel):
         if ARCHITECTURES[self.config.architecture].reconstruction == "cross_entropy":
             return bernoulli_nll(logits, target)
         return squared_error(at_least_float32(logits).sigmoid(), target)
-
-
-def gaussian_kl(
-    mean: Tensor,  # (n, d)
-    log_variance: Tensor,  # (n, d)
-    clamp: float | None = None,
-) -> Tensor:  # (n,) nats
-    """KL(N(mean, exp(log_variance)) || N(0, I)), both arguments clamped to +/-clamp if given."""
-    if clamp is not None:
-        mean, log_variance = mean.clamp(-clamp, clamp), log_variance.clamp(-clamp, clamp)
-    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1)
 
 
 @torch.compiler.disable

@@ -9,6 +9,7 @@ these and of plain PyTorch. All name argument and expectation when they are call
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
+from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
 from fastlatent.ops.logistic import (
     discretized_logistic_log_prob,
     discretized_logistic_mean,
@@ -34,6 +35,7 @@ __all__ = [
     "OPS",
     "KernelMissing",
     "Serving",
+    "activation_jvp",
     "bernoulli_copula_sample",
     "binarize",
     "binary_moments",
@@ -50,6 +52,7 @@ __all__ = [
     "from_vdvae",
     "insert_knot",
     "insertion_matrix",
+    "jacobian_gram",
     "pack_bits",
     "polyline_energy",
     "polyline_length",

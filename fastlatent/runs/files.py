@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
+
+from fastlatent.console import RunError
 
 
 @contextmanager
@@ -78,6 +81,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, tensors and plain values only, or a safetensors file.
+
+    RunError when it is something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damage can end in any of them
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(f"{path} cannot be read as a checkpoint: {reason[0]}") from None
 
 
 def link_or_copy(source: Path, path: Path) -> None:

@@ -7,7 +7,10 @@ codes.safetensors          counts over the training codes, for sampling (codes-b
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
 metrics.jsonl              one line of numbers for each log, test and sample measurement
 evaluation.json            what evaluate measured last
-evaluation.json            what evaluate measured last
+logistic.safetensors       classifier of the training images, as a feature map
+geodesics.csv, json, npz   shorter curves: each pair, statistics, control points
+comparison.csv, json, npz  the same on images that another run was given too
+interpolation-*.csv        lengths of the walks that interpolate drew last
 images/*.png, events.*     pictures; TensorBoard
 """
 

@@ -27,6 +27,7 @@ from fastlatent.runs import (
     unpack_optimizer,
 )
 from fastlatent.training.meter import Meter
+from fastlatent.training.objective import Move, moves, total
 from fastlatent.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -67,21 +68,6 @@ class Diverged(RunError):
     """Training has left the finite numbers."""
 
 
-class Objective(nn.Module):
-    """Means of the model's per-image values, "loss" among them.
-
-    A module of its own, so that mixed precision, DDP and torch.compile wrap it and leave alone the
-    model, which evaluation uses in full precision.
-    """
-
-    def __init__(self, model: LatentModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
-        return {name: value.mean() for name, value in self.model(images, noise=noise).items()}
-
-
 class Best(NamedTuple):
     """The lowest test loss so far."""
 
@@ -110,10 +96,12 @@ class Learner:
             if config.ema
             else None
         )
+        self._moves = moves(self.model, accelerator)
+        groups = [{"params": move.weights, "lr": config.lr * move.rate} for move in self._moves]
         optimizer = OPTIMIZERS[config.optimizer](
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            groups, lr=config.lr, weight_decay=config.weight_decay
         )
-        self.objective, self.optimizer = accelerator.prepare(Objective(self.model), optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
         self.meter = Meter(accelerator.device)
         self.best: Best | None = None
         self.skipped = 0  # steps left out because something was not finite
@@ -148,35 +136,56 @@ class Learner:
             self.average.module.load_state_dict(self.model.state_dict())
 
     def learn(self, step: int, parts: list[Batch], plan: Plan) -> None:
-        """One optimizer step, the gradient summed up over its parts."""
-        self.objective.train()
+        """One optimizer step for each turn, the gradient summed up over the parts."""
+        for move in self._moves:
+            move.objective.train()
         self.model.begin_step(step)
+        if self.config.lr_decay != 1:
+            self._decay_rates(step // plan.steps_per_epoch)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
-        seen = []
-        finite = True
-        for part, batch in enumerate(parts):
-            with self.accelerator.accumulate(self.objective):
-                values = self.objective(batch.images, plan.noise(step, part))
-                self.accelerator.backward(values["loss"])
-                seen.append(values)
-                if self.accelerator.sync_gradients:
-                    norm = self._bound_gradient()
-                    finite = not self.config.skip or self._all_finite(seen, norm)
-                if finite:
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
-        if not finite:
-            self._leave_out(step + 1, seen)
-            return
-        if self.accelerator.optimizer_step_was_skipped:
-            self._count_overflow(step + 1)
-            return
+        noises = [plan.noise(step, part) for part in range(len(parts))]
+        seen: list[list[dict[str, Tensor]]] = []  # of each turn, the values of each part
+        for move in self._moves:
+            values, norm, finite = self._take(move, parts, noises)
+            if not finite:
+                self._leave_out(step + 1, values)
+                return
+            if self.accelerator.optimizer_step_was_skipped:
+                self._count_overflow(step + 1)
+                return
+            seen.append([move.labelled(each, norm) for each in values])
         self._skipped_in_a_row = 0
-        for values in seen:
-            self.meter.add({**values, "gradient_norm": norm}, step + 1)
+        for turns in zip(*seen, strict=True):
+            self.meter.add(total(turns), step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _take(
+        self, move: Move, parts: list[Batch], noises: list[Noise]
+    ) -> tuple[list[dict[str, Tensor]], Tensor, bool]:
+        """One turn: the values of each part, the gradient's norm, whether the step was made."""
+        seen = []
+        finite = True
+        with move.alone():
+            for batch, noise in zip(parts, noises, strict=True):
+                with self.accelerator.accumulate(move.objective):
+                    values = move.objective(batch.images, noise)
+                    self.accelerator.backward(values["loss"])
+                    seen.append(values)
+                    if self.accelerator.sync_gradients:
+                        norm = self._bound_gradient()
+                        finite = not self.config.skip or self._all_finite(seen, norm)
+                    if finite:
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
+        return seen, norm, finite
+
+    def _decay_rates(self, epochs: int) -> None:
+        """The learning rates after so many epochs."""
+        rate = self.config.lr * self.config.lr_decay**epochs
+        for group, move in zip(self.optimizer.param_groups, self._moves, strict=True):
+            group["lr"] = rate * move.rate
 
     def _bound_gradient(self) -> Tensor:
         """The gradient's norm; the gradient is scaled down where configured."""

@@ -23,7 +23,10 @@ def _weights(
     inner = knots[..., None, degree + 1 : knots.shape[-1] - degree - 1]
     first = (t.unsqueeze(-1) >= inner).sum(-1)
     at = first.unsqueeze(-1) + torch.arange(1, 2 * degree + 1, device=t.device)
-    near = knots[at] if knots.dim() == 1 else knots.unsqueeze(1).take_along_dim(at, -1)
+    if knots.dim() == 1:
+        near = knots[at]
+    else:
+        near = knots.unsqueeze(1).expand(-1, at.shape[1], -1).gather(-1, at)
     t = t.unsqueeze(-1)
     weights = t - t + 1  # NaN for NaN, at every order
     for s in range(1, degree + 1):
@@ -43,7 +46,8 @@ def _reference(control: Tensor, t: Tensor, knots: Tensor, degree: int, order: in
         if weights.dim() == 2:
             points = control[:, first + j]
         else:
-            points = control.take_along_dim((first + j).unsqueeze(-1), 1)
+            index = (first + j).unsqueeze(-1).expand(-1, -1, control.shape[2])
+            points = control.gather(1, index)
         out = out + weights[..., j, None] * points
     return out.contiguous()
 

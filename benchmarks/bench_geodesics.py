@@ -1,0 +1,138 @@
+"""Shorter curves under the metric of trained decoders, against the published procedure.
+
+With FASTLATENT_DATA the decoders are the trained ones of Michelis and Becker, otherwise the same
+layers with random weights. Their program is repeated here step for step, on one pair and for one
+epoch of each kind; the figure for a whole search is extrapolated from that and says so.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlatent import geometry
+from fastlatent.geometry import curve_length, geodesic, straight
+from fastlatent.geometry.experiment import eigenvector_pairs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import trained_decoders
+
+DATA = os.environ.get("FASTLATENT_DATA")
+WEIGHTS = "trained" if DATA else "random"
+DECODERS = {"BiGAN": trained_decoders.bigan, "VAE with variance": trained_decoders.vae}
+PAIRS = 100
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def decoder(name):
+    return DECODERS[name](Path(DATA) if DATA else None, torch.float32)
+
+
+def starts(n):
+    return torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Program:
+    """The published program's step on one pair: the metric from copies of each point."""
+
+    def __init__(self, decoder, start, end, points=16):
+        self.decoder, self.points = decoder, points
+        self.control = straight(start, end).control.clone().requires_grad_(True)
+        self.knots = straight(start, end).knots
+        self.optimiser = torch.optim.Adam([self.control], lr=1.0, weight_decay=1e-4)
+
+    def rows(self, z, graph):
+        """J, one row for each pixel, by as many copies of z and one backward pass."""
+        parts = self.decoder(z)
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        found = []
+        for index, part in enumerate(parts):
+            pixels = part[0].numel()
+            copies = z.expand(pixels, -1).clone()
+            copies = copies.requires_grad_(True) if not graph else copies
+            out = self.decoder(copies)
+            out = (out if isinstance(out, tuple) else (out,))[index].flatten(1)
+            out = out.clamp_min(0).sqrt() if index else out
+            (jacobian,) = torch.autograd.grad(out, copies, torch.eye(pixels), create_graph=graph)
+            found.append(jacobian)
+        return torch.cat(found)
+
+    def epoch(self, train):
+        """All points of the grid, one at a time; a step where it trains, else the length."""
+        t = torch.linspace(0, 1, self.points)
+        total = 0.0
+        for i in range(self.points):
+            control = self.control if train else self.control.detach()
+            curve = geometry.Curves(control, self.knots)
+            z, dz = curve.points(t[i : i + 1])[0], curve.derivative(t[i : i + 1])[0]
+            z = z if train else z.requires_grad_(True)
+            jacobian = self.rows(z, train)
+            matrix = jacobian.mT @ jacobian + 1e-6 * torch.eye(16)
+            energy = (dz @ matrix * dz).sum() / (self.points - 1) ** 2
+            if train:
+                energy.backward()
+            total += float(energy)
+        if train:
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        return total
+
+
+@pytest.mark.parametrize("method", ["fastlatent", "published procedure, batched here"])
+def test_monte_carlo(compare, name, decoder, method):
+    word = "lbfgs" if method == "fastlatent" else "original"
+
+    def run():
+        pairs = eigenvector_pairs(decoder, starts(PAIRS))
+        geodesic(decoder, pairs.start, pairs.end, word)
+
+    size = f"{PAIRS} pairs, {WEIGHTS} {name} decoder, d = 16"
+    rounds = 3 if word == "lbfgs" else 1
+    compare("polyline_energy", "Monte-Carlo improvement", size, method, run, rounds)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["a training epoch", "a validation"])
+def test_published_program(compare, name, decoder, train):
+    """A search is 16 training epochs and 5 validations of 16 points, at the program's defaults."""
+    if "variance" in name:
+        pytest.skip("twice 784 rows of the variance net: minutes for an epoch")
+    pairs = eigenvector_pairs(decoder, starts(1))
+    program = Program(decoder, pairs.start, pairs.end)
+    size = f"1 pair, {WEIGHTS} {name} decoder, d = 16"
+    kind = "one of 16 training epochs" if train else "one of 5 validations"
+    compare(
+        "polyline_energy",
+        "Monte-Carlo improvement",
+        size,
+        f"published program, {kind}",
+        lambda: program.epoch(train),
+        1,
+    )
+
+
+def test_many_pairs(compare):
+    """Ten thousand pairs in bounded memory, by the smaller decoder."""
+    decoder = trained_decoders.bigan(Path(DATA) if DATA else None, torch.float32)
+
+    def run():
+        pairs = eigenvector_pairs(decoder, starts(10_000))
+        geodesic(decoder, pairs.start, pairs.end, spans=(2,))
+
+    size = f"10,000 pairs, {WEIGHTS} BiGAN decoder, 2 pieces"
+    compare("polyline_energy", "Monte-Carlo improvement", size, "fastlatent", run, 1)
+
+
+@pytest.mark.parametrize("rule", ["chord", "gauss", "original"])
+def test_lengths(compare, name, decoder, rule):
+    pairs = eigenvector_pairs(decoder, starts(PAIRS))
+    control = straight(pairs.start, pairs.end).control
+    size = f"{PAIRS} lines, {WEIGHTS} {name} decoder"
+    run = lambda: curve_length(decoder, control, rule=rule)  # noqa: E731
+    compare("polyline_length", "curve length", size, rule, run, 5)

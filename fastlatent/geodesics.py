@@ -1,0 +1,247 @@
+"""How much shorter latent curves get than straight lines: `python -m fastlatent.geodesics RUN`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from fastlatent import geometry_plots, plots
+from fastlatent.arguments import RunOptions, Trained, first_images
+from fastlatent.comparison import compare
+from fastlatent.console import UsageError, command, parse
+from fastlatent.findings import (
+    Files,
+    circumstances,
+    pair_rows,
+    statistics_lines,
+    summary_values,
+)
+from fastlatent.geometry.experiment import Experiment, Pairs, eigenvector_pairs
+from fastlatent.geometry.field import metric_field
+from fastlatent.geometry.metric import Metric
+from fastlatent.geometry.solver import Method
+from fastlatent.progress import say
+from fastlatent.shorter import (
+    draw_prior,
+    encode,
+    length_notes,
+    metric_of,
+    pair_images,
+    sequences,
+    shorten,
+)
+
+DESCRIPTION = """Shorten straight lines in the latent space of a trained model, and say by how much.
+- one run: Monte-Carlo over pairs of latents. --ends eigenvector, the published protocol: a start
+  from the prior, and an end one step towards the origin along the eigenvector of the largest
+  eigenvalue of the metric
+- two runs: the same pairs of test images in both models, each by its own encoder
+
+The table is printed and stored as geodesics.json in the run folder (two runs: comparison.json in
+that of the first), each pair as a row of geodesics.csv, the curves in geodesics.npz, pictures in
+images. Lengths are measured until their error is small, and also taken by the rule of the original
+program on its own coarse grid. With two latents a map of the metric is drawn.
+
+Examples:
+  python -m fastlatent.geodesics runs/vae-mnist --pairs 100
+  python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --method original
+  python -m fastlatent.geodesics runs/vae-mnist runs/bigan-mnist --pairs 20"""
+
+MAPPED = 2000  # images in a map, at most
+MARGIN = 0.05  # around what a map shows, in units of its sides
+STEPS = 16  # images of a sequence
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """The command line."""
+
+    other: tyro.conf.Positional[Path | None] = None
+    """A second run folder, to compare with the first."""
+    pairs: int = 100
+    """How many pairs."""
+    ends: Literal["eigenvector", "images", "prior"] | None = None
+    """What is joined: a start from the prior and a step along the largest eigenvector, two encoded
+    test images, or two draws from the prior; default: eigenvector, for two runs images."""
+    step_size: float = 1.0
+    """With --ends eigenvector: distance of the ends in latent space."""
+    method: Method = "lbfgs"
+    """How curves are shortened; original: the published procedure."""
+    spans: tuple[int, ...] = (2, 8)
+    """Polynomial pieces of the curves, level by level."""
+    tolerance: float | None = None
+    """A pair is done when its next step promises less than this share of its energy; default: as
+    geodesic has it."""
+    max_iterations: int | None = None
+    """Iterations of a level at most, of the published procedure epochs; default: as geodesic has
+    it."""
+    points: int = 16
+    """Points of the grid on which the original program takes its lengths."""
+    chunk: int | None = None
+    """Pairs to solve at a time; default: 32 on a CPU, 1024 on a GPU."""
+    per_class: int | None = None
+    """Take images only from the first so many of each class."""
+    show: int = 3
+    """How many pairs to show image by image: those that gain most, of two runs those on which the
+    models differ least."""
+    threshold: float | None = None
+    """Of two runs show only pairs whose improvements differ by at most so many percent points."""
+    map: bool = True
+    """Where there are two latents, draw the map of the metric."""
+    folder: Path | None = None
+    """Where to write all files; default: the run folder, pictures in its images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("pairs", 1), ("chunk", 1), ("per_class", 1), ("show", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                word = name.replace("_", "-")
+                raise ValueError(f"--{word} must be at least {least}; got {value}")
+        if not 0 < self.step_size < float("inf"):
+            raise ValueError(f"--step-size must be positive; got {self.step_size}")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise ValueError(f"--threshold must be at least 0; got {self.threshold}")
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The options of the search for curves."""
+        names = ("method", "spans", "tolerance", "max_iterations", "points")
+        chosen = {name: getattr(self, name) for name in names}
+        return chosen if self.chunk is None else {**chosen, "chunk": self.chunk}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, shorten lines and report."""
+    options = parse(Options, argv, "geodesics", DESCRIPTION)
+    if options.other is not None:
+        compare_two(options)
+        return
+    if options.threshold is not None:
+        raise UsageError("--threshold needs two runs")
+    trained = Trained(options)
+    metric = metric_of(trained)
+    pairs = find_pairs(trained, metric, options)
+    seed = {"seed": trained.seed}
+    result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
+
+    files = Files(trained.run, options.folder)
+    name = trained.run.path.name
+    say(heading(options, trained))
+    say("\n".join(statistics_lines({"": result})))
+    ties = int(pairs.tied.sum())
+    if ties:
+        say(f"  {ties} starts at right angles to the eigenvector; their direction is a convention")
+    extra = {"tied": pairs.tied} if (options.ends or "eigenvector") == "eigenvector" else {}
+    files.write_rows("geodesics", pair_rows(result, extra))
+    files.write_curves("geodesics", result)
+    files.write_values(
+        "geodesics",
+        circumstances(trained, options) | {"ties": ties} | summary_values(result),
+    )
+    title = f"{name}: {len(result.start)} pairs"
+    files.draw("geodesics-histogram", geometry_plots.improvement_histogram(result, title))
+    files.draw("geodesics-pairs", geometry_plots.improvement_of_pairs(result, title))
+    draw_sequences(trained, metric, result, files, options.show)
+    if options.map and trained.model.latent_dim == 2:
+        draw_map(trained, metric, result, files)
+
+
+def compare_two(options: Options) -> None:
+    """The same pairs of test images in two models."""
+    assert options.other is not None
+    if options.ends not in (None, "images"):
+        raise UsageError("--ends does not go with two runs, which are compared on the same images")
+    first = Trained(options)
+    second = Trained(replace(options, run=options.other))
+    result = compare(
+        (first, second), options.pairs, options.per_class, {**options.search, "seed": first.seed}
+    )
+    say(f"{options.pairs:,} pairs of test images of {first.data.name}; {how(options)}")
+    say("\n".join(statistics_lines(dict(zip(result.names, result.results, strict=True)))))
+    result.write(Files(first.run, options.folder), circumstances(first, options))
+    result.draw(Files(first.run, options.folder), options.show, options.threshold)
+
+
+def how(options: Options) -> str:
+    """By what means curves are shortened."""
+    if options.method == "original":
+        return "original"
+    return f"{options.method}, spans {' '.join(map(str, options.spans))}"
+
+
+def heading(options: Options, trained: Trained) -> str:
+    """What was done, in a line."""
+    ends = {
+        "images": "encoded test images",
+        "prior": "two draws from the prior",
+        "eigenvector": f"a step of {options.step_size:g} along the largest eigenvector",
+    }[options.ends or "eigenvector"]
+    return (
+        f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
+        f"{ends}; {how(options)}"
+    )
+
+
+def find_pairs(trained: Trained, metric: Metric, options: Options) -> Pairs:
+    """The ends of the curves."""
+    n = options.pairs
+    if options.ends == "images":
+        first, last = pair_images(trained, n, options.per_class)
+        ends = encode(trained, trained.split("test"), torch.cat([first, last])).chunk(2)
+        return Pairs(*ends, torch.zeros(n, dtype=torch.bool))
+    if options.per_class is not None:
+        raise UsageError("--per-class needs --ends images")
+    start = draw_prior(trained, n, "geodesics")
+    if options.ends == "prior":
+        end = draw_prior(trained, n, "geodesics/end")
+        return Pairs(start, end, torch.zeros(n, dtype=torch.bool))
+    return eigenvector_pairs(metric, start, options.step_size)
+
+
+def draw_sequences(
+    trained: Trained, metric: Metric, result: Experiment, files: Files, show: int
+) -> None:
+    """The pairs that gain most, image by image."""
+    counted = result.counted.nonzero()[:, 0]
+    order = result.improvement[counted].argsort(descending=True, stable=True)
+    rows = counted[order[:show]]
+    if not len(rows):
+        return
+    images = sequences(trained, metric, result, rows, STEPS)
+    numbers = ", ".join(str(k + 1) for k in rows.tolist())
+    picture = plots.walks(
+        None,
+        images.flatten(0, 1),
+        None,
+        f"equal steps along the lines of pairs {numbers}, which gain most",
+        length_notes(result, rows.tolist()),
+    )
+    files.draw("geodesics-sequences", picture)
+
+
+def draw_map(trained: Trained, metric: Metric, result: Experiment, files: Files) -> None:
+    """The metric over the latent plane, with encoded images and the curves."""
+    split, names = trained.split("test"), trained.data.label_names or ()
+    index = first_images(split, MAPPED)
+    latents = encode(trained, split, index)
+    labels = None
+    if split.labels is not None and split.labels.ndim == 1:
+        labels = split.labels[index.to(split.labels.device)]
+    shown = torch.cat([latents, result.geodesics.control.flatten(0, 1)])
+    shown = shown[shown.isfinite().all(1)]
+    low, high = shown.amin(0), shown.amax(0)
+    margin = (MARGIN * (high - low)).clamp_min(1e-3)
+    field = metric_field(metric, low - margin, high + margin)
+    encoded = geometry_plots.Encoded(latents, labels, names)
+    title = f"{trained.run.path.name}: the metric of its latents"
+    files.draw("geodesics-map", geometry_plots.metric_map(field, encoded, result, title))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Curves in latent space: clamped B-splines, Bezier curves among them, many at once.
+
+The maths is that of C. de Boor, "A Practical Guide to Splines", 1978, and, for knot insertion, of
+W. Boehm, "Inserting new knots into B-spline curves", Computer-Aided Design 12(4), 1980.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops import bspline, insert_knot, uniform_knots
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """n curves c: [0, 1] -> R^d that share their knots; immutable.
+
+    The degree follows from the shapes: knots (k + degree + 1,) from 0 to 1, both ends degree + 1
+    times. Between them the curves are degree - 1 times continuously differentiable.
+    """
+
+    control: Tensor  # (n, k, d)
+    knots: Tensor  # (k + degree + 1,)
+
+    @property
+    def degree(self) -> int:
+        return len(self.knots) - self.control.shape[1] - 1
+
+    @property
+    def spans(self) -> int:
+        """Polynomial pieces of each curve."""
+        return self.control.shape[1] - self.degree
+
+    @property
+    def start(self) -> Tensor:  # (n, d)
+        return self.control[:, 0]
+
+    @property
+    def end(self) -> Tensor:  # (n, d)
+        return self.control[:, -1]
+
+    @cached_property
+    def breaks(self) -> Tensor:
+        """Where the pieces meet, 0 and 1 among them: (spans + 1,)."""
+        return self.knots[self.degree : len(self.knots) - self.degree]
+
+    def __len__(self) -> int:
+        return len(self.control)
+
+    def __getitem__(self, index: Tensor | slice) -> "Curves":
+        """Some of the curves."""
+        return Curves(self.control[index], self.knots)
+
+    def points(self, t: Tensor) -> Tensor:
+        """c(t): t (m,) or (n, m) in [0, 1] -> (n, m, d)."""
+        return bspline(self.control, t, self.knots, self.degree)
+
+    def derivative(self, t: Tensor, order: int = 1) -> Tensor:
+        """The derivative of that order: t (m,) or (n, m) -> (n, m, d)."""
+        return bspline(self.control, t, self.knots, self.degree, order)
+
+    def insert(self, u: float) -> "Curves":
+        """The same curves with one more knot, which must be new."""
+        control, knots = insert_knot(self.control, self.knots, u)
+        return Curves(control, knots)
+
+    def refine(self, spans: int) -> "Curves":
+        """The same curves in `spans` pieces: the widest of them are halved, the first of equals.
+
+        Raises ValueError where there are more pieces already.
+        """
+        if spans < self.spans:
+            raise ValueError(f"refine: spans must be at least {self.spans}; got {spans}")
+        curves = self
+        while curves.spans < spans:
+            widest = int(curves.breaks.diff().argmax())
+            curves = curves.insert(float(curves.breaks[widest : widest + 2].mean()))
+        return curves
+
+    def reverse(self) -> "Curves":
+        """The curves walked backwards: c(1 - t)."""
+        return Curves(self.control.flip(1), 1 - self.knots.flip(0))
+
+
+def straight(
+    start: Tensor,  # (n, d)
+    end: Tensor,  # (n, d)
+    spans: int = 1,
+    degree: int = 3,
+) -> Curves:
+    """Straight lines at constant speed; the control points lie at the Greville abscissae."""
+    knots = uniform_knots(spans + degree, degree, start.dtype, start.device)
+    inner = knots[1:-1].unfold(0, degree, 1).mean(1)[:, None]  # (k, 1)
+    control = torch.lerp(start[:, None], end[:, None], inner)
+    control[:, 0], control[:, -1] = start, end
+    return Curves(control, knots)
+
+
+def bezier(control: Tensor) -> Curves:
+    """Bezier curves of degree k - 1 through their first and last control points (n, k, d)."""
+    k = control.shape[1]
+    return Curves(control, uniform_knots(k, k - 1, control.dtype, control.device))
+
+
+def fit(points: Tensor, t: Tensor, spans: int, degree: int = 3) -> Curves:
+    """Curves from the first to the last points (n, m, d) that come closest to those between.
+
+    t (m,) from 0 to 1 is where each point is to be passed; closest in the sense of least squares,
+    and next to the straight line where few points leave a choice.
+    """
+    line = straight(points[:, 0], points[:, -1], spans, degree)
+    unit = torch.eye(line.control.shape[1], dtype=points.dtype, device=points.device)[None]
+    basis = bspline(unit, t, line.knots, degree)[0]  # (m, k)
+    inner = torch.linalg.pinv(basis[:, 1:-1]) @ (points - line.points(t))
+    control = line.control + torch.nn.functional.pad(inner, (0, 0, 1, 1))
+    return Curves(control, line.knots)

@@ -1,0 +1,368 @@
+"""Shorter curves between many pairs of points at once.
+
+The energy of a curve, T times the sum of the squared chords of its decoded points, is minimised
+over the control points of a B-spline; among curves of one length the energy is least at constant
+speed, so what comes out is a geodesic at constant speed. L-BFGS starts from the exact inverse
+Hessian of a constant metric: K^-1 of the spline's stiffness K times the inverse of the mean metric
+along the straight line. That makes the number of iterations independent of the number of knots and
+of the scale of the decoder. The curve is then refined by knot insertion and minimised again.
+
+Lengths are measured on grids of their own, with an error estimate, never on the one that the
+minimiser saw: it hides detours between the points of its grid.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fastlatent.geometry import original
+from fastlatent.geometry.curves import Curves, straight
+from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
+from fastlatent.geometry.energy import Energy, mean_metric_factor
+from fastlatent.geometry.frozen import is_out_of_memory
+from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
+from fastlatent.geometry.metric import Metric, as_metric
+
+Method = Literal["lbfgs", "adam", "original"]
+
+SEGMENTS_A_SPAN = 4
+MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
+GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
+GRID_DOUBLINGS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Geodesics:
+    """One curve for each of n pairs, the shortest found; never longer than the straight line."""
+
+    control: Tensor  # (n, k, d)
+    knots: Tensor  # (k + 4,), shared
+    length: Tensor  # (n,)
+    length_error: Tensor  # (n,), estimate
+    straight_length: Tensor  # (n,)
+    straight_error: Tensor  # (n,), estimate
+    energy: Tensor  # (n,), at least length squared, equal at constant speed
+    iterations: Tensor  # (n,) int64
+    evaluations: Tensor  # (n,) int64, of the decoder; a backward pass counts as 2, a JVP as 3
+    status: Tensor  # (n,) int64 of Status
+    history: Tensor  # (levels + 1, n): shortest length so far, that of the straight line first
+
+    @property
+    def curves(self) -> Curves:
+        return Curves(self.control, self.knots)
+
+    @property
+    def improvement(self) -> Tensor:
+        """(straight - length) / straight, (n,); 0 where both are 0."""
+        gain = (self.straight_length - self.length) / self.straight_length
+        return torch.where(self.straight_length == 0, 0, gain)
+
+    @property
+    def converged(self) -> Tensor:
+        """(n,) bool."""
+        return self.status == int(Status.CONVERGED)
+
+    def __len__(self) -> int:
+        return len(self.control)
+
+
+def geodesic(
+    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    start: Tensor,  # (n, d)
+    end: Tensor,  # (n, d)
+    method: Method = "lbfgs",
+    *,
+    feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    spans: Sequence[int] = (2, 8),
+    segments: int = 16,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    length_rtol: float = 1e-3,
+    first: Curves | None = None,
+    chunk: int = 128,
+    points: int = 16,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> Geodesics:
+    """Shorter curves from each start to its end under the metric that the decoder pulls back.
+
+    `decoder` is anything that `as_metric` takes. `spans` are the numbers of polynomial pieces of
+    the levels; each level starts from the curves of the one before, and leaves out pairs that two
+    levels in a row have shortened by less than `length_rtol`. The energy is that of `segments`
+    chords, at least four for each piece, and of twice as many where they miss part of the length. A
+    pair has converged when its next step promises less than `tolerance` times its energy (default:
+    1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
+    200) in any case. `first` holds curves to start from beside the straight lines. Pairs are solved
+    `chunk` at a time, fewer where memory is short; each pair's result is that which it has alone,
+    but for rounding. `report` is called with the number of pairs done after each chunk.
+
+    `method="original"` is the procedure of Michelis and Becker 2021, see
+    `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
+    noise by `seed`. Its history holds lengths by its own rule; the others are measured as always.
+
+    A pair whose ends are equal, or whose decoded points are not finite, says so by its status and
+    leaves the others alone. Raises ValueError for shapes, dtypes and numbers that do not fit, and
+    what `as_metric` raises; MemoryError when not even one pair fits.
+    """
+    _check_ends(start, end)
+    metric = as_metric(decoder, feature_map, start)
+    _check_settings(method, spans, tolerance, length_rtol)
+    counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
+    _check_counts(**counts, points=points)
+    if tolerance is None:
+        tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
+
+    def solve(rows: slice) -> Geodesics:
+        ends = start[rows].detach(), end[rows].detach()
+        if method == "original":
+            epochs = max_iterations or original.EPOCHS
+            found = original.shorten(metric, *ends, points=points, epochs=epochs, seed=seed)
+            return _from_original(metric, found, length_rtol)
+        minimiser = _Minimiser(metric, method, segments, tolerance, max_iterations)
+        guess = None if first is None else first[rows]
+        return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
+
+    parts = list(in_chunks(solve, len(start), chunk, report))
+    return _joined(parts)
+
+
+def _joined(parts: list[Geodesics]) -> Geodesics:
+    values = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(Geodesics)
+        if field.name not in ("control", "knots", "history")
+    }
+    history = torch.cat([part.history for part in parts], 1)
+    # The original inserts knots as it goes, in some chunks more than in others.
+    most = max(part.curves.spans for part in parts)
+    curves = [part.curves.refine(most) for part in parts]
+    control = torch.cat([part.control for part in curves])
+    return Geodesics(control=control, knots=curves[0].knots, history=history, **values)
+
+
+def in_chunks(
+    solve: Callable[[slice], Geodesics],
+    n: int,
+    chunk: int,
+    report: Callable[[int], None] | None,
+) -> Iterator[Geodesics]:
+    """solve(rows) for all of n rows, fewer at a time when memory runs out."""
+    done = 0
+    while done < max(n, 1):
+        try:
+            part = solve(slice(done, done + chunk))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if chunk == 1:
+                raise MemoryError("geodesic: not even one pair fits into memory") from error
+            chunk = -(-chunk // 2)
+            continue
+        yield part
+        done += chunk
+        if report is not None:
+            report(min(done, n))
+
+
+@dataclass(frozen=True)
+class _Minimiser:
+    """How the energy of curves with given knots is lowered."""
+
+    metric: Metric
+    method: Method
+    segments: int
+    tolerance: float
+    max_iterations: int | None
+
+    def __call__(self, curves: Curves, mean_metric: Tensor, segments: int) -> Minimum:
+        """The inner control points (n, k - 2, d) of least energy on that many segments."""
+        energy = Energy(self.metric, curves, segments)
+        inner = curves.control[:, 1:-1]
+        if self.method == "adam":
+            distance = (curves.end - curves.start).norm(dim=1)
+            return adam(energy, inner, distance, self.tolerance, self.max_iterations or 200)
+        stiffness, root = energy.stiffness(), mean_metric
+
+        def precondition(gradient: Tensor, rows: Tensor) -> Tensor:
+            step = torch.cholesky_solve(gradient.mT, root[rows]).mT
+            return torch.cholesky_solve(step / 2, stiffness.expand(len(rows), -1, -1))
+
+        limit = self.max_iterations or 20
+        return lbfgs(energy, inner, precondition, self.tolerance, limit)
+
+
+def _solve(
+    metric: Metric,
+    start: Tensor,
+    end: Tensor,
+    minimise: _Minimiser,
+    spans: tuple[int, ...],
+    length_rtol: float,
+    first: Curves | None,
+) -> Geodesics:
+    line = straight(start, end, spans[0])
+    candidates = [line] if first is None else [line, first]
+    finest = max(spans[-1], candidates[-1].spans)
+    best = _Best(metric, line, finest, length_rtol)
+    rows = best.open()
+    if len(rows):
+        mean_metric = mean_metric_factor(metric, line[rows])
+        for curves in candidates:
+            _descend(best, minimise, curves[rows], mean_metric, rows, spans)
+    return best.result(len(candidates) * len(spans) + 1)
+
+
+def _descend(
+    best: "_Best",
+    minimise: _Minimiser,
+    curves: Curves,  # of the pairs `rows`
+    mean_metric: Tensor,
+    rows: Tensor,
+    spans: tuple[int, ...],
+) -> None:
+    """Lowers the energy level by level; offers what comes out."""
+    slow = torch.zeros_like(rows)
+    for count in spans:
+        curves = curves.refine(max(count, curves.spans))
+        control, before = curves.control.clone(), best.length[rows]
+        segments = max(minimise.segments, SEGMENTS_A_SPAN * curves.spans)
+        going = (slow < 2).nonzero()[:, 0]
+        for _ in range(GRID_DOUBLINGS + 1):
+            if not len(going):
+                break
+            found = minimise(Curves(control[going], curves.knots), mean_metric[going], segments)
+            control[going, 1:-1] = found.x
+            part = Curves(control[going], curves.knots)
+            measured = best.offer(rows[going], part, found, segments)
+            hidden = (measured.length - measured.grid).abs() > GRID_ERROR * measured.length
+            going, segments = going[hidden], 2 * segments
+        curves = Curves(control, curves.knots)
+        gained = before - best.length[rows] > best.rtol * before
+        slow = torch.where(gained, 0, slow + 1)
+        best.note()
+
+
+class _Best:
+    """The shortest curve of each pair so far, by measured length; at first the straight line."""
+
+    def __init__(self, metric: Metric, line: Curves, spans: int, rtol: float):
+        measured = measure(metric, line, rtol=rtol, segments=MEASURED_SEGMENTS)
+        self.metric, self.spans, self.rtol = metric, spans, rtol
+        point = (line.start == line.end).all(1)
+        for value in (measured.length, measured.error):
+            value[point] = 0  # where rounding along the line leaves a little
+        self.straight = measured
+        self.length, self.error = measured.length.clone(), measured.error.clone()
+        self.curves = line.refine(spans)
+        self.energy = torch.full_like(self.length, torch.nan)
+        self.iterations = torch.zeros_like(measured.evaluations)
+        self.evaluations = measured.evaluations.clone()
+        self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
+        self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
+        self.status[point] = int(Status.DEGENERATE)
+        self.history = [self.length.clone()]
+
+    def open(self) -> Tensor:
+        """The pairs between which there is something to find."""
+        return (self.status == int(Status.MAX_ITERATIONS)).nonzero()[:, 0]
+
+    def offer(self, rows: Tensor, curves: Curves, found: Minimum, segments: int) -> Measured:
+        """Measures the curves of the pairs `rows`, and takes those that are shorter."""
+        measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
+        self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
+        better = measured.length < self.length[rows]
+        win = rows[better]
+        self.length[win], self.error[win] = measured.length[better], measured.error[better]
+        self.curves.control[win] = curves[better].refine(self.spans).control
+        self.energy[win] = found.value[better]
+        self.iterations[rows] += found.iterations
+        points = (found.values + 3 * found.gradients) * (segments - 1)
+        self.evaluations[rows] += points + measured.evaluations
+        self.status[rows] = found.status
+        return measured
+
+    def note(self) -> None:
+        self.history.append(self.length.clone())
+
+    def result(self, entries: int) -> Geodesics:
+        """What was found; the history filled up to that many entries."""
+        self.history += [self.length] * (entries - len(self.history))
+        self.energy[self.status == int(Status.DEGENERATE)] = 0
+        return Geodesics(
+            self.curves.control,
+            self.curves.knots,
+            self.length,
+            self.error,
+            self.straight.length,
+            self.straight.error,
+            self.energy,
+            self.iterations,
+            self.evaluations,
+            self.status,
+            torch.stack(self.history),
+        )
+
+
+def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Geodesics:
+    """The curves of the original's procedure, measured like all others."""
+    curves = found.curves
+    line = straight(curves.start, curves.end)
+    best = _Best(metric, line, curves.spans, rtol)
+    measured = measure(metric, curves, rtol=rtol, segments=MEASURED_SEGMENTS)
+    t = midpoints(curves, MEASURED_SEGMENTS)
+    with torch.no_grad():
+        energy = speeds_squared(metric, curves, t).mean(1)
+    return Geodesics(
+        curves.control,
+        curves.knots,
+        measured.length,
+        measured.error,
+        best.straight.length,
+        best.straight.error,
+        energy,
+        found.iterations,
+        found.evaluations,
+        torch.where(best.status == int(Status.MAX_ITERATIONS), found.status, best.status),
+        found.history,
+    )
+
+
+def _check_ends(start: Tensor, end: Tensor) -> None:
+    for name, value in (("start", start), ("end", end)):
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"geodesic: {name} must be a float32 or float64 tensor; got {got}")
+    if start.dim() != 2 or start.shape != end.shape:
+        raise ValueError(
+            f"geodesic: start and end must both be (n, d); got {tuple(start.shape)} and "
+            f"{tuple(end.shape)}"
+        )
+    if start.dtype != end.dtype or start.device != end.device:
+        raise ValueError("geodesic: start and end must have one dtype and be on one device")
+    for name, value in (("start", start), ("end", end)):
+        if not value.isfinite().all():
+            raise ValueError(f"geodesic: {name} must be finite")
+
+
+def _check_settings(
+    method: str, spans: Sequence[int], tolerance: float | None, length_rtol: float
+) -> None:
+    def require(good: bool, name: str, expectation: str, got: object) -> None:
+        if not good:
+            raise ValueError(f"geodesic: {name} must be {expectation}; got {got!r}")
+
+    require(method in get_args(Method), "method", "one of " + ", ".join(get_args(Method)), method)
+    rising = list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
+    require(rising, "spans", "increasing numbers from 1 up", spans)
+    require(tolerance is None or 0 < tolerance < 1, "tolerance", "between 0 and 1", tolerance)
+    require(0 < length_rtol < 1, "length_rtol", "between 0 and 1", length_rtol)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        least = 2 if name == "points" else 1
+        if count is not None and count < least:
+            raise ValueError(f"geodesic: {name} must be at least {least}; got {count!r}")

@@ -1,0 +1,256 @@
+"""Pictures of latent geometry: improvements, correlations along curves, maps of the metric."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlatent.geometry.curves import Curves
+from fastlatent.geometry.experiment import Experiment
+from fastlatent.geometry.field import Field, eigenvector_lines
+from fastlatent.plots import drawn, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+    from PIL.Image import Image
+
+BINS = 30
+LEVELS = 15  # of filled contours
+SHOWN_BARS = 60  # pairs in a picture of grouped bars, at most
+DRAWN_CURVES = 100  # curves in a map, at most
+CURVE_POINTS = 60
+MEASURED, BY_RULE = "measured", "by the original's rule"
+COLOURS = {MEASURED: "tab:blue", BY_RULE: "tab:orange"}
+
+
+def improvement_histogram(result: Experiment, title: str) -> "Image":
+    """Share of the pairs by improvement, under both rules, with the means."""
+    axes = figure().add_subplot()
+    values = _improvements(result)
+    everything = np.concatenate([*values.values()])
+    if len(everything):
+        low, high = min(everything.min(), 0), max(everything.max(), 0)
+        width = (high - low) / BINS or 1
+        # No bar mixes gains with losses: 0 is where two bins meet.
+        edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
+        for name, part in values.items():
+            share = np.full(len(part), 100 / len(part))
+            style = {"histtype": "stepfilled", "alpha": 0.45} if name == MEASURED else {}
+            axes.hist(
+                part,
+                edges,
+                weights=share,
+                color=COLOURS[name],
+                label=_with_mean(name, part),
+                **(style or {"histtype": "step", "lw": 1.5}),
+            )
+            axes.axvline(part.mean(), color=COLOURS[name], ls="--", lw=1)
+        axes.legend()
+    axes.set_xlabel("shorter than the straight line by (%)")
+    axes.set_ylabel("share of the pairs (%)")
+    axes.set_title(title)
+    return drawn(axes.figure)
+
+
+def improvement_of_pairs(result: Experiment, title: str) -> "Image":
+    """The improvement of each pair under both rules, with the means."""
+    axes = figure(8, 4).add_subplot()
+    numbers = 1 + np.flatnonzero(result.counted.cpu().numpy())
+    size = 18 if len(numbers) <= 200 else 5
+    for name, part in _improvements(result).items():
+        marker = {"marker": "o"} if name == MEASURED else {"marker": "x", "lw": 1}
+        axes.scatter(
+            numbers, part, size, COLOURS[name], alpha=0.8, label=_with_mean(name, part), **marker
+        )
+        if len(part):
+            axes.axhline(part.mean(), color=COLOURS[name], ls="--", lw=1)
+    axes.axhline(0, color="0.3", lw=0.8)
+    axes.set_xlabel("pair")
+    axes.set_ylabel("shorter than the straight line by (%)")
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+    return drawn(axes.figure)
+
+
+def _with_mean(name: str, percent: np.ndarray) -> str:
+    return f"{name}: mean {percent.mean():.2f} %" if len(percent) else name
+
+
+def _improvements(result: Experiment) -> dict[str, np.ndarray]:
+    """In percent, of the pairs that count."""
+    both = {MEASURED: result.improvement, BY_RULE: result.original_improvement}
+    return {name: 100 * values[result.counted].cpu().numpy() for name, values in both.items()}
+
+
+def improvements_of_two(
+    first: Tensor,  # (n,), relative
+    second: Tensor,  # (n,)
+    pairs: Tensor,  # (n,) int64, their numbers
+    names: Sequence[str],
+    title: str,
+) -> "Image":
+    """Two bars for each pair of ends, one for each model, with the means over all pairs."""
+    n = min(len(first), SHOWN_BARS)
+    numbers = pairs[:n].cpu().numpy()
+    axes = figure(max(6.4, 1.5 + 0.22 * n), 4).add_subplot()
+    for k, (values, colour) in enumerate(
+        zip((first, second), ("tab:blue", "tab:red"), strict=True)
+    ):
+        percent = 100 * values.cpu().numpy()
+        label = _with_mean(names[k], percent)
+        axes.bar(numbers + 0.4 * (k - 0.5), percent[:n], 0.4, color=colour, label=label)
+        if n:
+            axes.axhline(percent.mean(), color=colour, ls="--", lw=1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("pair" + (f" (the first {n} of {len(first)})" if n < len(first) else ""))
+    axes.set_ylabel("shorter than the straight line by (%)")
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+    return drawn(axes.figure)
+
+
+def correlations(
+    straight: Tensor,  # (n, m, m), cosines between the m points of each straight line
+    shorter: Tensor,  # (n, m, m), of the shorter curves
+    what: str,
+) -> "Image":
+    """Filled contours side by side, a row for each pair of ends, with one colour range a row."""
+    n, m, _ = straight.shape
+    page = figure(7.4, 0.5 + 3 * n)
+    page.suptitle(f"cosine between {what} at equal distances along the curve")
+    grid = page.subplots(n, 2, squeeze=False, sharex=True, sharey=True)
+    place = np.linspace(0, 1, m)
+    for row, pair in enumerate(zip(straight.cpu().numpy(), shorter.cpu().numpy(), strict=True)):
+        low, high = min(part.min() for part in pair), max(part.max() for part in pair)
+        levels = np.linspace(low, high if high > low else low + 1e-6, LEVELS)
+        for axes, part, name in zip(grid[row], pair, ("straight", "shorter"), strict=True):
+            shown = axes.contourf(place, place, part, levels, cmap="viridis")
+            axes.set_title(f"row {row + 1}, {name}: variance {part.var():.4f}", fontsize=10)
+            axes.set_aspect("equal")
+        page.colorbar(shown, ax=grid[row], format="%.2f", shrink=0.9)
+        grid[row, 0].set_ylabel("share of the length")
+    for axes in grid[-1]:
+        axes.set_xlabel("share of the length")
+    return drawn(page)
+
+
+class Encoded(NamedTuple):
+    """Latents of images, with their classes where those are known."""
+
+    latents: Tensor  # (n, 2)
+    labels: Tensor | None  # (n,) int64
+    names: Sequence[str]  # of the classes
+
+
+def metric_map(
+    field: Field,
+    encoded: Encoded,
+    result: Experiment | None,
+    title: str,
+) -> "Image":
+    """Four views of a two-dimensional latent space.
+
+    Volume with lines along the largest eigenvector, condition number with lines along the smallest,
+    encoded images by class, and curves coloured by how much shorter they are than straight lines.
+    """
+    width = field.extent[1] - field.extent[0]
+    height = field.extent[3] - field.extent[2]
+    page = figure(12, 1 + 10 * min(2.0, max(0.5, height / width)))
+    page.suptitle(title)
+    grid = page.subplots(2, 2, sharex=True, sharey=True)
+    volume, condition = field.log_volume.cpu().numpy(), field.log_condition.cpu().numpy()
+    _heat(grid[0, 0], field, volume, "log sqrt det M", "viridis", largest=True)
+    _heat(grid[0, 1], field, condition, "log condition number of M", "magma", largest=False)
+    _scatter(grid[1, 0], encoded)
+    _curves(grid[1, 1], field, volume, result)
+    for axes in grid.flat:
+        axes.set_aspect("equal")
+        axes.set_xlim(*field.extent[:2])
+        axes.set_ylim(*field.extent[2:])
+    for axes in grid[1]:
+        axes.set_xlabel("first latent")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("second latent")
+    return drawn(page)
+
+
+def _heat(
+    axes: "Axes", field: Field, values: np.ndarray, name: str, colours: str, largest: bool
+) -> None:
+    from matplotlib.collections import LineCollection
+
+    shown = _shades(axes, field, values, cmap=colours)
+    lines = LineCollection(eigenvector_lines(field, largest), colors="white", lw=0.7, alpha=0.8)
+    axes.add_collection(lines)
+    axes.figure.colorbar(shown, ax=axes, label=name, shrink=0.85)
+    axes.set_title(f"{name}\nlines along the {'largest' if largest else 'smallest'} eigenvector")
+
+
+def _shades(axes: "Axes", field: Field, values: np.ndarray, **style: object) -> "AxesImage":
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0, 1)
+    return axes.imshow(
+        values,
+        extent=field.extent,
+        origin="lower",
+        interpolation="bilinear",
+        vmin=low,
+        vmax=high,
+        **style,
+    )
+
+
+def _scatter(axes: "Axes", encoded: Encoded) -> None:
+    latents = encoded.latents.cpu().numpy()
+    axes.set_title("encoded images" + ("" if encoded.labels is None else " by class"))
+    if encoded.labels is None:
+        axes.scatter(*latents.T, 4, "tab:blue", alpha=0.6)
+        return
+    import matplotlib
+
+    labels = encoded.labels.cpu().numpy()
+    classes = np.unique(labels)
+    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "gist_ncar"]
+    for k, label in enumerate(classes):
+        shade = colours(k if len(classes) <= 10 else k / len(classes))
+        name = encoded.names[label] if label < len(encoded.names) else str(label)
+        axes.scatter(*latents[labels == label].T, 4, [shade], alpha=0.7, label=name)
+    if len(classes) <= 20:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False)
+
+
+def _curves(axes: "Axes", field: Field, volume: np.ndarray, result: Experiment | None) -> None:
+    """Straight lines dashed, shorter curves solid, both coloured by the improvement."""
+    _shades(axes, field, volume, cmap="Greys", alpha=0.5)
+    axes.set_title("no curves")
+    if result is None or not bool(result.counted.any()):
+        return
+    from matplotlib.collections import LineCollection
+
+    rows = result.counted.nonzero()[:DRAWN_CURVES, 0]
+    percent = 100 * result.improvement[rows].cpu().numpy()
+    scale = {"cmap": "plasma", "clim": (0, max(float(percent.max()), 1e-6))}
+    for curves, dashes in (
+        (result.lines[rows], "dashed"),
+        (result.geodesics.curves[rows], "solid"),
+    ):
+        lines = LineCollection(
+            _polylines(curves), array=percent, linestyles=dashes, lw=1.2, **scale
+        )
+        axes.add_collection(lines)
+    axes.figure.colorbar(lines, ax=axes, label="shorter by (%)", shrink=0.85)
+    axes.set_title(
+        "shorter curves (solid) and straight lines (dashed)\nover log sqrt det M in grey"
+    )
+
+
+def _polylines(curves: Curves) -> np.ndarray:  # (n, CURVE_POINTS, 2)
+    t = torch.linspace(0, 1, CURVE_POINTS, dtype=curves.control.dtype, device=curves.control.device)
+    return curves.points(t).cpu().numpy()

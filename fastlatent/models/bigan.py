@@ -1,0 +1,166 @@
+"""Bidirectional GAN: a generator, an encoder, and a discriminator of pairs of image and code.
+
+J. Donahue, P. Krähenbühl, T. Darrell, "Adversarial Feature Learning", ICLR 2017, arXiv 1605.09782;
+layers and settings of M. P. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space
+of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.spectral import (
+    ImageDecoder,
+    SpectralBlock,
+    check_image_shape,
+    map_size,
+    trunk,
+)
+from fastlatent.nn import at_least_float32
+from fastlatent.noise import Noise
+
+CHANNELS = 16  # of the outer feature map of encoder and discriminator
+GENERATOR_CHANNELS = (16, 3)
+CODE_FEATURES = (16, 32)  # of the discriminator's layers for codes
+JOINT_FEATURES = 32  # of its layer for both
+
+
+@dataclass(frozen=True)
+class BiGANConfig:
+    """What it takes to build the model."""
+
+    family: Literal["bigan"] = "bigan"
+    """Kind of model; the preset has chosen it."""
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    """Channels, height and width of the images; both sides multiples of 4."""
+    dim: int = 16
+    """Number of latents."""
+    discriminator_rate: float = 0.6
+    """Learning rate of the discriminator, as a factor of --lr, that of encoder and generator."""
+
+    def __post_init__(self) -> None:
+        check_image_shape("BiGANConfig", self.image_shape)
+        if self.dim < 1:
+            raise ValueError(f"BiGANConfig: dim must be at least 1; got {self.dim!r}")
+        if not 0 < self.discriminator_rate < float("inf"):
+            raise ValueError(
+                f"BiGANConfig: discriminator_rate must be positive; got {self.discriminator_rate!r}"
+            )
+
+
+class Encoder(nn.Module):
+    """Images (n, c, h, w) in [-1, 1] to codes (n, d)."""
+
+    def __init__(self, config: BiGANConfig):
+        super().__init__()
+        self.trunk = trunk(config.image_shape, CHANNELS)
+        self.code = nn.Linear(map_size(config.image_shape), config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self.trunk(x))
+
+
+class Discriminator(nn.Module):
+    """Images (n, c, h, w) in [-1, 1] with codes (n, d) to the logits (n,) of their being real."""
+
+    def __init__(self, config: BiGANConfig):
+        super().__init__()
+        first, second = CODE_FEATURES
+        self.trunk = trunk(config.image_shape, CHANNELS)
+        self.code = nn.Sequential(
+            SpectralBlock(nn.Linear(config.dim, first)), SpectralBlock(nn.Linear(first, second))
+        )
+        size = map_size(config.image_shape) + second
+        self.joint = SpectralBlock(nn.Linear(size, JOINT_FEATURES))
+        self.score = nn.Linear(JOINT_FEATURES, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        joint = self.joint(torch.cat([self.trunk(x), self.code(z)], 1))
+        return at_least_float32(self.score(joint)[:, 0])
+
+
+class BiGAN(LatentModel):
+    """Adversarial networks with codes N(0, I); inside, images lie in [-1, 1].
+
+    A training step has two turns, each with a "loss" of its own, of binary cross-entropies in
+    nats: the discriminator learns that (x, E(x)) is real and (G(z), z) is not, then encoder and
+    generator learn the opposite, for other z. Neither says how good the model is, so what
+    `forward` measures otherwise, and the "loss" by which weights are called the best, is the mean
+    squared error of the pixels of G(E(x)) in [-1, 1], which nothing minimises. "score_real" and
+    "score_fake" are the probabilities of being real that the discriminator gives both pairs.
+    """
+
+    def __init__(self, config: BiGANConfig):
+        super().__init__()
+        self.config = config
+        self.image_shape = config.image_shape
+        self.latent_dim = config.dim
+        self.latent_kind = "real"
+        self.loss_unit = "mean squared error"
+        self.encoder = Encoder(config)
+        self.decoder = ImageDecoder(config.image_shape, config.dim, GENERATOR_CHANNELS)
+        self.discriminator = Discriminator(config)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        rate = self.config.discriminator_rate
+        return (
+            Turn("discriminator", (self.discriminator,), rate),
+            Turn("generator", (self.encoder, self.decoder)),
+        )
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """On CPUs these small convolutions take twice as long in channels_last."""
+        return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+
+    def forward(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        turn: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Per-image values of a turn, or without one the error of the reconstructions.
+
+        Raises ValueError without `noise`, as codes are always drawn.
+        """
+        self._check_images("x", x)
+        target = 2 * self._checked_target(x, target) - 1
+        if noise is None:
+            raise ValueError("BiGAN: noise must be given, codes are drawn at random")
+        x = 2 * x - 1
+        z = self._normal(noise, turn or "measured", x)
+        fake = self.discriminator(self.decoder(z), z)
+        code = self.encoder(x)
+        real = self.discriminator(x, code)
+        if turn is None:
+            error = (at_least_float32(self.decoder(code)) - target).square().flatten(1).mean(1)
+            return {"loss": error, "score_real": real.sigmoid(), "score_fake": fake.sigmoid()}
+        # softplus(logit) is the binary cross-entropy with the label 0, softplus(-logit) with 1.
+        sign = 1 if turn == "discriminator" else -1
+        values = {"loss": F.softplus(sign * fake) + F.softplus(-sign * real)}
+        if turn == "discriminator":
+            values |= {"score_real": real.sigmoid(), "score_fake": fake.sigmoid()}
+        return values
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes: (n, c, h, w) -> (n, d)."""
+        self._check_images("x", x)
+        return self.encoder(2 * x - 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
+        self._check_latents("z", z)
+        return (self.decoder(z) + 1) / 2
+
+    def geometric_decoder(self) -> nn.Module:
+        """Latents to images in [-1, 1], flattened."""
+        return nn.Sequential(*self.decoder.folded(), nn.Flatten()).eval()
+
+    @torch.compiler.disable
+    def _normal(self, noise: Noise, name: str, x: Tensor) -> Tensor:
+        return noise.normal(f"latent/{name}", (len(x), self.latent_dim), x.device, x.dtype)

@@ -1,0 +1,144 @@
+"""A decoder's variance that grows away from the data: precisions by radial basis functions.
+
+G. Arvanitidis, L. K. Hansen, S. Hauberg, "Latent Space Oddity: on the Curvature of Deep Generative
+Models", ICLR 2018, arXiv 1710.11379, section 4.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlatent.noise import Noise
+
+FLOOR = 1e-2  # precision far from all data, the published zeta
+BASIS_BYTES = 1 << 28  # of precisions at a time while the weights are fitted
+
+
+class RadialBasis(nn.Module):
+    """Latents z (n, d) to v(z) (n, K), v_k(z) = exp(-bandwidth_k |z - c_k|^2)."""
+
+    def __init__(self, dim: int, centers: int):
+        super().__init__()
+        self.register_buffer("centers", torch.zeros(centers, dim))
+        self.register_buffer("bandwidths", torch.zeros(centers))
+
+    def forward(self, z: Tensor) -> Tensor:
+        # By differences: from norms and products, those of near points would cancel.
+        squares = (z.unsqueeze(1) - self.centers).square().sum(2)
+        return (-self.bandwidths * squares).exp()
+
+
+class Reciprocal(nn.Module):
+    """1 / x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reciprocal()
+
+
+class PrecisionNet(nn.Module):
+    """Latents z (n, d) to precisions W v(z) + floor (n, D).
+
+    Nothing of it is trained by gradients, so it has buffers and no parameters.
+    """
+
+    def __init__(self, dim: int, centers: int, pixels: int):
+        super().__init__()
+        self.basis = RadialBasis(dim, centers)
+        self.register_buffer("weight", torch.zeros(pixels, centers))
+        self.register_buffer("floor", torch.full((1,), FLOOR))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(self.basis(z), self.weight) + self.floor
+
+    def variance(self) -> nn.Sequential:
+        """A frozen copy that gives variances, 1 / precision."""
+        linear = nn.utils.skip_init(nn.Linear, *reversed(self.weight.shape), device="cpu")
+        linear.to(self.weight).load_state_dict(
+            {"weight": self.weight, "bias": self.floor.expand(len(self.weight))}
+        )
+        layers = nn.Sequential(copy.deepcopy(self.basis), linear, Reciprocal())
+        return layers.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        codes: Tensor,  # (n, d), of the images
+        errors: Tensor,  # (n, D), their squared residuals under the decoder
+        noise: Noise,
+        error_floor: float,  # see fit_weights
+        iterations: int,
+    ) -> None:
+        """Centres by k-means over the codes, bandwidths by the spread around them, then weights."""
+        centers, labels = cluster(codes, len(self.basis.centers), noise)
+        self.basis.centers.copy_(centers)
+        self.basis.bandwidths.copy_(0.5 / spreads(codes, centers, labels).square())
+        weight = fit_weights(self.basis(codes), errors, self.floor, error_floor, iterations)
+        self.weight.copy_(weight)
+        self.fitted.fill_(True)
+
+
+def cluster(codes: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Centres (count, d) of k-means (k-means++, no empty cluster) and each code's label (n,).
+
+    With fewer distinct codes than centres the last centres repeat the first and have no code.
+    """
+    from sklearn.cluster import KMeans
+
+    distinct = len(codes.unique(dim=0))
+    seed = int(noise.uniform("clusters", ()) * 2**31)
+    means = KMeans(min(count, distinct), n_init=1, max_iter=100, tol=0, random_state=seed)
+    labels = means.fit_predict(codes.cpu().numpy())
+    centers = torch.from_numpy(means.cluster_centers_).to(codes)
+    repeated = torch.arange(count) % len(centers)
+    return centers[repeated.to(codes.device)], torch.from_numpy(labels).to(codes.device).long()
+
+
+def spreads(codes: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """Mean distance of each centre's codes to it: (n, d), (K, d), (n,) -> (K,).
+
+    A centre of one code or none takes the mean of the others.
+    """
+    counts = labels.bincount(minlength=len(centers))
+    distances = (codes - centers[labels]).norm(dim=1) + 1e-6
+    means = torch.zeros_like(centers[:, 0]).index_add(0, labels, distances) / counts
+    many = counts > 1
+    others = means[many].mean() if many.any() else centers.new_ones(())
+    return torch.where(many, means, others)
+
+
+def fit_weights(
+    basis: Tensor,  # (n, K) in [0, 1]
+    errors: Tensor,  # (n, D)
+    floor: Tensor,  # (1,)
+    error_floor: float,
+    iterations: int,
+) -> Tensor:  # (D, K), non-negative
+    """Weights W of the likeliest precisions b = V W^T + floor of Gaussian errors.
+
+    Minimises the sum of (e + error_floor) b - log b over images, for each pixel by itself a convex
+    problem. Each step minimises the upper bound that Jensen's inequality gives for -log b at the
+    present weights, so that none makes it worse (as D. D. Lee, H. S. Seung, "Algorithms for
+    Non-negative Matrix Factorization", NeurIPS 2000). No precision is drawn above 1 / error_floor.
+    """
+    weights = []
+    columns = max(1, BASIS_BYTES // (basis.element_size() * max(1, len(basis))))
+    for part in (errors + error_floor).split(columns, 1):
+        pull = basis.T @ part  # (K, columns)
+        weight = basis.sum(0)[:, None] / pull.clamp(min=1e-30) / basis.sum(1).mean()
+        for _ in range(iterations):
+            precision = basis @ weight + floor
+            weight = weight * (basis.T @ precision.reciprocal()) / pull.clamp(min=1e-30)
+        weights.append(weight.T)
+    return torch.cat(weights)
+
+
+def gaussian_nll(
+    errors: Tensor,  # (n, D), squared
+    precision: Tensor,  # (n, D)
+) -> Tensor:  # (n,) nats
+    """-log N of residuals with such squares under these precisions, summed over each image."""
+    return 0.5 * (errors * precision - precision.log() + math.log(2 * math.pi)).sum(1)

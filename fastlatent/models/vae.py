@@ -1,0 +1,178 @@
+"""Variational autoencoder with convolutional networks and, after training, a variance of its own.
+
+Its latent geometry is what M. P. Michelis and Q. Becker study in "On Linear Interpolation in the
+Latent Space of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663. While it trains,
+all pixels have one fixed variance; then fastlatent.models.precision is fitted to what is left.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastlatent.models.base import LatentModel
+from fastlatent.models.precision import PrecisionNet, gaussian_nll
+from fastlatent.models.spectral import (
+    MAP_CHANNELS,
+    ImageDecoder,
+    check_image_shape,
+    map_size,
+    trunk,
+)
+from fastlatent.nn import at_least_float32, gaussian_kl
+from fastlatent.noise import Noise
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """What it takes to build the model."""
+
+    family: Literal["vae"] = "vae"
+    """Kind of model; the preset has chosen it."""
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    """Channels, height and width of the images; both sides multiples of 4."""
+    dim: int = 16
+    """Number of latents."""
+    samples: int = 4
+    """Draws of the latents for each image in the loss."""
+    fixed_variance: float = 1.6487
+    """Variance of every pixel in the loss, of images in [-1, 1]. The published program has e^0.5,
+    as it takes its 0.5 for a log-variance."""
+    centers_per_latent: int = 4
+    """Radial basis functions of the variance that is fitted after training, for each latent."""
+    variance_floor: float = 1e-4
+    """What every squared error counts for at least in its fit, of images in [-1, 1]."""
+    variance_steps: int = 50
+    """Steps of its fit."""
+    variance_images: int = 60_000
+    """Training images to fit it to, at most."""
+
+    def __post_init__(self) -> None:
+        check_image_shape("VAEConfig", self.image_shape)
+        counts = ("dim", "samples", "centers_per_latent", "variance_steps", "variance_images")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"VAEConfig: {name} must be at least 1; got {getattr(self, name)!r}"
+                )
+        for name in ("fixed_variance", "variance_floor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"VAEConfig: {name} must be positive; got {getattr(self, name)!r}")
+
+
+class Encoder(nn.Module):
+    """Images (n, c, h, w) in [-1, 1] to mean and log variance, each (n, d)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.trunk = trunk(config.image_shape, MAP_CHANNELS)
+        self.mean = nn.Linear(map_size(config.image_shape), config.dim)
+        self.log_variance = nn.Linear(map_size(config.image_shape), config.dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x)
+        return self.mean(features), self.log_variance(features)
+
+
+class VAE(LatentModel):
+    """Gaussian latents, Gaussian pixels; inside, images lie in [-1, 1].
+
+    `forward` returns "loss" (negative ELBO under the fixed variance), "reconstruction" and "kl";
+    in evaluation also "fitted_reconstruction", of the mean code under the fitted variance, once
+    there is one.
+    """
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.image_shape = config.image_shape
+        self.latent_dim = config.dim
+        self.latent_kind = "real"
+        self.loss_unit = "nats per image"
+        self.encoder = Encoder(config)
+        self.decoder = ImageDecoder(config.image_shape, config.dim, (MAP_CHANNELS, MAP_CHANNELS))
+        self.precision = PrecisionNet(
+            config.dim, config.centers_per_latent * config.dim, math.prod(config.image_shape)
+        )
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """On CPUs these small convolutions take twice as long in channels_last."""
+        return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+
+    def forward(
+        self, x: Tensor, target: Tensor | None = None, noise: Noise | None = None
+    ) -> dict[str, Tensor]:
+        """Per-image values; raises ValueError without `noise`, as latents are always drawn."""
+        self._check_images("x", x)
+        target = 2 * self._checked_target(x, target) - 1
+        if noise is None:
+            raise ValueError("VAE: noise must be given, the latents are drawn at random")
+        mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
+        draws = self._normal(noise, mean)
+        z = (mean + (log_variance / 2).exp() * draws).flatten(0, 1)
+        errors = self._errors(z, target.expand(self.config.samples, *target.shape).flatten(0, 1))
+        # All draws pass through the decoder as one batch, which also normalises them together.
+        squares = errors.sum(1).unflatten(0, (self.config.samples, -1)).mean(0)
+        variance = self.config.fixed_variance
+        constant = errors.shape[1] * math.log(2 * math.pi * variance)
+        reconstruction = 0.5 * (squares / variance + constant)
+        kl = gaussian_kl(mean, log_variance)
+        values = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        if not self.training and self.precision.fitted:
+            fitted = gaussian_nll(self._errors(mean, target), self.precision(mean))
+            values["fitted_reconstruction"] = fitted
+        return values
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Posterior means: (n, c, h, w) -> (n, d)."""
+        self._check_images("x", x)
+        return self.encoder(2 * x - 1)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean images, in [0, 1]: (n, d) -> (n, c, h, w)."""
+        self._check_latents("z", z)
+        return (self.decoder(z) + 1) / 2
+
+    @property
+    def concluding_images(self) -> int:
+        return self.config.variance_images
+
+    def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
+        """Fit the variance to what the decoder leaves of each image at its own code."""
+        codes, errors = [], []
+        for x in batches:
+            codes.append(self.encode(x))
+            errors.append(self._errors(codes[-1], 2 * x - 1))
+        floor, steps = self.config.variance_floor, self.config.variance_steps
+        self.precision.fit(torch.cat(codes), torch.cat(errors), noise, floor, steps)
+
+    def geometric_decoder(self) -> nn.Module:
+        """Latents to mean images in [-1, 1], flattened; once they are fitted, also variances."""
+        mean = nn.Sequential(*self.decoder.folded(), nn.Flatten()).eval()
+        if not self.precision.fitted:
+            return mean
+        return MeanVariance(mean, self.precision.variance()).eval()
+
+    def _errors(self, z: Tensor, target: Tensor) -> Tensor:
+        """Squared residuals of decoded latents: (n, d), (n, c, h, w) -> (n, D)."""
+        return (at_least_float32(self.decoder(z)) - target).square().flatten(1)
+
+    @torch.compiler.disable
+    def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
+        """Standard normal numbers for all draws: (samples, n, d)."""
+        return noise.normal("latent", (self.config.samples, *mean.shape), mean.device, mean.dtype)
+
+
+class MeanVariance(nn.Module):
+    """Latents (n, d) to means and variances of the pixels, each (n, D)."""
+
+    def __init__(self, mean: nn.Module, variance: nn.Module):
+        super().__init__()
+        self.mean = mean
+        self.variance = variance
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(z), self.variance(z)

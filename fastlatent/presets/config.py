@@ -1,0 +1,135 @@
+"""What can be set about training."""
+
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from fastlatent.data import DataConfig
+from fastlatent.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often something happens, counted in optimizer steps or in epochs; 0 means never."""
+
+    count: int
+    unit: Literal["step", "epoch"]
+
+    @staticmethod
+    def parse(text: str) -> "Interval":
+        """From "50 steps", "2 epochs", "50" (steps) or "never"."""
+        match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)?\s*", text)
+        if text.strip() == "never":
+            return Interval(0, "step")
+        if match is None:
+            raise ValueError(
+                f'an interval must read like "50 steps", "2 epochs" or "never"; got {text!r}'
+            )
+        unit = "epoch" if (match[2] or "").startswith("epoch") else "step"
+        return Interval(int(match[1]), unit)
+
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether it happens once `step` optimizer steps are done."""
+        every = self.count * (steps_per_epoch if self.unit == "epoch" else 1)
+        return every > 0 and step % every == 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The options of the model and of the data are listed below."""
+
+    name: str
+    """Name of the run: without --out it goes to the folder runs/NAME."""
+    model: ModelConfig
+    data: DataConfig
+    seed: int = 12345
+    """Seed of weights, order and noise; the same seed gives the same run."""
+    epochs: int = 10
+    """Passes over the training images."""
+    steps: int | None = None
+    """Stop after this many optimizer steps instead of after --epochs."""
+    batch: int = 512
+    """Images in one optimizer step, over all processes and accumulated parts together."""
+    accumulate: int = 1
+    """Compute each step in this many parts, to save memory."""
+    test_batch: int = 1024
+    """Images per process at a time where no gradient is needed."""
+    optimizer: Literal["adam", "adamax"] = "adam"
+    """Adam, or its variant that scales by the largest recent gradient."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    lr_decay: float = 1.0
+    """Factor of the learning rate after each epoch; 1: it is constant."""
+    weight_decay: float = 0.0
+    """Factor of the L2 penalty that the optimizer adds to the gradient."""
+    clip: float | None = None
+    """Scale the gradient down to this norm where it is longer."""
+    skip: int = 0
+    """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
+    them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
+    ema: float | None = None
+    """Keep an exponential moving average of the weights with this decay (such as 0.999) and
+    evaluate, save and sample that."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the forward and backward pass; weights and evaluation stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
+    compile: bool = False
+    """Compile the training step with torch.compile: slow to start, then faster."""
+    deterministic: bool = True
+    """Let cuDNN use only algorithms that repeat to the bit, as an exact resume on a GPU needs."""
+    log_every: str = "10 steps"
+    """Interval of the logged training loss: "50 steps", "1 epoch" or "never"."""
+    eval_every: str = "1 epoch"
+    """Interval of the test loss; it is measured at the end in any case."""
+    bound_every: str = "never"
+    """Interval of the importance-weighted bound on the test log-likelihood, where the model has
+    one."""
+    bound_samples: int = 100
+    """Draws of the latents for each image in that bound."""
+    bound_images: int | None = None
+    """Measure that bound on the first so many test images; default: on all."""
+    pictures_every: str = "10 epochs"
+    """Interval of reconstructions, samples and interpolations; drawn at the end in any case."""
+    checkpoint_every: str = "1 epoch"
+    """Interval of checkpoints to resume from; one is written at the end in any case."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep."""
+    picture_codes: int = 10_000
+    """Training images whose codes the samples drawn during training are fitted to."""
+
+    def __post_init__(self) -> None:
+        def require(good: bool, name: str, expectation: str) -> None:
+            if not good:
+                raise ValueError(f"{name} must be {expectation}; got {getattr(self, name)!r}")
+
+        require(re.fullmatch(r"[\w.-]+", self.name) is not None, "name", "letters, digits, . _ -")
+        counts = ("epochs", "batch", "accumulate", "test_batch", "keep", "picture_codes")
+        for name in (*counts, "bound_samples"):
+            require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("steps", "bound_images"):
+            count = getattr(self, name)
+            require(count is None or count >= 1, name, "at least 1")
+        parts = f"a multiple of accumulate ({self.accumulate})"
+        require(self.batch % self.accumulate == 0, "batch", parts)
+        require(0 < self.lr < float("inf"), "lr", "positive")
+        require(0 < self.lr_decay <= 1, "lr_decay", "above 0 and at most 1")
+        require(self.weight_decay >= 0, "weight_decay", "at least 0")
+        require(self.optimizer in ("adam", "adamax"), "optimizer", "adam or adamax")
+        require(self.skip >= 0, "skip", "at least 0")
+        require(self.clip is None or self.clip > 0, "clip", "positive")
+        require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")
+        for interval in fields(self):
+            if interval.name.endswith("_every"):
+                try:
+                    Interval.parse(getattr(self, interval.name))
+                except ValueError as error:
+                    raise ValueError(f"{interval.name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point; every field of its configuration can be overridden."""
+
+    description: str
+    config: TrainConfig

@@ -1,0 +1,52 @@
+"""Surfaces whose geodesics are known, as decoders z (n, 2) -> (n, 3)."""
+
+import torch
+
+
+def sphere(z):
+    """The unit sphere by stereographic projection; its metric is 4 / (1 + |z|^2)^2 I."""
+    q = z.square().sum(-1, keepdim=True)
+    return torch.cat([2 * z, q - 1], -1) / (1 + q)
+
+
+def swiss_roll(z):
+    """A rolled plane: flat."""
+    u, v = z.unbind(-1)
+    return torch.stack([u * u.cos(), u * u.sin(), v], -1)
+
+
+def swiss_distance(a, b):
+    """Its geodesics are straight in the arc length of the spiral."""
+
+    def arc(u):
+        return (u * (1 + u * u).sqrt() + u.asinh()) / 2
+
+    along, up = arc(b[:, 0]) - arc(a[:, 0]), b[:, 1] - a[:, 1]
+    return (along.square() + up.square()).sqrt()
+
+
+def torus(z):
+    """Radii 2 and 1; z is the angle around the axis and that around the tube."""
+    u, v = z.unbind(-1)
+    ring = 2 + v.cos()
+    return torch.stack([ring * u.cos(), ring * u.sin(), v.sin()], -1)
+
+
+def flat_torus(z):
+    """Two circles, isometric to the plane: geodesics are straight."""
+    u, v = z.unbind(-1)
+    return torch.stack([u.cos(), u.sin(), v.cos(), v.sin()], -1)
+
+
+def paraboloid(z):
+    """Height |z|^2 / 2 over the plane."""
+    return torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
+
+
+def half_plane(z):
+    """The metric of Poincare's half-plane, I / y^2: (n, 2) -> (n, 2, 2)."""
+    return torch.eye(2, dtype=z.dtype) / z[:, 1, None, None].square()
+
+
+def points(*rows):
+    return torch.tensor(rows, dtype=torch.float64)

@@ -1,0 +1,183 @@
+"""Curves and their lengths, against closed forms."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from manifolds import half_plane, points, sphere, swiss_distance, swiss_roll
+
+from fastlatent.geometry import (
+    Curves,
+    MetricField,
+    as_metric,
+    bezier,
+    curve_length,
+    curve_measure,
+    equal_steps,
+    fit,
+    midpoint,
+    straight,
+)
+
+RULES = ("chord", "trapezoid", "midpoint", "gauss")
+A, B = points([1.0, 0.0]), points([0.0, 1.0])
+FINE = torch.linspace(0, 1, 400, dtype=torch.float64)
+STRAIGHT = 2 * math.pi / (3 * math.sqrt(1.5))  # length on the sphere of the line from A to B
+
+
+def some_curves(n=3, k=7, d=2, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    return Curves(torch.randn(n, k, d, generator=make, dtype=torch.float64), knots(k))
+
+
+def knots(k):
+    return straight(A, B, k - 3).knots
+
+
+@pytest.mark.parametrize("spans", [1, 2, 5, 8])
+def test_straight_lines_run_at_constant_speed(spans):
+    a, b = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    t = torch.linspace(0, 1, 41, dtype=torch.float64)
+    line = straight(a, b, spans)
+    assert line.spans == spans and line.degree == 3
+    torch.testing.assert_close(
+        line.points(t), torch.lerp(a[:, None], b[:, None], t[:, None]), rtol=0, atol=1e-12
+    )
+    velocity = (b - a)[:, None].expand(-1, len(t), -1)
+    torch.testing.assert_close(line.derivative(t), velocity, rtol=0, atol=1e-11)
+    assert torch.equal(line.start, a) and torch.equal(line.end, b)
+
+
+def test_one_piece_is_a_bezier_curve():
+    control = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    t = torch.linspace(0, 1, 33, dtype=torch.float64)
+    bernstein = torch.stack([math.comb(3, i) * t**i * (1 - t) ** (3 - i) for i in range(4)], 1)
+    torch.testing.assert_close(bezier(control).points(t), bernstein @ control, rtol=0, atol=1e-12)
+
+
+def test_refinement_leaves_the_curve_alone():
+    curves, t = some_curves(k=4), torch.linspace(0, 1, 201, dtype=torch.float64)
+    finer = curves.refine(4)
+    torch.testing.assert_close(finer.breaks, torch.linspace(0, 1, 5, dtype=torch.float64))
+    torch.testing.assert_close(finer.points(t), curves.points(t), rtol=0, atol=1e-12)
+    assert curves.refine(3).breaks.tolist() == [0, 0.25, 0.5, 1]
+    with pytest.raises(ValueError, match="refine: spans must be at least 4; got 3"):
+        finer.refine(3)
+
+
+def test_reversed_curves_pass_the_same_points():
+    curves, t = some_curves().refine(5), torch.linspace(0, 1, 33, dtype=torch.float64)
+    torch.testing.assert_close(curves.reverse().points(t), curves.points(1 - t), atol=1e-12, rtol=0)
+
+
+def test_fit_recovers_a_spline_from_its_points():
+    curves, t = some_curves(), torch.linspace(0, 1, 40, dtype=torch.float64)
+    fitted = fit(curves.points(t), t, curves.spans)
+    torch.testing.assert_close(fitted.control, curves.control, rtol=0, atol=1e-10)
+    # Two points leave every inner control point free: the straight line comes out.
+    ends = curves.points(t[[0, -1]])
+    line = straight(ends[:, 0], ends[:, 1], 4)
+    torch.testing.assert_close(fit(ends, t[[0, -1]], 4).control, line.control, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_length_of_a_line_on_the_sphere(rule):
+    length, error = curve_length(sphere, straight(A, B).control, rule=rule, rtol=1e-6)
+    assert abs(length - STRAIGHT) < 1e-7
+    assert error < 1e-6 * STRAIGHT
+
+
+def test_chords_of_the_quarter_arc():
+    """Of a circle at constant speed, T chords have length 2 T sin(pi / 4 T)."""
+    control = points([0.0], [1 / 3], [2 / 3], [1.0])[None]
+
+    def circle(z):
+        return torch.cat([(z * math.pi / 2).cos(), (z * math.pi / 2).sin()], -1)
+
+    for segments in (8, 16, 64):
+        chords = [2 * t * math.sin(math.pi / (4 * t)) for t in (segments, 2 * segments)]
+        length, error = curve_length(circle, control, segments=segments, rtol=1)
+        assert float(length) == pytest.approx(chords[1] + (chords[1] - chords[0]) / 3, abs=1e-12)
+        assert float(error) == pytest.approx((chords[1] - chords[0]) / 3, abs=1e-12)
+        true_error = abs(chords[1] - math.pi / 2)
+        assert true_error / 2 < float(error) < 2 * true_error
+    length, _ = curve_length(circle, control, segments=8, rtol=1)
+    assert abs(float(length) - math.pi / 2) < 1e-6
+
+
+def test_length_does_not_depend_on_the_parameter():
+    line, t = straight(A, B), torch.linspace(0, 1, 4097, dtype=torch.float64)
+    for power in (1, 2, 3):
+        chords = sphere(line.points(t**power)).diff(dim=1).norm(dim=2).sum(1)
+        assert abs(chords - STRAIGHT) < 1e-6 * STRAIGHT
+
+
+def test_length_by_a_metric_given_directly():
+    """Between (0, 1) and (2, 1) the straight line of the half-plane has length 2."""
+    control = straight(points([0.0, 1.0]), points([2.0, 1.0])).control
+    for rule in RULES:
+        length, _ = curve_length(MetricField(half_plane), control, rule=rule, rtol=1e-8)
+        assert float(length) == pytest.approx(2.0, abs=1e-7)
+
+
+def test_rules_of_the_original():
+    """A flat decoder at constant speed: its sum is too long by points / (points - 1)."""
+    line = straight(points([0.0, 0.0]), points([3.0, 4.0]))
+    for n in (8, 16, 20):
+        length, error = curve_length(lambda z: z, line.control, rule="original", points=n)
+        assert float(length) == pytest.approx(5 * n / (n - 1), rel=1e-5)
+        assert error.isnan()
+    length, _ = curve_length(lambda z: z, line.control, rule="original_difference", points=16)
+    assert float(length) == pytest.approx(5, rel=1e-4)
+
+
+def test_measure_is_one_along_the_cheapest_direction():
+    cheap = straight(points([0.0, 0.0]), points([1.0, 0.0]))
+    dear = straight(points([0.0, 0.0]), points([0.0, 1.0]))
+
+    def decoder(z):
+        return z * z.new_tensor([1.0, 5.0])
+
+    metric = as_metric(decoder)
+    assert float(curve_measure(metric, cheap, 8)) == pytest.approx(1, abs=1e-5)
+    assert float(curve_measure(metric, dear, 8)) == pytest.approx(0, abs=1e-6)
+
+
+def test_equal_steps_are_equal_on_the_surface():
+    a, b = points([1.0, 0.0], [0.5, -1.0]), points([4.0, 3.0], [9.0, 4.0])
+    curves = straight(a, b)
+    t = equal_steps(swiss_roll, curves, 9)
+    assert torch.equal(t[:, 0], torch.zeros(2).double())
+    torch.testing.assert_close(t[:, -1], torch.ones(2).double())
+    for curve, cuts in zip(range(2), t, strict=True):
+        steps = []
+        for first, last in pairwise(cuts):
+            path = curves[curve : curve + 1].points(torch.lerp(first, last, FINE))
+            steps.append(swiss_roll(path).diff(dim=1).norm(dim=2).sum())
+        steps = torch.stack(steps)
+        assert steps.std() < 1e-3 * steps.mean()
+
+
+def test_midpoint_halves_the_length():
+    a, b = points([2.0, 0.0]), points([2.0, 5.0])
+    torch.testing.assert_close(midpoint(swiss_roll, straight(a, b)), points([2.0, 2.5]))
+    assert float(swiss_distance(a, b)) == 5
+
+
+def test_a_curve_of_no_length_is_cut_at_equal_t():
+    a = points([1.0, 2.0])
+    steps = equal_steps(sphere, straight(a, a), 5)
+    torch.testing.assert_close(steps[0], torch.linspace(0, 1, 5).double())
+
+
+def test_bad_arguments():
+    control = straight(A, B).control
+    with pytest.raises(ValueError, match="rule must be one of chord"):
+        curve_length(sphere, control, rule="simpson")
+    with pytest.raises(ValueError, match="rtol must be positive"):
+        curve_length(sphere, control, rtol=0)
+    with pytest.raises(ValueError, match="points must be at least 2"):
+        curve_length(sphere, control, rule="original", points=1)
+    with pytest.raises(ValueError, match="m must be at least 2"):
+        equal_steps(sphere, straight(A, B), 1)
