@@ -118,10 +118,11 @@ void activation_jvp_backward(const View& grad_y, const View& grad_dy, const View
   expect_vector("scratch", scratch, x.dtype, activation_jvp_scratch(n, l));
   const auto backward = [&](auto* sums) {
     const bool summed = scale_grad.size[0] + shift_grad.size[0] > 0;
+    const int64_t part = summed ? kGroup : 1;
     const auto run = FL_KERNELS(jacobian).jvp_backward;
-    for_blocks(op, kGroup, 3, threads, [&](int64_t group, int64_t begin, int64_t end) {
-      const int64_t first = group * kGroup;
-      run(op, grad_y, grad_dy, x_grad, tangents_grad, first, std::min(n, first + kGroup), begin, end,
+    for_blocks(op, part, 3, threads, [&](int64_t group, int64_t begin, int64_t end) {
+      const int64_t first = group * part;
+      run(op, grad_y, grad_dy, x_grad, tangents_grad, first, std::min(n, first + part), begin, end,
           summed ? sums + 2 * group * l + begin : nullptr);
     });
     add_up(sums, parts(n, kGroup), l, inner, scale_grad, threads);

@@ -183,7 +183,7 @@ Jet<V> jet(V u, [[maybe_unused]] ScalarOf<V> below) {
   }
 }
 
-// One block of one sample. `first` and `second` hold whole vectors; pointers may be null.
+// One block of one sample. `first` and `second` have room for whole vectors; `value` and `second` may be null.
 template <class T>
 using DeriveFn = void (*)(const Activated&, int64_t sample, int64_t begin, int64_t count, T* value, T* first,
                           T* second);

@@ -109,6 +109,7 @@ def _jvp_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
 
 def _activated(
     core: Any,
+    layout: Layout,
     n: int,
     x: Tensor,
     tangents: Tensor,
@@ -118,17 +119,16 @@ def _activated(
     slope: float,
 ) -> tuple:
     """The arguments as the core takes them, with scratch memory for sums over n samples."""
-    layout = Layout.of(x)
     vectors = [x.new_empty(0) if v is None else v.contiguous() for v in (scale, shift)]
     scratch = x.new_empty(core.activation_jvp_scratch(n, x.shape[1:].numel()))
     rows = layout.rows(x), layout.rows(tangents)
-    return *rows, KINDS.index(kind), *vectors, layout.inner, slope, scratch
+    return *rows, KINDS.index(kind), *vectors, max(1, layout.inner), slope, scratch
 
 
 def _jvp_cpp(core: Any, x: Tensor, tangents: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     layout = Layout.of(x)
     y, dy = layout.empty(x), layout.empty(tangents)
-    inputs = _activated(core, 0, x, tangents, *rest)
+    inputs = _activated(core, layout, 0, x, tangents, *rest)
     core.activation_jvp(*inputs, layout.rows(y), layout.rows(dy), threads())
     return y, dy
 
@@ -145,7 +145,7 @@ def _jvp_backward_cpp(
     core.activation_jvp_backward(
         layout.rows(grad_y),
         layout.rows(grad_dy),
-        *_activated(core, len(x), x, tangents, kind, scale, shift, slope),
+        *_activated(core, layout, len(x), x, tangents, kind, scale, shift, slope),
         layout.rows(by_x),
         layout.rows(by_tangents),
         by_scale,
@@ -217,8 +217,8 @@ def activation_jvp(
     that of PyTorch, the one from below. Gradients are exact to any order, by x, tangents, scale and
     shift.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit or an unknown kind.
+    Raises TypeError for dtypes other than float32 and float64, for unequal ones or a slope that is
+    no number, ValueError for shapes or devices that do not fit or an unknown kind.
     """
     op = "activation_jvp"
     _check.tensor(op, "x", x, None, DTYPES)
@@ -226,20 +226,21 @@ def activation_jvp(
     _check.choice(op, "kind", kind, KINDS)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must be (n, c, *spatial); got shape {tuple(x.shape)}")
-    if tangents.shape[:1] != x.shape[:1] or tangents.shape[2:] != x.shape[1:]:
+    if tangents.shape != (x.shape[0], tangents.shape[1], *x.shape[1:]):
         raise ValueError(
             f"{op}: tangents must be (n, t, c, *spatial) for x of shape {tuple(x.shape)}; "
             f"got {tuple(tangents.shape)}"
         )
-    _check.alike(op, x=x, tangents=tangents)
-    for name, vector in (("scale", scale), ("shift", shift)):
-        if vector is None:
-            continue
+    vectors = {"scale": scale, "shift": shift}
+    given = {name: vector for name, vector in vectors.items() if vector is not None}
+    for name, vector in given.items():
         _check.tensor(op, name, vector, 1, DTYPES)
-        _check.alike(op, x=x, **{name: vector})
         if vector.shape[0] != x.shape[1]:
             raise ValueError(
                 f"{op}: {name} must have one element for each of the {x.shape[1]} channels; "
                 f"got {vector.shape[0]}"
             )
+    _check.alike(op, x=x, tangents=tangents, **given)
+    if not isinstance(slope, float | int):
+        raise TypeError(f"{op}: slope must be a number; got {type(slope).__name__}")
     return _jvp(x, tangents, kind, scale, shift, slope)
