@@ -26,11 +26,21 @@ def contract_holds(op: str) -> bool:
 def compare(benchmark, request):
     """compare(op, what, size, implementation, run): one timed row of the group "what, size"."""
 
-    def time(op: str, what: str, size: str, implementation: str, run, rounds: int = 15) -> None:
+    def time(
+        op: str,
+        what: str,
+        size: str,
+        implementation: str,
+        run,
+        rounds: int = 15,
+        share: float = 1.0,  # of the work that `run` does; times are extrapolated to all of it
+    ) -> None:
         if not contract_holds(op):
             pytest.fail(f"the contract test of {op} is red: nothing is reported")
         benchmark.group = f"{what}, {size}"
-        benchmark.extra_info.update(op=op, what=what, size=size, implementation=implementation)
+        benchmark.extra_info.update(
+            op=op, what=what, size=size, implementation=implementation, share=share
+        )
         benchmark.pedantic(run, rounds=rounds, warmup_rounds=min(3, rounds - 1))
 
     return time
@@ -51,12 +61,17 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     )
 
 
+def row_of(benchmark: dict) -> dict:
+    """Seconds for all of the work, where only a share of it was timed."""
+    row, stats = dict(benchmark["extra_info"]), benchmark["stats"]
+    share = row.pop("share")
+    times = {k: stats[k] / share for k in ("min", "q1", "median", "q3")}
+    return row | times | {"rounds": stats["rounds"]}
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Keeps what the table needs: seconds by quartile for each row, and the conditions."""
-    rows = [
-        row["extra_info"] | {k: row["stats"][k] for k in ("min", "q1", "median", "q3", "rounds")}
-        for row in output_json["benchmarks"]
-    ]
+    rows = [row_of(row) for row in output_json["benchmarks"]]
     commit = {"commit": output_json["commit_info"].get("id"), "date": output_json["datetime"]}
     machine = output_json["machine_info"]
     files = sorted({Path(row["fullname"].split("::")[0]).name for row in output_json["benchmarks"]})

@@ -15,6 +15,8 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("lvae-cifar10-3 training step", "reference ops", 1),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "eager", 12),
     ("mixture, K = 10, n = 32, c = 3: forward + backward", "torch.compile", 15),
+    ("metric, BiGAN decoder", "original procedure, 2 of the points", 300),
+    ("metric, BiGAN decoder", "vmap(jacfwd)", 2),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 

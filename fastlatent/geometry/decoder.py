@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from fastlatent.geometry.embedding import Embedding, word
-from fastlatent.geometry.frozen import LatentFunction, Trial, standard_deviation
+from fastlatent.geometry.frozen import LatentFunction, standard_deviation
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.program import analyse
 from fastlatent.geometry.tape import Untraceable
 from fastlatent.geometry.tiles import budget, keep_memory
+from fastlatent.geometry.trial import Trial
 
 # On a CPU a batch is fastest in parts whose activations stay in the cache.
 CACHE_BYTES = 16 << 20

@@ -6,7 +6,8 @@ from torch import Tensor
 from fastlatent.geometry.decoder import DecoderEmbedding
 from fastlatent.geometry.embedding import Embedding, Metric, MetricField
 from fastlatent.geometry.features import FeatureMetric
-from fastlatent.geometry.frozen import Composition, Decoder, FrozenDecoder, Trial
+from fastlatent.geometry.frozen import Composition, Decoder, FrozenDecoder
+from fastlatent.geometry.trial import Trial
 
 __all__ = [
     "Embedding",

@@ -44,7 +44,7 @@ def optimised(graph: Graph, dtype: torch.dtype, device: torch.device) -> Graph:
     """The same function of the latents."""
     graph.steps = [_cast(step, torch.float64) for step in graph.steps]
     _fuse(graph)
-    _collapse(graph)
+    _collapse(graph, device)
     if device.type == "cpu":
         _by_phases(graph)
         _delay_interleaving(graph)
@@ -138,7 +138,7 @@ def _of_outputs(layer: _Weighted, constant: Tensor | None, missing: float) -> Te
     return own.flatten().expand(shape[0]) if own.shape[1:].numel() == 1 else None
 
 
-def _collapse(graph: Graph) -> None:
+def _collapse(graph: Graph, device: torch.device) -> None:
     """Replaces affine steps that follow each other from the latents on by one dense layer."""
     reads = graph.readers()
     follower = {step.inputs[0]: step for step in graph.steps if isinstance(step, Affine)}
@@ -153,14 +153,11 @@ def _collapse(graph: Graph) -> None:
             chain.pop()
         if len(chain) > 1:
             place = graph.steps.index(chain[-1])
-            graph.steps[place] = _as_dense(chain, graph.latent_dim)
+            graph.steps[place] = _as_dense(chain, graph.latent_dim, device)
             graph.steps = [step for step in graph.steps if step not in chain]
 
 
-def _as_dense(chain: list[Affine], d: int) -> steps.Dense:
-    device = next(
-        (t.device for s in chain for t in vars(s).values() if isinstance(t, Tensor)), None
-    )
+def _as_dense(chain: list[Affine], d: int, device: torch.device) -> steps.Dense:
     constant = torch.zeros(1, d, dtype=torch.float64, device=device)
     columns = torch.eye(d, dtype=torch.float64, device=device)
     for step in chain:

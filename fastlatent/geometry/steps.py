@@ -154,7 +154,7 @@ class ChannelMix(Affine):
 
     def _mix(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if x.stride(1) == 1 and x.shape[1] > 1:
-            order = memory_order(x)
+            order = [dim for dim in memory_order(x) if dim != 1] + [1]
             moved = F.linear(x.permute(0, *order), self.weight, bias)
             back = sorted(range(len(order)), key=lambda place: order[place])
             return moved.permute(0, *(place + 1 for place in back))

@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.geometry.frozen import is_out_of_memory
-
 # On a CPU, intermediate results of this size stay in memory that the process keeps and finds again,
 # see `keep_memory`; beyond it every page is fetched from the system anew, which takes as long as
 # the arithmetic.
@@ -75,3 +73,10 @@ def over_points(
                 ) from error
             tile = smaller
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU or on a device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

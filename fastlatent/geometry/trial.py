@@ -1,0 +1,142 @@
+"""Looking at what a decoder does on its first latents."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastlatent.geometry.frozen import LatentFunction, standard_deviation
+from fastlatent.geometry.tiles import is_out_of_memory
+
+# How far, of the largest value, two ways to compute the same may differ: well above what rounding
+# does in float32, well below what batch norm or a wrong derivative do.
+_TOLERANCE = 1e-3
+
+
+class Trial:
+    """What running a decoder on one and on two latents shows; raises where it can't be used.
+
+    ValueError or TypeError: the decoder refuses these latents, its output is not (n, ...), not
+    floating, depends on the batch or on chance, or is not differentiable in z.
+    """
+
+    def __init__(self, function: LatentFunction, z: Tensor):
+        first, second = z[:1].detach(), z[1:2].detach()
+        if len(second) == 0:
+            second = 1.01 * first + 0.01
+        with torch.enable_grad(), _Largest() as largest:
+            leaf = torch.cat([first, second]).requires_grad_()
+            mean, variance = _run(function, leaf)
+        alone, alone_variance = _run(function, first)
+        self.largest = -(-largest.numel // 2)  # numbers in the largest tensor of one latent
+        self.shape = mean.shape[1:]
+        role = function.role
+        _check_rows(role, alone, mean)
+        if not _depends(mean, leaf):
+            raise ValueError(
+                f"{role}: the output is not differentiable with respect to the latents (detached "
+                "from them, computed outside PyTorch, or constant)"
+            )
+        self.stochastic = variance is not None and _depends(variance, leaf)
+        self._leaf, self._outputs = leaf, [mean]
+        if variance is not None and self.stochastic:
+            assert alone_variance is not None
+            _check_rows(role, alone_variance, variance)
+            if variance[0].numel() != mean[0].numel():
+                raise ValueError(
+                    f"{role}: mean and variance must have as many elements for each latent; "
+                    f"got shapes {tuple(mean.shape[1:])} and {tuple(variance.shape[1:])}"
+                )
+            with torch.enable_grad():
+                self._outputs.append(standard_deviation(variance))
+
+    def agrees(
+        self,
+        value: Callable[[Tensor], Tensor],  # (n, d) -> (n, D): mean and standard deviation
+        push: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> bool:
+        """Whether a program repeats the output and, in a random direction, the gradient."""
+        z = self._leaf.detach()
+        with torch.enable_grad():
+            expected = torch.cat([y.flatten(1) for y in self._outputs], 1)
+        make = torch.Generator().manual_seed(0)
+        v, w = (
+            torch.randn(like.shape, generator=make, dtype=z.dtype).to(z.device)
+            for like in (z, expected)
+        )
+        (gradient,) = torch.autograd.grad(expected, self._leaf, w)
+        with torch.no_grad():
+            y, dy = push(z, v[:, None])
+            pairs = (
+                (value(z), expected.detach()),
+                (y, expected.detach()),
+                ((dy[:, 0] * w).sum(1), (gradient * v).sum(1)),
+            )
+            scales = (0.0, 0.0, gradient.norm() * v.norm())
+            return all(_close(a, b, s) for (a, b), s in zip(pairs, scales, strict=True))
+
+
+def _run(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    try:
+        return function(z)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{function.role}: it can't be evaluated on latents of shape {tuple(z.shape)} and "
+            f"dtype {str(z.dtype).removeprefix('torch.')}: {reason}"
+        ) from error
+
+
+def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
+    """`alone` is the output of the first latent, `together` that of the first and another."""
+    if not together.is_floating_point():
+        raise TypeError(
+            f"{role}: the output must be of a floating dtype to be differentiable with respect to "
+            f"the latents; got {str(together.dtype).removeprefix('torch.')}"
+        )
+    if together.dim() == 0 or len(together) != 2 or alone.shape != (1, *together.shape[1:]):
+        raise ValueError(
+            f"{role}: n latents must give an output of shape (n, ...); 1 latent gave "
+            f"{tuple(alone.shape)} and 2 gave {tuple(together.shape)}"
+        )
+    if not _close(alone[0].detach(), together[0].detach()):
+        raise ValueError(
+            f"{role}: the output of a latent depends on the others in its batch, or on chance; "
+            "batch norm and dropout have to be in evaluation mode (.eval())"
+        )
+
+
+def _close(a: Tensor, b: Tensor, scale: float | Tensor = 0.0) -> bool:
+    """Whether they differ by less than the tolerance times the scale or the largest of b."""
+    if b.numel() == 0 or a.shape != b.shape:
+        return a.shape == b.shape
+    scale = max(float(scale), float(b.abs().nan_to_num(0, 0, 0).amax()))
+    return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
+
+
+def _depends(output: Tensor, leaf: Tensor) -> bool:
+    if not output.requires_grad:
+        return False
+    with torch.enable_grad():
+        total = output.sum()
+    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=True)
+    return gradient is not None
+
+
+class _Largest(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
