@@ -234,9 +234,10 @@ class Training:
         self.run.write_weights(model.state_dict())
         best = self.learner.best
         if best is not None:
-            lowest = self.run.model("best", self.accelerator.device)
-            conclude(lowest, self.train, self.config.test_batch, self.config.seed)
-            self.run.write_best(lowest.state_dict(), *best)
+            if best.step != self.done:
+                model = self.run.model("best", self.accelerator.device)
+                conclude(model, self.train, self.config.test_batch, self.config.seed)
+            self.run.write_best(model.state_dict(), *best)
 
     def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
         seed, batch = self.config.seed, self.config.test_batch

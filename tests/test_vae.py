@@ -323,7 +323,7 @@ def test_weights_do_not_depend_on_how_many_pixels_are_fitted_at_a_time(monkeypat
     basis, errors = torch.rand(50, 4).double(), torch.rand(50, 7).double()
     arguments = (basis, errors, torch.tensor([0.01]).double(), 1e-4, 10)
     whole = fit_weights(*arguments)
-    monkeypatch.setattr("fastlatent.models.precision.BASIS_BYTES", 50 * 8 * 2)
+    monkeypatch.setattr("fastlatent.models.precision.PART_BYTES", 50 * 8 * 2)
     torch.testing.assert_close(fit_weights(*arguments), whole)
 
 

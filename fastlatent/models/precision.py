@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastlatent.noise import Noise
 
 FLOOR = 1e-2  # precision far from all data, the published zeta
-BASIS_BYTES = 1 << 28  # of precisions at a time while the weights are fitted
+PART_BYTES = 1 << 26  # of precisions at a time while the weights are fitted
 
 
 class RadialBasis(nn.Module):
@@ -102,9 +102,11 @@ def spreads(codes: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
 
     A centre of one code or none takes the mean of the others.
     """
-    counts = labels.bincount(minlength=len(centers))
-    distances = (codes - centers[labels]).norm(dim=1) + 1e-6
-    means = torch.zeros_like(centers[:, 0]).index_add(0, labels, distances) / counts
+    # Not by index_add, whose sums differ from run to run on CUDA.
+    member = F.one_hot(labels, len(centers)).to(codes.dtype)  # (n, K)
+    distances = (codes - centers[labels]).norm(dim=1, keepdim=True) + 1e-6
+    counts = member.sum(0)
+    means = (member * distances).sum(0) / counts
     many = counts > 1
     others = means[many].mean() if many.any() else centers.new_ones(())
     return torch.where(many, means, others)
@@ -122,10 +124,10 @@ def fit_weights(
     Minimises the sum of (e + error_floor) b - log b over images, for each pixel by itself a convex
     problem. Each step minimises the upper bound that Jensen's inequality gives for -log b at the
     present weights, so that none makes it worse (as D. D. Lee, H. S. Seung, "Algorithms for
-    Non-negative Matrix Factorization", NeurIPS 2000). No precision is drawn above 1 / error_floor.
+    Non-negative Matrix Factorization", NeurIPS 2000). Where errors vanish, error_floor bounds b.
     """
     weights = []
-    columns = max(1, BASIS_BYTES // (basis.element_size() * max(1, len(basis))))
+    columns = max(1, PART_BYTES // (basis.element_size() * max(1, len(basis))))
     for part in (errors + error_floor).split(columns, 1):
         pull = basis.T @ part  # (K, columns)
         weight = basis.sum(0)[:, None] / pull.clamp(min=1e-30) / basis.sum(1).mean()
