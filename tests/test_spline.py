@@ -351,7 +351,7 @@ WRONG_VALUES = [
     (T, changed(KNOTS, (5, 1 / 3)), "knot 5 does not: a doubled knot is refused"),
     (T, changed(KNOTS, (4, 0.7)), "knots must increase between the ends; knot 5 does not"),
     (T, changed(KNOTS, (5, math.nan)), "knots must increase between the ends; knot 5 does not"),
-    (T, torch.zeros(10), "knots must increase between the ends; knot 6 does not"),
+    (T, torch.zeros(10), "knots must increase between the ends; knot 4 does not"),
     (T, changed(KNOTS, (0, -1)), "start with degree .* ones, here 4, and end with as many"),
     (T, changed(KNOTS, (-1, 2)), "start with degree .* ones, here 4, and end with as many"),
     (T, changed(KNOTS.expand(2, 10), ((1, 4), 0)), "knot 4 of curve 1 does not"),
@@ -380,7 +380,7 @@ def test_wrong_values_are_named(cpp, t, knots, sentence, dtype):
         lambda raw: raw.bspline(torch.zeros(2, 40, 3), T, uniform_knots(42, 31), 33, 0),
         lambda raw: raw.bspline_backward(torch.zeros(2, 4, 3), T, KNOTS, 3, 0),
         lambda raw: raw.polyline_length(CONTROL.half()),
-        lambda raw: raw.polyline_energy_backward(torch.zeros(3), CONTROL),
+        lambda raw: raw.polyline_energy_backward(torch.zeros(1), CONTROL),
     ],
 )
 def test_the_core_protects_its_memory(cpp, attempt):

@@ -143,4 +143,11 @@ class ForwardMode:
             return torch.func.jvp(self.value, (z,), (tangent,))
 
         expanded = tangents.expand(len(z), -1, -1)
-        return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(expanded)
+        try:
+            return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(expanded)
+        except NotImplementedError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self._function.role}: an operation has no forward-mode derivative in PyTorch: "
+                f"{reason}"
+            ) from error

@@ -132,6 +132,18 @@ def _batch_norm(site: Site) -> Step | None:
     return site.make(steps.Scale, scale.view(spread), shift.view(spread))
 
 
+def _group_norm(site: Site) -> Step | None:
+    """The call counts the latents it was recorded with."""
+    call, place = site.call, site.place
+    weight, bias, groups, eps = (call.argument(n) for n in ("weight", "bias", "group", "eps"))
+    sizes = call.argument("C"), call.argument("HxW")
+
+    def run(x: Tensor) -> Tensor:
+        return call.function(x, weight, bias, len(x), *sizes, groups, eps)[place]
+
+    return site.make(steps.Opaque, run, True) if len(site.inputs) == 1 else None
+
+
 def _sum(signs: tuple[float, float]) -> "Rule":
     """signs[0] a + signs[1] b, where "alpha" goes with the second argument of the call."""
 
@@ -254,6 +266,7 @@ RULES: dict[str, Rule] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     "_batch_norm_no_update": _batch_norm,
     "cudnn_batch_norm": _batch_norm,
+    "native_group_norm": _group_norm,
     "add": _sum((1, 1)),
     "sub": _sum((1, -1)),
     "rsub": _sum((-1, 1)),

@@ -22,9 +22,9 @@ from fastlatent.geometry import original
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.energy import Energy, mean_metric_factor
-from fastlatent.geometry.frozen import is_out_of_memory
 from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
 from fastlatent.geometry.metric import Metric, as_metric
+from fastlatent.geometry.tiles import is_out_of_memory
 
 Method = Literal["lbfgs", "adam", "original"]
 

@@ -226,7 +226,7 @@ def activation_jvp(
     _check.choice(op, "kind", kind, KINDS)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must be (n, c, *spatial); got shape {tuple(x.shape)}")
-    if tangents.shape != (x.shape[0], tangents.shape[1], *x.shape[1:]):
+    if tangents.shape[:1] + tangents.shape[2:] != x.shape:
         raise ValueError(
             f"{op}: tangents must be (n, t, c, *spatial) for x of shape {tuple(x.shape)}; "
             f"got {tuple(tangents.shape)}"
