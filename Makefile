@@ -21,7 +21,7 @@ check: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run -Werror csrc/*
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.bench
 	@mkdir -p $(dir $(RESULT))

@@ -1,9 +1,13 @@
-"""What all tests share: where the real data lies, and a fresh choice of implementation."""
+"""What all tests share: the cores, and where the real data lies."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # read when torch is imported, here and in the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,9 @@ from triton.compiler import ASTSource  # noqa: E402
 WARP = 32
 SHARED_MEMORY = 99 * 1024  # bytes a block may use on sm_86 and sm_89, the least of sm_80 to sm_100
 OPS_IN_TRITON = {name: op.triton for name, op in OPS.items() if op.triton is not None}
-MODULES = {name: import_module(f"fastlatent.ops.{name}") for name in set(OPS_IN_TRITON.values())}
+MODULES = {
+    name: import_module(f"fastlatent.ops.{name}") for name in sorted(set(OPS_IN_TRITON.values()))
+}
 VARIANTS = [
     pytest.param(module, kernel, types, constants, id=f"{op}-{number}")
     for module in MODULES.values()
