@@ -9,23 +9,19 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from fastlatent import geometry_plots, plots
+from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained, first_images
-from fastlatent.comparison import compare
 from fastlatent.console import UsageError, command, parse
-from fastlatent.findings import (
+from fastlatent.experiments import pictures
+from fastlatent.experiments.comparison import compare
+from fastlatent.experiments.findings import (
     Files,
     circumstances,
     pair_rows,
     statistics_lines,
     summary_values,
 )
-from fastlatent.geometry.experiment import Experiment, Pairs, eigenvector_pairs
-from fastlatent.geometry.field import metric_field
-from fastlatent.geometry.metric import Metric
-from fastlatent.geometry.solver import Method
-from fastlatent.progress import say
-from fastlatent.shorter import (
+from fastlatent.experiments.shorter import (
     draw_prior,
     encode,
     length_notes,
@@ -34,6 +30,11 @@ from fastlatent.shorter import (
     sequences,
     shorten,
 )
+from fastlatent.geometry.experiment import Experiment, Pairs, eigenvector_pairs
+from fastlatent.geometry.field import metric_field
+from fastlatent.geometry.metric import Metric
+from fastlatent.geometry.solver import Method
+from fastlatent.progress import say
 
 DESCRIPTION = """Shorten straight lines in the latent space of a trained model, and say by how much.
 - one run: Monte-Carlo over pairs of latents. --ends eigenvector, the published protocol: a start
@@ -145,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         circumstances(trained, options) | {"ties": ties} | summary_values(result),
     )
     title = f"{name}: {len(result.start)} pairs"
-    files.draw("geodesics-histogram", geometry_plots.improvement_histogram(result, title))
-    files.draw("geodesics-pairs", geometry_plots.improvement_of_pairs(result, title))
+    files.draw("geodesics-histogram", pictures.improvement_histogram(result, title))
+    files.draw("geodesics-pairs", pictures.improvement_of_pairs(result, title))
     draw_sequences(trained, metric, result, files, options.show)
     if options.map and trained.model.latent_dim == 2:
         draw_map(trained, metric, result, files)
@@ -238,9 +239,9 @@ def draw_map(trained: Trained, metric: Metric, result: Experiment, files: Files)
     low, high = shown.amin(0), shown.amax(0)
     margin = (MARGIN * (high - low)).clamp_min(1e-3)
     field = metric_field(metric, low - margin, high + margin)
-    encoded = geometry_plots.Encoded(latents, labels, names)
+    encoded = pictures.Encoded(latents, labels, names)
     title = f"{trained.run.path.name}: the metric of its latents"
-    files.draw("geodesics-map", geometry_plots.metric_map(field, encoded, result, title))
+    files.draw("geodesics-map", pictures.metric_map(field, encoded, result, title))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,22 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastlatent import geometry_plots, plots
+from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, command, parse
-from fastlatent.findings import Files, pair_rows
+from fastlatent.experiments import pictures
+from fastlatent.experiments.findings import Files, pair_rows
+from fastlatent.experiments.shorter import (
+    Feature,
+    draw_prior,
+    encode,
+    feature_map_of,
+    length_notes,
+    measures,
+    metric_of,
+    sequences,
+    shorten,
+)
 from fastlatent.gallery import pick_pairs
 from fastlatent.geometry import Metric
 from fastlatent.geometry.experiment import Experiment, cosines
@@ -31,17 +43,6 @@ from fastlatent.latents import (
 )
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
-from fastlatent.shorter import (
-    Feature,
-    draw_prior,
-    encode,
-    feature_map_of,
-    length_notes,
-    measures,
-    metric_of,
-    sequences,
-    shorten,
-)
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
@@ -292,7 +293,7 @@ def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
         outputs["features"] = torch.cat(features).unflatten(0, (-1, CORRELATED))
     cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
     for what, values in cosine.items():
-        picture = geometry_plots.correlations(*values[:DRAWN].unbind(1), what)
+        picture = pictures.correlations(*values[:DRAWN].unbind(1), what)
         saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
         say(f"picture: {saved}")
     save_each(images.flatten(0, 2), options.folder)

@@ -15,10 +15,10 @@ from test_commands import TINY, assert_one_sentence
 from fastlatent import geodesics, interpolate, sample, train
 from fastlatent.arguments import Trained
 from fastlatent.data import DataConfig, load
+from fastlatent.experiments.shorter import encode, pair_images
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.latents import unit_images
 from fastlatent.runs import Run
-from fastlatent.shorter import encode, pair_images
 
 FAST = ("--spans", "1", "--points", "4")
 FEATURES = ("{space}", "--method", "geodesic", "--feature")

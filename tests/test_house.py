@@ -29,9 +29,8 @@ FLOORS = (
     {"console"},
     {"passes", "runs"},
     {"latents", "plots"},
-    {"arguments", "gallery", "geometry_plots", "quality", "training"},
-    {"findings", "shorter"},
-    {"comparison"},
+    {"arguments", "gallery", "quality", "training"},
+    {"experiments"},
     {
         "convert",
         "doctor",

@@ -10,7 +10,7 @@ from fastlatent.geometry.frozen import LatentFunction, standard_deviation
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.program import analyse
 from fastlatent.geometry.tape import Untraceable
-from fastlatent.geometry.tiles import budget, keep_memory
+from fastlatent.geometry.tiles import keep_memory
 from fastlatent.geometry.trial import Trial
 
 # On a CPU a batch is fastest in parts whose activations stay in the cache.
@@ -71,10 +71,6 @@ class DecoderEmbedding(Embedding):
                 return f.value(z)
             parts = z.split(max(32, CACHE_BYTES // each))
             return torch.cat([f.value(part) for part in parts]) if len(parts) > 1 else f.value(z)
-
-    def best_batch(self, z: Tensor) -> int:
-        """How many points are best given to `output` at once where a backward pass follows."""
-        return max(32, budget(z.device) // (self._map_for(z).stored * z.element_size()))
 
     def push_forward(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         f = self._map_for(z)

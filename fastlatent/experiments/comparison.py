@@ -7,16 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fastlatent import geometry_plots, plots
+from fastlatent import plots
 from fastlatent.arguments import Trained
 from fastlatent.console import UsageError
-from fastlatent.findings import Files, pair_rows, summary_values
+from fastlatent.experiments import pictures
+from fastlatent.experiments.findings import Files, pair_rows, summary_values
+from fastlatent.experiments.shorter import (
+    encode,
+    length_notes,
+    metric_of,
+    pair_images,
+    sequences,
+    shorten,
+)
 from fastlatent.geometry.experiment import Experiment
 from fastlatent.geometry.metric import Metric
 from fastlatent.latents import unit_images
 from fastlatent.progress import say
 from fastlatent.runs.files import fingerprint
-from fastlatent.shorter import encode, length_notes, metric_of, pair_images, sequences, shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +94,7 @@ class Comparison:
     def draw(self, files: Files, show: int, threshold: float | None) -> None:
         """Bars, the ends, and sequences of the pairs on which the models differ least."""
         n, counted = self.index.shape[1], self.counted
-        bars = geometry_plots.improvements_of_two(
+        bars = pictures.improvements_of_two(
             *(result.improvement[counted] for result in self.results),
             1 + counted.nonzero()[:, 0],
             self.names,

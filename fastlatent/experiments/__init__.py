@@ -1,0 +1,1 @@
+"""Experiments on the latents of trained models, as commands run them."""
