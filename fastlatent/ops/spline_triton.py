@@ -24,11 +24,19 @@ def _column_before(x, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _weights(t, knots, k, DEGREE: tl.constexpr, ORDER: tl.constexpr, COUNT: tl.constexpr):
-    """For places t (rows,) on one curve: first control point (rows,), weights (rows, COUNT)."""
+def _first(t, knots, k, DEGREE: tl.constexpr):
+    """For places t (rows,) on one curve the first control point with influence; 0 for NaN."""
     first = tl.zeros_like(t).to(tl.int32)
-    for i in range(DEGREE + 1, k):
-        first += (t >= tl.load(knots + i)).to(tl.int32)
+    for start in range(DEGREE + 1, k, 32):
+        at = start + tl.arange(0, 32)
+        knot = tl.load(knots + at, at < k, other=0.0)
+        first += tl.sum(((t[:, None] >= knot) & (at < k)).to(tl.int32), 1)
+    return first
+
+
+@triton.jit
+def _weights(t, first, knots, DEGREE: tl.constexpr, ORDER: tl.constexpr, COUNT: tl.constexpr):
+    """Weights (rows, COUNT) of the control points from `first` on at places t (rows,)."""
     column = tl.arange(0, COUNT)[None, :]
     x = t[:, None]
     weights = tl.where(column == 0, x - x + 1, 0.0)  # NaN for NaN, at every order
@@ -40,7 +48,7 @@ def _weights(t, knots, k, DEGREE: tl.constexpr, ORDER: tl.constexpr, COUNT: tl.c
         value = (right - x) * part + _column_before((x - left) * part, COUNT)
         slope = s * (_column_before(part, COUNT) - part)
         weights = tl.where(s <= DEGREE - ORDER, value, slope)
-    return first, weights
+    return weights
 
 
 @triton.jit
@@ -63,7 +71,9 @@ def bspline_kernel(
     curve = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     place = tl.load(t + curve * t_stride + row, row < m, other=0.0)
-    first, weights = _weights(place, knots + curve * knots_stride, k, DEGREE, ORDER, COUNT)
+    knots += curve * knots_stride
+    first = _first(place, knots, k, DEGREE)
+    weights = _weights(place, first, knots, DEGREE, ORDER, COUNT)
     column = tl.arange(0, COUNT)[None, :]
     for start in range(0, d, WIDTH):
         c = start + tl.arange(0, WIDTH)[None, :]
@@ -99,19 +109,23 @@ def bspline_backward_kernel(
     c = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     column = tl.arange(0, COUNT)
     sum = tl.zeros((ROWS, WIDTH), out.dtype.element_ty)
-    # Every control point gathers from all places in order: no atomics, the same bits each time.
+    # Control points gather from the places in order: no atomics, the same bits each time.
+    knots += curve * knots_stride
+    lowest = tl.program_id(1) * ROWS
     for start in range(0, m, PLACES):
         s = start + tl.arange(0, PLACES)
         place = tl.load(t + curve * t_stride + s, s < m, other=0.0)
-        first, weights = _weights(place, knots + curve * knots_stride, k, DEGREE, ORDER, COUNT)
-        j = row[None, :] - first[:, None]
-        chosen = j[:, :, None] == column[None, None, :]
-        weight = tl.sum(tl.where(chosen, weights[:, None, :], 0.0), 2)
-        reached = (j >= 0) & (j <= DEGREE) & (s < m)[:, None]
-        inside = (s < m)[:, None] & (c < d)[None, :]
-        g = tl.load(grad + (curve * m + s)[:, None] * d + c[None, :], inside, other=0.0)
-        terms = weight[:, :, None] * g[:, None, :]
-        sum += tl.sum(tl.where(reached[:, :, None], terms, 0.0), 0)
+        first = _first(place, knots, k, DEGREE)
+        if (tl.min(first, 0) < lowest + ROWS) & (tl.max(first, 0) + DEGREE >= lowest):
+            weights = _weights(place, first, knots, DEGREE, ORDER, COUNT)
+            j = row[None, :] - first[:, None]
+            chosen = j[:, :, None] == column[None, None, :]
+            weight = tl.sum(tl.where(chosen, weights[:, None, :], 0.0), 2)
+            reached = (j >= 0) & (j <= DEGREE) & (s < m)[:, None]
+            inside = (s < m)[:, None] & (c < d)[None, :]
+            g = tl.load(grad + (curve * m + s)[:, None] * d + c[None, :], inside, other=0.0)
+            terms = weight[:, :, None] * g[:, None, :]
+            sum += tl.sum(tl.where(reached[:, :, None], terms, 0.0), 0)
     at = (curve * k + row)[:, None] * d + c[None, :]
     tl.store(out + at, sum, (row < k)[:, None] & (c < d)[None, :])
 
