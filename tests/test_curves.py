@@ -141,6 +141,8 @@ def test_measure_is_one_along_the_cheapest_direction():
 
     metric = as_metric(decoder)
     assert float(curve_measure(metric, cheap, 8)) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="points must be at least 2"):
+        curve_measure(metric, cheap, 1)
     assert float(curve_measure(metric, dear, 8)) == pytest.approx(0, abs=1e-6)
 
 

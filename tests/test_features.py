@@ -13,6 +13,7 @@ from fastlatent import train
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import RunError
 from fastlatent.data import DataConfig, Split, load
+from fastlatent.geometry import Embedding, as_metric
 from fastlatent.models.features import (
     DEVIATION,
     MEAN,
@@ -156,3 +157,31 @@ def test_a_run_keeps_its_classifier(tmp_path: Path, monkeypatch, capsys, vgg) ->
     (tmp_path / "b.pth").write_bytes(b"PK")
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
         Trained(RunOptions(out)).vgg_features(tmp_path / "b.pth")
+
+
+def test_draws_of_noise_give_the_mean_metric_of_random_images() -> None:
+    """For linear maps the expectation is known: A^T P A + B^T diag(P) B with P = Phi^T Phi."""
+    make = torch.Generator().manual_seed(2)
+    a, b, phi = (
+        torch.randn(*size, generator=make, dtype=torch.float64) for size in ((7, 3), (7, 3), (4, 7))
+    )
+    z = 3 + torch.rand(5, 3, generator=make, dtype=torch.float64)
+    b = b.abs()  # deviations stay positive
+
+    def decoder(z: Tensor) -> tuple[Tensor, Tensor]:
+        return z @ a.mT, (z @ b.mT).square()
+
+    metric = as_metric(decoder, lambda x: x @ phi.mT, z, draws=2000, seed=5)
+    assert isinstance(metric, Embedding)
+    p = phi.mT @ phi
+    expected = a.mT @ p @ a + b.mT @ p.diagonal().diag() @ b
+    found = metric.matrix(z)
+    torch.testing.assert_close(found, expected.expand(5, 3, 3), rtol=0.1, atol=0.05 * p.norm())
+    noise = torch.randn(2000, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    j = phi @ (a + noise[:, :, None] * b)
+    exact = (j.mT @ j).mean(0)
+    torch.testing.assert_close(found, exact.expand(5, 3, 3), rtol=1e-9, atol=1e-9)
+    other = as_metric(decoder, lambda x: x @ phi.mT, z, draws=2000, seed=6).matrix(z)
+    assert not torch.equal(found, other)
+    with pytest.raises(ValueError, match="as_metric: draws must be at least 1; got 0"):
+        as_metric(decoder, lambda x: x, z, draws=0)

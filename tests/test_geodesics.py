@@ -18,6 +18,7 @@ from manifolds import (
 )
 
 from fastlatent.geometry import (
+    Curves,
     MetricField,
     Status,
     curve_length,
@@ -183,6 +184,13 @@ def test_the_original_keeps_its_own_score():
     assert not torch.equal(same, geodesic(decoder(), *random_pairs(3), "original", seed=6).control)
 
 
+def test_the_original_does_not_depend_on_chunks():
+    a, b = random_pairs(6)
+    whole = geodesic(decoder(), a, b, "original")
+    parts = geodesic(decoder(), a, b, "original", chunk=2)
+    torch.testing.assert_close(parts.control, whole.control)
+
+
 def test_the_original_inserts_knots_after_six_failures():
     a, b = random_pairs(4)
     b[3] = a[3]  # nothing to insert a knot for
@@ -191,6 +199,53 @@ def test_the_original_inserts_knots_after_six_failures():
     apart = geodesic(decoder(), a, b, "original", max_iterations=150, chunk=3)
     assert apart.control.shape == found.control.shape
     torch.testing.assert_close(apart.length[3:], found.length[3:])
+
+
+@pytest.mark.parametrize("spans", [1, 3, 5, 8, 11])
+def test_control_points_and_knots_belong_together_whatever_the_first_curves(spans):
+    a, b = random_pairs(4)
+    line = straight(a, b, spans)
+    make = torch.Generator().manual_seed(spans)
+    bend = 0.3 * torch.randn(line.control[:, 1:-1].shape, generator=make, dtype=torch.float64)
+    first = Curves(line.control + torch.nn.functional.pad(bend, (0, 0, 1, 1)), line.knots)
+    found = geodesic(decoder(), a, b, first=first)
+    again = curve_length(decoder(), found.control, found.knots).length
+    torch.testing.assert_close(again, found.length, rtol=1e-4, atol=0)
+    assert (found.length <= found.straight_length).all()
+
+
+def test_first_curves_that_do_not_fit_are_named():
+    a, b = random_pairs(3)
+    cases = [
+        (straight(a, b).control, TypeError, "first must be Curves; got Tensor"),
+        (straight(a[:2], b[:2]), ValueError, "first must be 3 cubic curves in 3 dimensions"),
+        (straight(a, b, degree=2), ValueError, "of degree 2"),
+        (straight(a.float(), b.float()), ValueError, "the dtype and device of start"),
+        (straight(a, a), ValueError, "first must run from start to end"),
+        (straight(a, torch.nan * b), ValueError, "first must be finite"),
+    ]
+    for first, error, words in cases:
+        with pytest.raises(error, match=words):
+            geodesic(decoder(), a, b, first=first)
+
+
+def test_fewer_pairs_at_a_time_where_decoders_are_large(monkeypatch):
+    a, b = random_pairs(9)
+    done = []
+    whole = geodesic(decoder(), a, b, report=done.append)
+    assert done == [9]
+    monkeypatch.setattr("fastlatent.geometry.solver.GRAPH_BYTES", 1 << 16)
+    parts = geodesic(decoder(), a, b, report=done.append)
+    assert len(done) > 3 and done[-1] == 9
+    torch.testing.assert_close(parts.length, whole.length)
+
+
+def test_rounding_is_part_of_the_error():
+    """Ends so near that decoded points differ by their last bits."""
+    a, _ = random_pairs(4, dtype=torch.float32)
+    far = lambda z: decoder()(z) + 100  # noqa: E731
+    found = geodesic(far, a, a + 1e-6)
+    assert (found.length_error > found.length).all()
 
 
 def test_a_pair_does_not_feel_its_neighbours():
@@ -253,6 +308,24 @@ def test_graph_finds_the_way_around():
     assert float(guided.length) < 1.2 * math.pi + 0.05
     with pytest.raises(ValueError, match="neighbours must be at least 1"):
         graph_curves(hill, ring, a, b, neighbours=0)
+    with pytest.raises(ValueError, match="nodes must be"):
+        graph_curves(hill, ring[:, :1], a, b)
+    with pytest.raises(ValueError, match="nodes must be finite"):
+        graph_curves(hill, torch.full_like(ring, torch.nan), a, b)
+    with pytest.raises(ValueError, match="graph_curves: end must be finite"):
+        graph_curves(hill, ring, a, torch.nan * b)
+
+
+def test_where_a_decoder_is_not_finite_graph_paths_are_straight_lines():
+    a, b = random_pairs(3, d=2)
+    nodes = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def broken(z):
+        return torch.where((z == a[1]).all(1, keepdim=True), torch.nan, z)
+
+    curves = graph_curves(broken, nodes, a, b)
+    line = straight(a[1:2], b[1:2], curves.spans)
+    torch.testing.assert_close(curves.control[1:2], line.control)
 
 
 def test_graph_of_separate_clusters_is_joined():

@@ -91,9 +91,18 @@ def straight(
     degree: int = 3,
 ) -> Curves:
     """Straight lines at constant speed; the control points lie at the Greville abscissae."""
-    knots = uniform_knots(spans + degree, degree, start.dtype, start.device)
-    inner = knots[1:-1].unfold(0, degree, 1).mean(1)[:, None]  # (k, 1)
-    control = torch.lerp(start[:, None], end[:, None], inner)
+    return straight_on(uniform_knots(spans + degree, degree, start.dtype, start.device), start, end)
+
+
+def straight_on(
+    knots: Tensor,  # (k + degree + 1,) from 0 to 1, clamped
+    start: Tensor,  # (n, d)
+    end: Tensor,  # (n, d)
+) -> Curves:
+    """Straight lines at constant speed on given knots."""
+    degree = int((knots == knots[0]).sum()) - 1
+    places = knots[1:-1].unfold(0, degree, 1).mean(1)[:, None]  # (k, 1)
+    control = torch.lerp(start[:, None], end[:, None], places)
     control[:, 0], control[:, -1] = start, end
     return Curves(control, knots)
 

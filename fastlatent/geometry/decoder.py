@@ -85,6 +85,9 @@ class DecoderEmbedding(Embedding):
     def floats_at(self, z: Tensor) -> int:
         return self._map_for(z).floats
 
+    def stored_at(self, z: Tensor) -> int:
+        return self._map_for(z).stored
+
     def _map_for(self, z: Tensor) -> Map:
         if self._map is None:
             if len(z) == 0:

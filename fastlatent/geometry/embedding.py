@@ -36,6 +36,13 @@ class Metric(ABC):
     ) -> Tensor:  # (n, d, d)
         """M(z)."""
 
+    def stored_at(
+        self,
+        z: Tensor,  # (n, d)
+    ) -> int:
+        """About how many numbers a backward pass keeps for each point; 0: next to none."""
+        return 0
+
     def check(self, name: str, z: Tensor, **alike: Tensor) -> None:
         """z is (n, d), with d that of the metric, and the others are of its shape and dtype."""
         if not isinstance(z, Tensor):

@@ -6,6 +6,7 @@ from torch import Tensor
 from fastlatent.geometry.curves import Curves
 from fastlatent.geometry.length import gauss_nodes, midpoints, speeds_squared
 from fastlatent.geometry.metric import Embedding, Metric
+from fastlatent.geometry.precision import full_precision
 from fastlatent.ops import polyline_energy
 
 METRIC_POINTS = 5  # of the straight line, for the preconditioner
@@ -27,7 +28,7 @@ class Energy:
 
     def __call__(self, x: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """See `descent.Objective`."""
-        with torch.set_grad_enabled(gradient):
+        with torch.set_grad_enabled(gradient), full_precision(x.device.type):
             if gradient:
                 x = x.detach().requires_grad_(True)
             energy = self._energy(x, rows)

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from fastlatent.geometry.decoder import DecoderEmbedding
 from fastlatent.geometry.embedding import Metric
-from fastlatent.geometry.frozen import Deviation, FrozenDecoder
+from fastlatent.geometry.frozen import (
+    Deviation,
+    FrozenDecoder,
+    LatentFunction,
+    standard_deviation,
+)
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.tape import Untraceable, is_register, record
 from fastlatent.geometry.tiles import Tile, budget, over_points
@@ -39,9 +44,7 @@ class FeatureMetric(Metric):
         self._deviation.try_on(example)
         self.latent_dim = example.shape[1]
         with torch.no_grad():
-            image = decoder(example[:1])[0]
-            self._weight = logistic_weight(feature_map, image)
-            self._features_count = feature_map(image)[0].numel()
+            self._weight = logistic_weight(feature_map, decoder(example[:1])[0])
 
     def speed_squared(self, z: Tensor, v: Tensor) -> Tensor:
         self.check("speed_squared", z, v=v)
@@ -49,8 +52,9 @@ class FeatureMetric(Metric):
         def compute(points: slice, _: int) -> Tensor:
             part, along = z[points], v[points]
             spread = self._deviation.jvp(part, along).square()
-            weight = self.diagonal(part)
-            return self._features.speed_squared(part, along) + (weight * spread).sum(1)
+            features, push = self._features.push_forward(part, along[:, None])
+            weight = self.diagonal(part, features)
+            return push[:, 0].square().sum(1) + (weight * spread).sum(1)
 
         return self._tiled("speed_squared", compute, z, v)
 
@@ -59,20 +63,26 @@ class FeatureMetric(Metric):
 
         def compute(points: slice, _: int) -> Tensor:
             part = z[points]
-            spread = jacobian_gram(self._deviation.jacobian(part), self.diagonal(part))
+            weight = self.diagonal(part, self._features.output(part))
+            spread = jacobian_gram(self._deviation.jacobian(part), weight)
             return self._features.matrix(part) + spread
 
         return self._tiled("matrix", compute, z, tangents=z.shape[1])
 
+    def stored_at(self, z: Tensor) -> int:
+        products = 1 if self._weight is not None else self._features.output(z[:1]).shape[1]
+        return (1 + products) * self._features.stored_at(z) + self._deviation.stored_at(z)
+
     def diagonal(
         self,
         z: Tensor,  # (n, d)
+        features: Tensor,  # (n, K), those of the mean images
     ) -> Tensor:  # (n, D)
         """diag(M_phi), the squared length of each column of J_phi, at the mean images."""
         with full_precision(z.device.type):
             if self._weight is not None:
                 w = self._weight  # J_phi = W - 1 p^T W
-                average = self._features.output(z).exp() @ w
+                average = features.exp() @ w
                 # Expanded sum_k (w_kj - average_j)^2, without the K x D differences of each point.
                 centre = w.mean(0)
                 spread = (w - centre).square().sum(0)
@@ -99,6 +109,31 @@ class FeatureMetric(Metric):
             limit = self.max_bytes or budget(z.device)
             rows = Tile.within(limit, tangents, each * z.element_size()).points
             return over_points(name, Tile(max(1, rows), 1), compute, len(z))
+
+
+class DrawnFeatures:
+    """The features of `draws` random images m(z) + s(z) eps, each divided by sqrt(draws).
+
+    The noise is drawn once, so that this is a function of z, and the metric that it pulls back is
+    the mean of those of phi(m + s eps): noise before phi, which is not linearised.
+    """
+
+    def __init__(self, decoder: LatentFunction, feature_map: LatentFunction, draws: int, seed: int):
+        self.role = f"{feature_map.role} of the {decoder.role}"
+        self._decoder, self._phi = decoder, feature_map
+        self._draws, self._seed = draws, seed
+        self._noise: Tensor | None = None
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, None]:
+        mean, variance = self._decoder(z)
+        assert variance is not None
+        if self._noise is None:
+            make = torch.Generator().manual_seed(self._seed)
+            noise = torch.randn((self._draws, *mean.shape[1:]), generator=make, dtype=mean.dtype)
+            self._noise = noise.to(mean.device)
+        deviation = standard_deviation(variance).view(mean.shape)
+        features = [self._phi(mean + deviation * eps)[0].flatten(1) for eps in self._noise]
+        return torch.cat(features, 1) / self._draws**0.5, None
 
 
 def logistic_weight(

@@ -1,8 +1,8 @@
 """Length, energy and measure of curves under a metric, with an estimate of the error.
 
 "chord" sums the chords of the decoded curve: forward passes alone, defined for every continuous
-decoder, never above the true length. "trapezoid", "midpoint" and "gauss" integrate the speed
-|J c'|. All four double the number of segments until two results agree. "original" and
+decoder, on each grid never above the true length. "trapezoid", "midpoint" and "gauss" integrate the
+speed |J c'|. All four double the number of segments until two results agree. "original" and
 "original_difference" are the sums of Michelis and Becker, "On Linear Interpolation in the Latent
 Space of Deep Generative Models", ICLR 2021 GTRL workshop, as their program takes them: on a fixed
 grid, 1 / (points - 1) for each of the `points` speeds, hence too long by about 1 / (points - 1).
@@ -60,8 +60,9 @@ def curve_length(
     """Lengths of B-spline curves under the metric that the decoder pulls back.
 
     The number of segments starts at `segments` and doubles until the estimated error is below
-    `rtol` times the length, for each curve by itself, or `max_segments` is reached. The error is
-    |L_2T - L_T| / 3, the value L_2T + (L_2T - L_T) / 3 (Richardson). `points` is the grid of the
+    `rtol` times the length, for each curve by itself, or `max_segments` is reached. The value is
+    L_2T + (L_2T - L_T) / 3 (Richardson), the error |L_2T - L_T| / 3, of chords with a bound of
+    what rounding leaves of differences between decoded points. `points` is the grid of the
     original's rules. Decoders whose metric is no pull-back are measured by "midpoint" where
     "chord" is asked for. No gradients.
 
@@ -100,7 +101,10 @@ def measure(
 ) -> Measured:
     """`curve_length` by one of the rules that refine their grid, with everything checked."""
     chords = rule == "chord" and isinstance(metric, Embedding)
-    rows = max(1, POINTS // segments)
+    points = POINTS
+    if chords:
+        points = min(POINTS, HELD // (2 * max(1, metric.floats_at(curves.start))))
+    rows = max(1, points // segments)
     parts = [
         _chords(metric, part, rtol, segments, max_segments)
         if chords
@@ -140,12 +144,19 @@ def _original_difference(metric: Metric, curves: Curves, points: int) -> Tensor:
 ORIGINAL = {"original": original_length, "original_difference": _original_difference}
 
 
-def curve_measure(metric: Metric, curves: Curves, points: int) -> Tensor:  # (n,)
+def curve_measure(
+    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    curves: Curves,
+    points: int = 16,
+) -> Tensor:  # (n,)
     """How far curves run along the cheapest directions: 1 entirely, 0 across them.
 
     The mean over `points` points of |cos| of the angle between c' and the eigenvector of the
     smallest eigenvalue, weighted by the condition number (Michelis and Becker 2021).
     """
+    if points < 2:
+        raise ValueError(f"curve_measure: points must be at least 2; got {points}")
+    metric = as_metric(decoder)
     t = torch.linspace(0, 1, points, dtype=curves.control.dtype, device=curves.control.device)
     z, dz = curves.points(t).flatten(0, 1), curves.derivative(t).flatten(0, 1)
     matrix = metric.matrix(z).double()
@@ -183,6 +194,7 @@ def _refined(
     joined[:, ::2], joined[:, 1::2] = outputs, _decoded(embedding, curves, finer[1::2])
     fine = polyline_length(joined)
     error = (fine - coarse).abs() / 3
+    rounding = torch.finfo(t.dtype).eps * len(finer) * outputs[:, 0].norm(dim=1)
     length = fine + (fine - coarse) / 3
     evaluations = torch.full((n,), len(finer), device=t.device)
     # A NaN is not refined: it stays one.
@@ -192,7 +204,8 @@ def _refined(
         for part in rows.split(held):
             deeper = _refined(embedding, curves[part], joined[part], finer, rtol, max_segments)
             length[part], error[part], _, evaluations[part] = deeper
-    return Measured(length, error, coarse, evaluations)
+            rounding[part] = 0  # which is among what came back
+    return Measured(length, error + rounding, coarse, evaluations)
 
 
 def _decoded(embedding: Embedding, curves: Curves, t: Tensor) -> Tensor:  # (n, m, D)

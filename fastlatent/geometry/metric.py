@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastlatent.geometry.decoder import DecoderEmbedding
 from fastlatent.geometry.embedding import Embedding, Metric, MetricField
-from fastlatent.geometry.features import FeatureMetric
+from fastlatent.geometry.features import DrawnFeatures, FeatureMetric
 from fastlatent.geometry.frozen import Composition, Decoder, FrozenDecoder
 from fastlatent.geometry.trial import Trial
 
@@ -27,14 +27,19 @@ def as_metric(
     feature_map: Decoder | None = None,  # (n, ...) -> (n, ...), of the output or of its mean
     example: Tensor | None = None,  # (n, d) latents on which to try the decoder at once
     *,
+    draws: int | None = None,  # of noise, for feature maps of stochastic decoders
+    seed: int = 0,  # of that noise
     analytic: bool = True,  # False: torch.func runs the decoder as it is
 ) -> Metric:
     """The metric that the decoder gives its latents; a Metric is returned as it is.
 
     With J_f = df/dz: J_f^T J_f for a deterministic decoder, J_m^T J_m + J_s^T J_s for a
     stochastic one with mean m and standard deviation s, and what a feature map makes of them; a
-    variance that does not depend on z adds nothing. The result is an Embedding, but for feature
-    maps of stochastic decoders. To know which, these need an example.
+    variance that does not depend on z adds nothing. A feature map of a stochastic decoder gives
+    J_m^T M_phi J_m + J_s^T diag(M_phi) J_s at the mean image, or with `draws` the mean of the
+    metrics of phi(m + s eps) over that many fixed draws of noise: another definition, and for maps
+    with many features a much faster one. All but the former are Embeddings. Feature maps need an
+    example to tell whether there is a variance.
 
     Parameters are frozen, and modules are left as they are found. Decoders are evaluated in the
     mode they are in: batch norm and dropout in training mode are errors. Make a new metric after
@@ -44,6 +49,8 @@ def as_metric(
     differentiable in z, or is neither a tensor nor such a pair; for most of this only when there
     are latents to try it on.
     """
+    if draws is not None and draws < 1:
+        raise ValueError(f"as_metric: draws must be at least 1; got {draws}")
     if isinstance(decoder, Metric):
         if feature_map is not None:
             raise ValueError("as_metric: feature_map needs a decoder; a Metric has no images")
@@ -59,13 +66,16 @@ def as_metric(
             "as_metric: example latents (n, d) are needed with a feature map, to see whether the "
             "decoder has a variance"
         )
-    features = DecoderEmbedding(Composition(f, FrozenDecoder(feature_map, "feature_map")), analytic)
+    phi = FrozenDecoder(feature_map, "feature_map")
+    features = DecoderEmbedding(Composition(f, phi), analytic)
     features.check("as_metric", example)
-    trial = Trial(f, example)
+    stochastic = Trial(f, example).stochastic
+    if stochastic and draws is not None:
+        features = DecoderEmbedding(DrawnFeatures(f, phi, draws, seed), analytic)
     features.try_on(example)
-    if not trial.stochastic:
+    if not stochastic or draws is not None:
         return features
-    return FeatureMetric(f, FrozenDecoder(feature_map, "feature_map"), features, example, analytic)
+    return FeatureMetric(f, phi, features, example, analytic)
 
 
 def jacobian(

@@ -45,22 +45,18 @@ def shorten(
     metric: Metric,
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
-    points: int = 16,
-    epochs: int = EPOCHS,
+    noise: Tensor,  # (n, epochs, points), standard normal: shifts the grid's points
     validate_every: int = VALIDATE_EVERY,
-    seed: int = 0,
 ) -> Shortened:
-    """Shorter curves by the published procedure; the noise of the grid is drawn by the seed."""
-    noise = torch.Generator(start.device).manual_seed(seed)
+    """Shorter curves by the published procedure."""
+    epochs, points = noise.shape[1:]
     pairs = _Pairs(metric, straight(start, end), points)
     history = [pairs.best_length.clone()]
     grid = torch.linspace(0, 1, points, dtype=start.dtype, device=start.device)
+    shifts = JITTER / (points - 1) * noise.to(grid)
     for epoch in range(1, epochs + 1):
         if epoch % validate_every:
-            shift = torch.randn(
-                (len(start), points), generator=noise, dtype=start.dtype, device=start.device
-            )
-            pairs.train((grid + JITTER / (points - 1) * shift).clamp(0, 1))
+            pairs.train((grid + shifts[:, epoch - 1]).clamp(0, 1))
         else:
             pairs.validate()
             history.append(pairs.best_length.clone())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlatent.geometry.curves import Curves, fit, straight
 from fastlatent.geometry.length import POINTS, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
-from fastlatent.geometry.solver import geodesic
+from fastlatent.geometry.solver import check_ends, geodesic
 
 Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
 
@@ -75,11 +75,18 @@ def graph_curves(
 
     The nodes and all ends are joined to their `neighbours` nearest in latent space, parts of the
     graph that hang apart by the shortest line between them; an edge weighs as much as its straight
-    line is long under the metric. Each path is cut into equal steps and fitted by a spline.
+    line is long under the metric. Each path is cut into equal steps and fitted by a spline; where
+    the decoder is not finite along all paths it is the straight line.
     It helps where latents are dense, in two or three dimensions.
     """
     if neighbours < 1:
         raise ValueError(f"graph_curves: neighbours must be at least 1; got {neighbours}")
+    check_ends("graph_curves", start, end)
+    if not isinstance(nodes, Tensor) or nodes.dim() != 2 or nodes.shape[1:] != start.shape[1:]:
+        got = tuple(nodes.shape) if isinstance(nodes, Tensor) else type(nodes).__name__
+        raise ValueError(f"graph_curves: nodes must be (m, {start.shape[1]}); got {got}")
+    if nodes.dtype != start.dtype or nodes.device != start.device or not nodes.isfinite().all():
+        raise ValueError("graph_curves: nodes must be finite, of the dtype and device of start")
     metric = as_metric(decoder)
     everything = torch.cat([nodes, start, end]).detach()
     edges = _edges(everything, neighbours)
@@ -97,11 +104,14 @@ def graph_curves(
         )
         for tree, row in enumerate(rows):
             path = [m + n + row]
+            if not np.isfinite(distances[tree, path[0]]):
+                before[tree, path[0]] = m + row
             while path[-1] != m + row:
                 path.append(before[tree, path[-1]])
             path.reverse()
             gone = distances[tree, path]
-            gone = gone / gone[-1] if gone[-1] > 0 else np.linspace(0, 1, len(path))
+            even = np.linspace(0, 1, len(path))
+            gone = gone / gone[-1] if 0 < gone[-1] < np.inf else even
             corners = points[path].T
             places.append(np.stack([np.interp(goal, gone, x) for x in corners], 1))
     t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
@@ -150,14 +160,15 @@ def _bridges(points: Tensor, part: Tensor, count: int) -> np.ndarray:  # (count,
 
 @torch.no_grad()
 def measure_edges(metric: Metric, points: Tensor, edges: np.ndarray) -> np.ndarray:  # (e,)
-    """Lengths of the straight lines between pairs of points."""
+    """Lengths of the straight lines between pairs of points; infinite where they are unknown."""
     ends = torch.from_numpy(edges).to(points.device)
     lengths = []
     for part in ends.split(POINTS // EDGE_SEGMENTS):
         lines = straight(points[part[:, 0]], points[part[:, 1]])
         found = measure(metric, lines, segments=EDGE_SEGMENTS, max_segments=EDGE_SEGMENTS)
         lengths.append(found.length)
-    return torch.cat(lengths).double().cpu().numpy()
+    found = torch.cat(lengths).double()
+    return torch.where(found.isnan(), torch.inf, found).cpu().numpy()
 
 
 def distance_matrix(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.geometry import original
-from fastlatent.geometry.curves import Curves, straight
+from fastlatent.geometry.curves import Curves, straight, straight_on
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.energy import Energy, mean_metric_factor
 from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
@@ -32,11 +32,16 @@ SEGMENTS_A_SPAN = 4
 MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
+MOST_PAIRS = 128  # solved at a time where memory allows
+GRAPH_BYTES = 2 << 30  # for the backward pass of the pairs that are solved at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Geodesics:
-    """One curve for each of n pairs, the shortest found; never longer than the straight line."""
+    """One curve for each of n pairs, the shortest found; never longer than the straight line.
+
+    Except by method "original", whose curves are the shortest by its own sum, and may be longer.
+    """
 
     control: Tensor  # (n, k, d)
     knots: Tensor  # (k + 4,), shared
@@ -44,10 +49,10 @@ class Geodesics:
     length_error: Tensor  # (n,), estimate
     straight_length: Tensor  # (n,)
     straight_error: Tensor  # (n,), estimate
-    energy: Tensor  # (n,), at least length squared, equal at constant speed
+    energy: Tensor  # (n,), of the chords that the search saw
     iterations: Tensor  # (n,) int64
     evaluations: Tensor  # (n,) int64, of the decoder; a backward pass counts as 2, a JVP as 3
-    status: Tensor  # (n,) int64 of Status
+    status: Tensor  # (n,) int64 of Status: how the last search ended
     history: Tensor  # (levels + 1, n): shortest length so far, that of the straight line first
 
     @property
@@ -82,7 +87,7 @@ def geodesic(
     max_iterations: int | None = None,
     length_rtol: float = 1e-3,
     first: Curves | None = None,
-    chunk: int = 128,
+    chunk: int | None = None,
     points: int = 16,
     seed: int = 0,
     report: Callable[[int], None] | None = None,
@@ -95,31 +100,42 @@ def geodesic(
     chords, at least four for each piece, and of twice as many where they miss part of the length. A
     pair has converged when its next step promises less than `tolerance` times its energy (default:
     1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
-    200) in any case. `first` holds curves to start from beside the straight lines. Pairs are solved
-    `chunk` at a time, fewer where memory is short; each pair's result is that which it has alone,
+    200) in any case. `first` holds cubic curves to start from beside the straight lines, whose
+    knots are then those of `first`. Pairs are solved `chunk` at a time (default: 128, or as many as
+    have room in 2 GiB), fewer where memory is short; each pair's result is that which it has alone,
     but for rounding. `report` is called with the number of pairs done after each chunk.
 
     `method="original"` is the procedure of Michelis and Becker 2021, see
     `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
-    noise by `seed`. Its history holds lengths by its own rule; the others are measured as always.
+    noise by `seed` and the pair's place. Its history holds lengths by its own rule; the others are
+    measured as always.
 
     A pair whose ends are equal, or whose decoded points are not finite, says so by its status and
     leaves the others alone. Raises ValueError for shapes, dtypes and numbers that do not fit, and
     what `as_metric` raises; MemoryError when not even one pair fits.
     """
-    _check_ends(start, end)
+    check_ends("geodesic", start, end)
+    if first is not None:
+        _check_first(first, start, end)
     metric = as_metric(decoder, feature_map, start)
     _check_settings(method, spans, tolerance, length_rtol)
     counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
     _check_counts(**counts, points=points)
     if tolerance is None:
         tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
+    if chunk is None:
+        each = max(segments, SEGMENTS_A_SPAN * spans[-1]) * start.element_size()
+        most = GRAPH_BYTES // max(1, each * metric.stored_at(start)) if len(start) else 1
+        chunk = max(1, min(MOST_PAIRS, most))
+    noise = start.new_empty(0)
+    if method == "original":
+        make = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(start), max_iterations or original.EPOCHS, points, generator=make)
 
     def solve(rows: slice) -> Geodesics:
         ends = start[rows].detach(), end[rows].detach()
         if method == "original":
-            epochs = max_iterations or original.EPOCHS
-            found = original.shorten(metric, *ends, points=points, epochs=epochs, seed=seed)
+            found = original.shorten(metric, *ends, noise[rows])
             return _from_original(metric, found, length_rtol)
         minimiser = _Minimiser(metric, method, segments, tolerance, max_iterations)
         guess = None if first is None else first[rows]
@@ -203,7 +219,7 @@ def _solve(
     length_rtol: float,
     first: Curves | None,
 ) -> Geodesics:
-    line = straight(start, end, spans[0])
+    line = straight(start, end, spans[0]) if first is None else straight_on(first.knots, start, end)
     candidates = [line] if first is None else [line, first]
     finest = max(spans[-1], candidates[-1].spans)
     best = _Best(metric, line, finest, length_rtol)
@@ -330,21 +346,39 @@ def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Ge
     )
 
 
-def _check_ends(start: Tensor, end: Tensor) -> None:
-    for name, value in (("start", start), ("end", end)):
+def check_ends(name: str, start: Tensor, end: Tensor) -> None:
+    """Raises TypeError or ValueError, in the name of a function, unless both are finite (n, d)."""
+    for word, value in (("start", start), ("end", end)):
         if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"geodesic: {name} must be a float32 or float64 tensor; got {got}")
+            raise TypeError(f"{name}: {word} must be a float32 or float64 tensor; got {got}")
     if start.dim() != 2 or start.shape != end.shape:
         raise ValueError(
-            f"geodesic: start and end must both be (n, d); got {tuple(start.shape)} and "
+            f"{name}: start and end must both be (n, d); got {tuple(start.shape)} and "
             f"{tuple(end.shape)}"
         )
     if start.dtype != end.dtype or start.device != end.device:
-        raise ValueError("geodesic: start and end must have one dtype and be on one device")
-    for name, value in (("start", start), ("end", end)):
+        raise ValueError(f"{name}: start and end must have one dtype and be on one device")
+    for word, value in (("start", start), ("end", end)):
         if not value.isfinite().all():
-            raise ValueError(f"geodesic: {name} must be finite")
+            raise ValueError(f"{name}: {word} must be finite")
+
+
+def _check_first(first: Curves, start: Tensor, end: Tensor) -> None:
+    if not isinstance(first, Curves):
+        raise TypeError(f"geodesic: first must be Curves; got {type(first).__name__}")
+    control = first.control
+    if control.dim() != 3 or control[:, 0].shape != start.shape or first.degree != 3:
+        raise ValueError(
+            f"geodesic: first must be {len(start)} cubic curves in {start.shape[1]} dimensions; "
+            f"got control points {tuple(control.shape)} of degree {first.degree}"
+        )
+    if control.dtype != start.dtype or control.device != start.device:
+        raise ValueError("geodesic: first must have the dtype and device of start")
+    if not control.isfinite().all():
+        raise ValueError("geodesic: first must be finite")
+    if not (torch.equal(first.start, start) and torch.equal(first.end, end)):
+        raise ValueError("geodesic: first must run from start to end")
 
 
 def _check_settings(
@@ -355,7 +389,8 @@ def _check_settings(
             raise ValueError(f"geodesic: {name} must be {expectation}; got {got!r}")
 
     require(method in get_args(Method), "method", "one of " + ", ".join(get_args(Method)), method)
-    rising = list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
+    whole = isinstance(spans, Sequence) and all(isinstance(count, int) for count in spans)
+    rising = whole and list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
     require(rising, "spans", "increasing numbers from 1 up", spans)
     require(tolerance is None or 0 < tolerance < 1, "tolerance", "between 0 and 1", tolerance)
     require(0 < length_rtol < 1, "length_rtol", "between 0 and 1", length_rtol)

@@ -223,7 +223,7 @@ def bspline(
     _check.tensor("bspline", "t", t, None, DTYPES)
     _check.alike("bspline", control=control, t=t)
     _check_degree("bspline", degree, control.shape[1])
-    if not 0 <= order <= degree:
+    if not isinstance(order, int) or not 0 <= order <= degree:
         raise ValueError(f"bspline: order must be in 0 to degree, {degree}; got {order}")
     if t.dim() > 2 or (t.dim() == 2 and t.shape[0] != control.shape[0]):
         raise ValueError(
@@ -257,7 +257,7 @@ def uniform_knots(
 
 
 def _check_degree(op: str, degree: int, k: int) -> None:
-    if not 1 <= degree <= MAX_DEGREE:
+    if not isinstance(degree, int) or not 1 <= degree <= MAX_DEGREE:
         raise ValueError(f"{op}: degree must be in 1 to {MAX_DEGREE}; got {degree}")
     if k < degree + 1:
         raise ValueError(
