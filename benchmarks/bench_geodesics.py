@@ -116,18 +116,6 @@ def test_published_program(compare, name, decoder):
     compare("polyline_energy", "Monte-Carlo improvement", size, rival, run, 1, 1 / PAIRS)
 
 
-def test_many_pairs(compare):
-    """Ten thousand pairs in bounded memory, by the smaller decoder."""
-    decoder = trained_decoders.bigan(Path(DATA) if DATA else None, torch.float32)
-
-    def run():
-        pairs = eigenvector_pairs(decoder, starts(10_000))
-        geodesic(decoder, pairs.start, pairs.end, spans=(2,))
-
-    size = f"10,000 pairs, {WEIGHTS} BiGAN decoder, 2 pieces"
-    compare("polyline_energy", "Monte-Carlo improvement", size, "fastlatent", run, 1)
-
-
 @pytest.mark.parametrize("rule", ["chord", "gauss", "original"])
 def test_lengths(compare, name, decoder, rule):
     pairs = eigenvector_pairs(decoder, starts(PAIRS))

@@ -81,6 +81,8 @@ RIVALS = {
 @pytest.mark.parametrize("name", RIVALS)
 def test_metric(compare, named, name):
     which, decoder = named
+    if (which, name) == ("VAE", "vmap(jacrev)"):
+        pytest.skip("more than 20 GiB for 64 points")
     z = latents(POINTS)
     share = 1.0
     if name.startswith("fastlatent"):
@@ -90,7 +92,10 @@ def test_metric(compare, named, name):
         run = transformed(getattr(torch.func, name[5:-1]), decoder)
     else:
         run, z, share = original(decoder), z[:FEW], FEW / POINTS
-    torch.testing.assert_close(run(z[:1]), as_metric(decoder).matrix(z[:1]), rtol=1e-3, atol=1e-3)
+    expected = as_metric(decoder).matrix(z[:1])
+    torch.testing.assert_close(
+        run(z[:1]), expected, rtol=0, atol=float(1e-3 * expected.abs().max())
+    )
     size = f"{POINTS} points, d = {LATENT}, D = {flat(decoder, z[:1]).shape[1]}"
     compare(OP, f"metric, {which} decoder", size, name, lambda: run(z), RIVALS[name], share)
 
