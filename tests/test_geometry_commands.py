@@ -4,7 +4,10 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from test_commands import TINY, assert_one_sentence
 from fastlatent import geodesics, interpolate, sample, train
 from fastlatent.arguments import Trained
 from fastlatent.data import DataConfig, load
+from fastlatent.experiments import pictures
 from fastlatent.experiments.shorter import encode, pair_images
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.latents import unit_images
+from fastlatent.plots import drawn
 from fastlatent.runs import Run
 
 FAST = ("--spans", "1", "--points", "4")
@@ -260,6 +265,67 @@ def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsy
     line = straight(-torch.ones(1, 3), torch.ones(1, 3)).control
     expected = float(curve_length(metric, line, rule="original", points=4).length)
     assert float(row["original_straight_length"]) == pytest.approx(expected, rel=1e-4)
+
+
+def gains(measured: Sequence[float], by_rule: Sequence[float]) -> Any:
+    """As much of an experiment as pictures of improvements take."""
+    return SimpleNamespace(
+        counted=torch.ones(len(measured), dtype=torch.bool),
+        improvement=torch.tensor(measured),
+        original_improvement=torch.tensor(by_rule),
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (
+            gains([0.02, 0.04], [0.03, 0.05]),
+            ["measured", "mean 3.00 %", "by the original's rule", "mean 4.00 %"],
+        ),
+        (
+            gains([0.02, 0.04], [float("nan"), 0.05]),
+            ["measured", "mean 3.00 %", "by the original's rule", "mean 5.00 % of 1 of 2 pairs"],
+        ),
+        (
+            gains([0.0, 0.0], [float("nan"), float("inf")]),
+            ["measured", "mean 0.00 %", "by the original's rule: unknown"],
+        ),
+        (gains([], []), ["measured: unknown", "by the original's rule: unknown"]),
+    ],
+    ids=["known", "one unknown", "one rule unknown", "no pair"],
+)
+def test_the_legend_tells_the_means_and_covers_nothing(
+    result, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "drawn", lambda page: (drawn(page), page)[1])
+    two = (result.improvement, result.original_improvement, torch.arange(len(result.counted)))
+    names = (pictures.MEASURED, pictures.BY_RULE)
+    for page in (
+        pictures.improvement_histogram(result, "title"),
+        pictures.improvement_of_pairs(result, "title"),
+        pictures.improvements_of_two(*two, names, "title"),
+    ):
+        (axes,) = page.axes
+        legend = axes.get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title() == "title"
+
+
+def test_cosines_that_are_alike_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "drawn", lambda page: (drawn(page), page)[1])
+    alike = 1 - 1e-7 * torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(0))
+    for value, titles in (
+        (1.0, ["variance 0.0000", "variance 0.0000"]),
+        (float("nan"), ["variance 0.0000", "variance unknown"]),
+    ):
+        page = pictures.correlations(alike, torch.full((1, 5, 5), value), "images")
+        shown = [axes.get_title() for axes in page.axes[:2]]
+        assert [title.partition(": ")[2] for title in shown] == titles
+    nothing = torch.full((1, 5, 5), float("nan"))
+    page = pictures.correlations(nothing, nothing, "images")
+    assert all("unknown" in axes.get_title() for axes in page.axes)
 
 
 @pytest.mark.parametrize(
