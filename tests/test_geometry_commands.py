@@ -328,6 +328,19 @@ def test_cosines_that_are_alike_or_unknown(monkeypatch: pytest.MonkeyPatch) -> N
     assert all("unknown" in axes.get_title() for axes in page.axes)
 
 
+def test_training_names_the_commands_of_geometry_where_there_is_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = train_tiny(data, tmp_path / "real", 2)
+    said = capsys.readouterr().out
+    assert f"python -m fastlatent.geodesics {out} --pairs 20\n" in said
+    assert f"python -m fastlatent.interpolate {out} --method geodesic\n" in said
+    monkeypatch.setattr(train, "MOST_LATENTS", 1)
+    train_tiny(data, tmp_path / "large", 2)
+    assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "bits")]) == 0
+    assert "geodesic" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
