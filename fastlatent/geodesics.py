@@ -17,13 +17,18 @@ from fastlatent.experiments.comparison import compare
 from fastlatent.experiments.findings import (
     Files,
     circumstances,
+    joined_images,
     pair_rows,
     statistics_lines,
     summary_values,
 )
 from fastlatent.experiments.shorter import (
+    FEATURE_NAMES,
+    Feature,
     draw_prior,
     encode,
+    feature_map_of,
+    file_name,
     length_notes,
     metric_of,
     pair_images,
@@ -44,8 +49,9 @@ DESCRIPTION = """Shorten straight lines in the latent space of a trained model, 
 
 The table is printed and stored as geodesics.json in the run folder (two runs: comparison.json in
 that of the first), each pair as a row of geodesics.csv, the curves in geodesics.npz, pictures in
-images. Lengths are measured until their error is small, and also taken by the rule of the original
-program on its own coarse grid. With two latents a map of the metric is drawn.
+images; with --feature the names begin with geodesics-FEATURE. Lengths are measured until their
+error is small, and also taken by the rule of the original program on its own coarse grid. With two
+latents a map of the metric is drawn.
 
 Examples:
   python -m fastlatent.geodesics runs/vae-mnist --pairs 100
@@ -80,6 +86,11 @@ class Options(RunOptions):
     max_iterations: int | None = None
     """Iterations of a level at most, of the published procedure epochs; default: as geodesic has
     it."""
+    feature: Feature | None = None
+    """Measure lengths between features of the images, the class probabilities of a logistic
+    regression trained here or the last map of a VGG-19 (one run)."""
+    vgg: Path | None = None
+    """With --feature vgg: file of its weights."""
     points: int = 16
     """Points of the grid on which the original program takes its lengths."""
     chunk: int | None = None
@@ -126,31 +137,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.threshold is not None:
         raise UsageError("--threshold needs two runs")
     trained = Trained(options)
-    metric = metric_of(trained)
-    pairs = find_pairs(trained, metric, options)
+    metric = metric_of(trained, feature_map_of(trained, options.feature, options.vgg))
+    pairs, joined = find_pairs(trained, metric, options)
     seed = {"seed": trained.seed}
     result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
 
     files = Files(trained.run, options.folder)
-    name = trained.run.path.name
+    name = file_name("geodesics", options.feature)
     say(heading(options, trained))
     say("\n".join(statistics_lines({"": result})))
     ties = int(pairs.tied.sum())
     if ties:
         say(f"  {ties} starts at right angles to the eigenvector; their direction is a convention")
     extra = {"tied": pairs.tied} if (options.ends or "eigenvector") == "eigenvector" else {}
-    files.write_rows("geodesics", pair_rows(result, extra))
-    files.write_curves("geodesics", result)
+    files.write_rows(name, pair_rows(result, extra, joined))
+    files.write_curves(name, result)
     files.write_values(
-        "geodesics",
-        circumstances(trained, options) | {"ties": ties} | summary_values(result),
+        name, circumstances(trained, options) | {"ties": ties} | summary_values(result)
     )
-    title = f"{name}: {len(result.start)} pairs"
-    files.draw("geodesics-histogram", pictures.improvement_histogram(result, title))
-    files.draw("geodesics-pairs", pictures.improvement_of_pairs(result, title))
-    draw_sequences(trained, metric, result, files, options.show)
+    title = f"{trained.run.path.name}: {len(result.start)} pairs" + between(options, "\n")
+    files.draw(f"{name}-histogram", pictures.improvement_histogram(result, title))
+    files.draw(f"{name}-pairs", pictures.improvement_of_pairs(result, title))
+    draw_sequences(trained, metric, result, files, options)
     if options.map and trained.model.latent_dim == 2:
-        draw_map(trained, metric, result, files)
+        draw_map(trained, metric, result, files, options)
 
 
 def compare_two(options: Options) -> None:
@@ -158,6 +168,8 @@ def compare_two(options: Options) -> None:
     assert options.other is not None
     if options.ends not in (None, "images"):
         raise UsageError("--ends does not go with two runs, which are compared on the same images")
+    if options.feature is not None or options.vgg is not None:
+        raise UsageError("--feature and --vgg do not go with two runs, compared by their images")
     first = Trained(options)
     second = Trained(replace(options, run=options.other))
     result = compare(
@@ -185,33 +197,42 @@ def heading(options: Options, trained: Trained) -> str:
     }[options.ends or "eigenvector"]
     return (
         f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
-        f"{ends}; {how(options)}"
+        f"{ends}; {how(options)}" + between(options, ", ")
     )
 
 
-def find_pairs(trained: Trained, metric: Metric, options: Options) -> Pairs:
-    """The ends of the curves."""
-    n = options.pairs
+def between(options: Options, separator: str) -> str:
+    """What lengths are measured between, to add where it is not images."""
+    if options.feature is None:
+        return ""
+    return f"{separator}lengths between {FEATURE_NAMES[options.feature]}"
+
+
+def find_pairs(
+    trained: Trained, metric: Metric, options: Options
+) -> tuple[Pairs, dict[str, list[int]]]:
+    """The ends of the curves, and the columns that tell of which images they are."""
+    n, untied = options.pairs, torch.zeros(options.pairs, dtype=torch.bool)
     if options.ends == "images":
-        first, last = pair_images(trained, n, options.per_class)
-        ends = encode(trained, trained.split("test"), torch.cat([first, last])).chunk(2)
-        return Pairs(*ends, torch.zeros(n, dtype=torch.bool))
+        index, split = pair_images(trained, n, options.per_class), trained.split("test")
+        start, end = encode(trained, split, index.flatten()).chunk(2)
+        return Pairs(start, end, untied), joined_images(split, index)
     if options.per_class is not None:
         raise UsageError("--per-class needs --ends images")
     start = draw_prior(trained, n, "geodesics")
     if options.ends == "prior":
         end = draw_prior(trained, n, "geodesics/end")
-        return Pairs(start, end, torch.zeros(n, dtype=torch.bool))
-    return eigenvector_pairs(metric, start, options.step_size)
+        return Pairs(start, end, untied), {}
+    return eigenvector_pairs(metric, start, options.step_size), {}
 
 
 def draw_sequences(
-    trained: Trained, metric: Metric, result: Experiment, files: Files, show: int
+    trained: Trained, metric: Metric, result: Experiment, files: Files, options: Options
 ) -> None:
     """The pairs that gain most, image by image."""
     counted = result.counted.nonzero()[:, 0]
     order = result.improvement[counted].argsort(descending=True, stable=True)
-    rows = counted[order[:show]]
+    rows = counted[order[: options.show]]
     if not len(rows):
         return
     images = sequences(trained, metric, result, rows, STEPS)
@@ -223,10 +244,12 @@ def draw_sequences(
         f"equal steps along the lines of pairs {numbers}, which gain most",
         length_notes(result, rows.tolist()),
     )
-    files.draw("geodesics-sequences", picture)
+    files.draw(file_name("geodesics", options.feature) + "-sequences", picture)
 
 
-def draw_map(trained: Trained, metric: Metric, result: Experiment, files: Files) -> None:
+def draw_map(
+    trained: Trained, metric: Metric, result: Experiment, files: Files, options: Options
+) -> None:
     """The metric over the latent plane, with encoded images and the curves."""
     split, names = trained.split("test"), trained.data.label_names or ()
     index = first_images(split, MAPPED)
@@ -240,8 +263,9 @@ def draw_map(trained: Trained, metric: Metric, result: Experiment, files: Files)
     margin = (MARGIN * (high - low)).clamp_min(1e-3)
     field = metric_field(metric, low - margin, high + margin)
     encoded = pictures.Encoded(latents, labels, names)
-    title = f"{trained.run.path.name}: the metric of its latents"
-    files.draw("geodesics-map", pictures.metric_map(field, encoded, result, title))
+    title = f"{trained.run.path.name}: the metric of its latents" + between(options, "\n")
+    name = file_name("geodesics", options.feature)
+    files.draw(f"{name}-map", pictures.metric_map(field, encoded, result, title))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -14,12 +14,14 @@ from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments import pictures
-from fastlatent.experiments.findings import Files, pair_rows
+from fastlatent.experiments.findings import joined_images, pair_rows, stated, write_rows
 from fastlatent.experiments.shorter import (
+    FEATURE_NAMES,
     Feature,
     draw_prior,
     encode,
     feature_map_of,
+    file_name,
     length_notes,
     measures,
     metric_of,
@@ -49,7 +51,7 @@ DESCRIPTION = """Walk from one image to another through the latent space, a walk
 - real latents, --method spherical or linear: around the origin, or straight
 - real latents, --method geodesic: straight and along a shorter curve under the metric that the
   decoder gives the latents, in equal steps, with the lengths of both and the cosines between their
-  images (numbers in interpolation-geodesic.csv in the run folder)
+  images (numbers in a CSV beside the picture)
 - bits, --set-attribute: from an image to the same with an attribute or class set
 
 Examples:
@@ -58,6 +60,8 @@ Examples:
   python -m fastlatent.interpolate runs/lbae-digits --set-attribute 4
   python -m fastlatent.interpolate runs/vae-mnist --method geodesic --from -1 --to 1"""
 
+SPANS = 2, 8, 16
+POINTS = 20
 CORRELATED = 40  # points of a curve between which cosines are taken
 DRAWN = 8  # walks whose cosines are drawn, at most
 CONSTANTS = (-1.0,), (1.0,)  # latents that the original walks between
@@ -95,20 +99,23 @@ class Options(RunOptions):
     """How to turn a code into a direction: margin keeps every bit, split is as published."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
-    solver: Method = "lbfgs"
-    """With --method geodesic: how curves are shortened; original: the published procedure."""
-    spans: tuple[int, ...] = (2, 8, 16)
-    """With --method geodesic: polynomial pieces of the curves, level by level."""
+    solver: Method | None = None
+    """With --method geodesic: how curves are shortened; default: lbfgs; original: the published
+    procedure."""
+    spans: tuple[int, ...] | None = None
+    """With --method geodesic: polynomial pieces of the curves, level by level; default: 2 8 16."""
     feature: Feature | None = None
     """With --method geodesic: measure lengths between features of the images, the class
     probabilities of a logistic regression trained here or the last map of a VGG-19."""
     vgg: Path | None = None
     """With --feature vgg: file of its weights."""
-    points: int = 20
-    """With --method geodesic: points of the grid on which the original program measures."""
+    points: int | None = None
+    """With --method geodesic: points of the grid on which the original program measures; default:
+    20."""
     out: Path | None = None
     """Picture to write, a PNG; default: images/interpolation-METHOD.png in the run folder, with
-    --set-attribute images/attribute-NUMBER.png."""
+    --feature images/interpolation-geodesic-FEATURE.png, with --set-attribute
+    images/attribute-NUMBER.png. Of --method geodesic other pictures and a CSV lie beside it."""
     folder: Path | None = None
     """Also write each image of the walks as a PNG of its own into this folder, walk by walk."""
 
@@ -121,6 +128,7 @@ class Joined(NamedTuple):
     first: Tensor | None  # (k, c, h, w), the images encoded, where there are such
     last: Tensor | None
     names: list[str]
+    columns: dict[str, list[Any]]  # the ends as a table has them
 
 
 @command
@@ -133,8 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     method = options.method or choices[0]
     if options.set_attribute is not None and real:
         raise UsageError("--set-attribute needs a model whose latents are bits")
-    if method != "geodesic" and (options.feature or options.vgg):
-        raise UsageError("--feature and --vgg need --method geodesic")
+    if method != "geodesic":
+        for name in ("solver", "spans", "feature", "vgg", "points"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name} needs --method geodesic")
     check_method("interpolation", method, (*choices, *["geodesic"] * real), trained.model)
     kind = kind_of_ends(options, real)
     joined = (
@@ -190,17 +200,20 @@ def join_images(trained: Trained, options: Options) -> Joined:
     names = [f"{options.split} image {k}" for k in starts.tolist()]
     if options.set_attribute is not None:
         wanted = options.set_attribute
-        return Joined(start, start, first, None, [f"{name} with {wanted} set" for name in names])
+        names = [f"{name} with {wanted} set" for name in names]
+        return Joined(start, start, first, None, names, {})
     last = unit_images(split, ends, trained.device)
     names = [f"{name} to {k}" for name, k in zip(names, ends.tolist(), strict=True)]
-    return Joined(start, encode(trained, split, ends), first, last, names)
+    columns = {"split": [options.split] * len(starts)}
+    columns |= joined_images(split, torch.stack([starts, ends]))
+    return Joined(start, encode(trained, split, ends), first, last, names, columns)
 
 
 def join_latents(trained: Trained, options: Options, kind: Ends) -> Joined:
     """Latents from the prior, or constant ones."""
     if kind == "prior":
         start, end = draw_prior(trained, 2 * options.n, "interpolation").chunk(2)
-        return Joined(start, end, None, None, ["two draws from the prior"] * options.n)
+        return Joined(start, end, None, None, ["two draws from the prior"] * options.n, {})
     values = options.start or CONSTANTS[0], options.end or CONSTANTS[1]
     if len(values[0]) != len(values[1]):
         raise UsageError("--from and --to need as many constants each")
@@ -211,7 +224,8 @@ def join_latents(trained: Trained, options: Options, kind: Ends) -> Joined:
     if not (start.isfinite().all() and end.isfinite().all()):
         raise UsageError("--from and --to must be finite numbers")
     names = [f"all latents {a:g} to all {b:g}" for a, b in zip(*values, strict=True)]
-    return Joined(start, end, None, None, names)
+    columns = {"first_value": [*values[0]], "last_value": [*values[1]]}
+    return Joined(start, end, None, None, names, columns)
 
 
 def chosen_pairs(options: Options, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -263,50 +277,54 @@ def describe(path: Walk, names: Sequence[str]) -> None:
 
 
 def walk_shorter(trained: Trained, options: Options, joined: Joined) -> None:
-    """Straight lines and shorter curves between the ends: pictures, lengths, cosines."""
+    """Straight lines and shorter curves between the ends: lengths, cosines, pictures."""
     feature_map = feature_map_of(trained, options.feature, options.vgg)
     metric = metric_of(trained, feature_map)
+    points = POINTS if options.points is None else options.points
     found = shorten(
         metric,
         joined.start,
         joined.end,
         "shortening",
-        method=options.solver,
-        spans=options.spans,
-        points=options.points,
+        method=options.solver or "lbfgs",
+        spans=SPANS if options.spans is None else options.spans,
+        points=points,
         seed=trained.seed,
     )
     rows = torch.arange(len(joined.start), device=joined.start.device)
+    along = 2 * sequences(trained, metric, found, rows, CORRELATED) - 1
+    outputs = {"images": along.flatten(0, 1)}
+    if feature_map is not None:
+        with torch.no_grad():
+            features = [feature_map(part) for part in along.flatten(0, 2).split(trained.batch)]
+        outputs["features"] = torch.cat(features).unflatten(0, (-1, CORRELATED))
+    cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
+    place = trained.place(options.out, file_name("interpolation-geodesic", options.feature))
+    report(metric, found, joined, points, cosine, place.with_suffix(".csv"))
+
     images = sequences(trained, metric, found, rows, options.steps)
     twice = (None if x is None else x.repeat_interleave(2, 0) for x in (joined.first, joined.last))
     first, last = twice
     caption = "straight lines and shorter curves, in equal steps"
+    if options.feature is not None:
+        caption += f" between {FEATURE_NAMES[options.feature]}"
     notes = length_notes(found, rows.tolist())
-    place = trained.place(options.out, "interpolation-geodesic")
     picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
     say(f"picture: {plots.save(picture, place)}")
-    points = 2 * sequences(trained, metric, found, rows, CORRELATED) - 1
-    outputs = {"images": points.flatten(0, 1)}
-    if feature_map is not None:
-        with torch.no_grad():
-            features = [feature_map(part) for part in points.flatten(0, 2).split(trained.batch)]
-        outputs["features"] = torch.cat(features).unflatten(0, (-1, CORRELATED))
-    cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
     for what, values in cosine.items():
         picture = pictures.correlations(*values[:DRAWN].unbind(1), what)
         saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
         say(f"picture: {saved}")
     save_each(images.flatten(0, 2), options.folder)
-    report(trained, metric, found, joined.names, options.points, cosine)
 
 
 def report(
-    trained: Trained,
     metric: Metric,
     found: Experiment,
-    names: Sequence[str],
+    joined: Joined,
     points: int,
     cosine: dict[str, Tensor],  # (k, 2, m, m) of straight and shorter, by what it is between
+    path: Path,
 ) -> None:
     """The table on the screen and as CSV."""
     measure = measures(metric, found, points)
@@ -315,7 +333,7 @@ def report(
         variances = values.flatten(2).var(2, correction=0)
         extra[f"variance_of_{what}_straight"] = variances[:, 0]
         extra[f"variance_of_{what}"] = variances[:, 1]
-    columns = pair_rows(found, extra)
+    columns = pair_rows(found, extra, joined.columns)
     what = "features" if "features" in cosine else "images"
     heading = f"{'straight':>11}{'shorter':>11}"
     say(
@@ -335,16 +353,17 @@ def report(
         f"variance_of_{what}_straight",
         f"variance_of_{what}",
     )
-    for k, name in enumerate(names):
+    for k, name in enumerate(joined.names):
         cells = [
-            f"{100 * columns[key][k]:9.2f} %"
+            stated(".2f", " %", 100 * columns[key][k])
             if "improvement" in key
-            else f"{columns[key][k]:11.4f}"
+            else stated(".4f", "", columns[key][k])
             for key in shown
         ]
-        say(f"  {k + 1:<4}{''.join(cells)}  {name}; {columns['status'][k].replace('_', ' ')}")
+        row = "".join(f"{cell:>11}" for cell in cells)
+        say(f"  {k + 1:<4}{row}  {name}; {columns['status'][k].replace('_', ' ')}")
     say(f"  {found.seconds:.2f} s for all")
-    Files(trained.run, None).write_rows("interpolation-geodesic", columns)
+    write_rows(path, columns)
 
 
 if __name__ == "__main__":

@@ -260,10 +260,16 @@ class Training:
         say("next:")
         steps, epochs = self.config.steps, self.config.epochs
         more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
+        geometry = (
+            f"python -m fastlatent.geodesics {self.out} --pairs 20",
+            f"python -m fastlatent.interpolate {self.out} --method geodesic",
+        )
+        studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
         for line in (
             f"python -m fastlatent.sample {self.out} --n 100",
             f"python -m fastlatent.reconstruct {self.out}",
             f"python -m fastlatent.interpolate {self.out}",
+            *(geometry if studied else ()),
             f"python -m fastlatent.train --resume {self.out} {more}",
             f"tensorboard --logdir {self.out}",
         ):
@@ -312,6 +318,9 @@ class Command:
     """With --resume: go on from this kept checkpoint instead of the newest; what came after it
     is dropped."""
 
+
+# Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
+MOST_LATENTS = 128
 
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
 FIXED = {"model", "seed", "batch", "optimizer", "ema"}

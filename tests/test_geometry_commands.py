@@ -4,7 +4,10 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +15,14 @@ import torch
 from PIL import Image
 from test_commands import TINY, assert_one_sentence
 
-from fastlatent import geodesics, interpolate, sample, train
+from fastlatent import geodesics, interpolate, plots, sample, train
 from fastlatent.arguments import Trained
 from fastlatent.data import DataConfig, load
+from fastlatent.experiments import pictures
 from fastlatent.experiments.shorter import encode, pair_images
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.latents import unit_images
+from fastlatent.plots import drawn
 from fastlatent.runs import Run
 
 FAST = ("--spans", "1", "--points", "4")
@@ -163,6 +168,10 @@ def test_pairs_of_images(plane: Path, tmp_path: Path) -> None:
     index = pair_images(trained, 3, 2)
     assert sorted(index.flatten().tolist()) == [0, 1, 2, 3, 4, 5]  # two of each class, none twice
     control = torch.from_numpy(np.load(tmp_path / "geodesics.npz")["control"])
+    rows = rows_of(tmp_path / "geodesics.csv")
+    for end, images in zip(("first", "last"), index.tolist(), strict=True):
+        assert [int(row[f"{end}_image"]) for row in rows] == images
+        assert [int(row[f"{end}_label"]) for row in rows] == [k % 3 for k in images]
     with torch.no_grad():
         latents = trained.model.encode(unit_images(trained.split("test"), index.flatten(), "cpu"))
     torch.testing.assert_close(control[:, [0, -1]].transpose(0, 1).flatten(0, 1), latents)
@@ -226,8 +235,10 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     picture(tmp_path / "walks-correlations-images.png")
     assert not (tmp_path / "walks-correlations-features.png").exists()
     assert len(list(singles.iterdir())) == 2 * 2 * 4
-    rows = rows_of(space / "interpolation-geodesic.csv")
-    assert len(rows) == 2
+    rows = rows_of(tmp_path / "walks.csv")
+    assert [(row["first_image"], row["last_image"]) for row in rows] == [("0", "3"), ("5", "1")]
+    assert [(row["first_label"], row["last_label"]) for row in rows] == [("0", "0"), ("2", "1")]
+    assert [row["split"] for row in rows] == ["test", "test"]
     for row in rows:
         assert 0 <= float(row["curve_measure"]) <= 1
         assert float(row["variance_of_images"]) >= 0
@@ -252,7 +263,8 @@ def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsy
     assert "var, features" in capsys.readouterr().out
     for what in ("images", "features"):
         picture(tmp_path / f"walks-correlations-{what}.png")
-    (row,) = rows_of(space / "interpolation-geodesic.csv")
+    (row,) = rows_of(tmp_path / "walks.csv")
+    assert (row["first_value"], row["last_value"]) == ("-1.0", "1.0")
     trained = Trained(interpolate.Options(space))
     metric = as_metric(
         trained.model.geometric_decoder(), trained.logistic_regression, torch.zeros(2, 3)
@@ -260,6 +272,185 @@ def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsy
     line = straight(-torch.ones(1, 3), torch.ones(1, 3)).control
     expected = float(curve_length(metric, line, rule="original", points=4).length)
     assert float(row["original_straight_length"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_by_features_leaves_that_by_images_as_it_was(space: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(space, run, ignore=shutil.ignore_patterns("images"))
+    walks = ("--method", "geodesic", "--n", "1", "--steps", "2")
+    for command, options, name in (
+        (interpolate, walks, "interpolation-geodesic"),
+        (geodesics, ("--pairs", "1"), "geodesics"),
+    ):
+        assert command.main([str(run), *options, *FAST]) == 0
+        before = {path: path.read_bytes() for path in run.rglob(f"{name}*")}
+        assert {path.suffix for path in before} >= {".csv", ".png"}
+        assert command.main([str(run), *options, *FAST, "--feature", "logistic"]) == 0
+        assert all(path.read_bytes() == content for path, content in before.items())
+        new = {path.name for path in run.rglob(f"{name}*") if path not in before}
+        assert new and all(one.startswith(f"{name}-logistic") for one in new)
+        assert new >= {path.name.replace(name, f"{name}-logistic") for path in before}
+
+
+def test_lengths_between_features(plane: Path, tmp_path: Path, capsys) -> None:
+    options = ("--feature", "logistic", "--ends", "prior", "--folder", str(tmp_path))
+    assert geodesics.main([str(plane), "--pairs", "2", *FAST, *options]) == 0
+    assert "lengths between class probabilities of a logistic" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "geodesics-logistic.json").read_text())
+    assert stored["feature"] == "logistic"
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {
+        f"geodesics-logistic-{what}.png" for what in ("histogram", "pairs", "sequences", "map")
+    }
+    trained = Trained(geodesics.Options(plane))
+    metric = as_metric(
+        trained.model.geometric_decoder(), trained.logistic_regression, torch.zeros(2, 2)
+    )
+    control = torch.from_numpy(np.load(tmp_path / "geodesics-logistic.npz")["control"])
+    line = straight(control[:, 0], control[:, -1]).control
+    expected = curve_length(metric, line, rule="original", points=4).length.tolist()
+    rows = rows_of(tmp_path / "geodesics-logistic.csv")
+    found = [float(row["original_straight_length"]) for row in rows]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [("--from", "5", "--to", "5"), ("--ends", "constant", "--from", "1", "--to", "1")],
+    ids=["image", "constant"],
+)
+def test_a_walk_may_end_where_it_begins(ends, space: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "walks.png"
+    options = ("--method", "geodesic", *ends, "--steps", "2", "--out", str(path))
+    assert interpolate.main([str(space), *options, *FAST]) == 0
+    said = capsys.readouterr().out
+    assert "degenerate" in said and "nan" not in said
+    (row,) = rows_of(tmp_path / "walks.csv")
+    assert float(row["length"]) == float(row["straight_length"]) == 0
+    picture(path)
+    picture(tmp_path / "walks-correlations-images.png")
+
+
+def test_numbers_do_not_wait_for_pictures(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(pictures, "correlations", fail)
+    monkeypatch.setattr(plots, "walks", fail)
+    monkeypatch.setattr(pictures, "improvement_histogram", fail)
+    walks = ("--method", "geodesic", "--n", "1", "--out", str(tmp_path / "walks.png"))
+    assert interpolate.main([str(space), *walks, *FAST]) == 1
+    assert "measured lengths" in capsys.readouterr().out
+    assert geodesics.main([str(space), "--pairs", "1", *FAST, "--folder", str(tmp_path)]) == 1
+    assert "mean improvement" in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"walks.csv", "geodesics.csv", "geodesics.npz", "geodesics.json"}
+
+
+def test_of_one_pair_there_is_no_spread(space: Path, tmp_path: Path, capsys) -> None:
+    options = ("--pairs", "1", "--show", "0", "--folder", str(tmp_path))
+    assert geodesics.main([str(space), *options, *FAST]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"95 % interval +unknown +unknown\n +standard deviation +unknown", said)
+    assert "nan" not in said
+
+
+def test_lengths_beyond_all_numbers(plane: Path, tmp_path: Path, capsys) -> None:
+    options = ("--pairs", "2", "--step-size", "1e30", "--folder", str(tmp_path))
+    assert geodesics.main([str(plane), *options, *FAST]) == 0
+    assert "unknown" in capsys.readouterr().out
+    assert rows_of(tmp_path / "geodesics.csv")[0]["original_improvement"] == ""
+    for name in ("histogram", "pairs"):
+        picture(tmp_path / f"geodesics-{name}.png")
+
+
+def gains(measured: Sequence[float], by_rule: Sequence[float]) -> Any:
+    """As much of an experiment as pictures of improvements take."""
+    return SimpleNamespace(
+        counted=torch.ones(len(measured), dtype=torch.bool),
+        improvement=torch.tensor(measured),
+        original_improvement=torch.tensor(by_rule),
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (
+            gains([0.02, 0.04], [0.03, 0.05]),
+            ["measured", "mean 3.00 %", "by the original's rule", "mean 4.00 %"],
+        ),
+        (
+            gains([0.02, 0.04], [float("nan"), 0.05]),
+            ["measured", "mean 3.00 %", "by the original's rule", "mean 5.00 % of 1 of 2 pairs"],
+        ),
+        (
+            gains([0.0, 0.0], [float("nan"), float("inf")]),
+            ["measured", "mean 0.00 %", "by the original's rule: unknown"],
+        ),
+        (gains([], []), ["measured: unknown", "by the original's rule: unknown"]),
+    ],
+    ids=["known", "one unknown", "one rule unknown", "no pair"],
+)
+def test_the_legend_tells_the_means_and_covers_nothing(
+    result, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "drawn", lambda page: (drawn(page), page)[1])
+    two = (result.improvement, result.original_improvement, torch.arange(len(result.counted)))
+    names = (pictures.MEASURED, pictures.BY_RULE)
+    for page in (
+        pictures.improvement_histogram(result, "title"),
+        pictures.improvement_of_pairs(result, "title"),
+        pictures.improvements_of_two(*two, names, "title"),
+    ):
+        (axes,) = page.axes
+        legend = axes.get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title() == "title"
+
+
+def test_cosines_that_are_alike_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "drawn", lambda page: (drawn(page), page)[1])
+    alike = 1 - 1e-7 * torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(0))
+    for value, titles in (
+        (1.0, ["variance 0.0000", "variance 0.0000"]),
+        (float("nan"), ["variance 0.0000", "variance unknown"]),
+    ):
+        page = pictures.correlations(alike, torch.full((1, 5, 5), value), "images")
+        shown = [axes.get_title() for axes in page.axes[:2]]
+        assert [title.partition(": ")[2] for title in shown] == titles
+    nothing = torch.full((1, 5, 5), float("nan"))
+    page = pictures.correlations(nothing, nothing, "images")
+    assert all("unknown" in axes.get_title() for axes in page.axes)
+
+
+def test_training_names_the_commands_of_geometry_where_there_is_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = train_tiny(data, tmp_path / "real", 2)
+    said = capsys.readouterr().out
+    assert f"python -m fastlatent.geodesics {out} --pairs 20\n" in said
+    assert f"python -m fastlatent.interpolate {out} --method geodesic\n" in said
+    monkeypatch.setattr(train, "MOST_LATENTS", 1)
+    train_tiny(data, tmp_path / "large", 2)
+    assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "bits")]) == 0
+    assert "geodesic" not in capsys.readouterr().out
+
+
+def test_models_that_put_all_images_in_one_place(plane: Path, tmp_path: Path, capsys) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(plane, broken)
+    weights = Run.open(broken).model("last").state_dict()
+    weights["encoder.mean.weight"].zero_()
+    Run.open(broken).write_weights(weights)
+    options = ("--pairs", "2", *FAST, "--folder", str(tmp_path / "out"))
+    assert geodesics.main([str(plane), str(broken), *options]) == 0
+    said = capsys.readouterr().out
+    assert "no pair to show: no lines are of finite, positive length in both models" in said
+    assert "--threshold" not in said and "nan" not in said
 
 
 @pytest.mark.parametrize(
@@ -333,6 +524,14 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
         (geodesics, ["{space}", "nowhere"], 1, "nowhere is not a run folder"),
         (geodesics, ["{space}", "{bits}"], 2, "holds a model whose latents are bits"),
         (geodesics, ["{space}", "{plane}", "--ends", "prior"], 2, "--ends does not go with two"),
+        (
+            geodesics,
+            ["{space}", "{plane}", "--feature", "logistic"],
+            2,
+            "--feature and --vgg do not go with two runs",
+        ),
+        (geodesics, ["{space}", "--feature", "vgg"], 2, "--feature vgg and --vgg, the file"),
+        (geodesics, ["{space}", "--vgg", "x.pth"], 2, "--feature vgg and --vgg, the file"),
         (interpolate, ["{bits}", "--method", "geodesic"], 1, "does not fit a model with bits"),
         (interpolate, ["{bits}", "--ends", "prior"], 2, "--ends prior needs a model with real"),
         (interpolate, ["{bits}", "--from", "-1", "--to", "1"], 2, "--from must lie in 0 to 1496"),
@@ -345,7 +544,11 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
             "do not go with --ends prior",
         ),
         (interpolate, ["{space}", "--ends", "constant", "--from", "inf"], 2, "must be finite"),
-        (interpolate, ["{space}", "--feature", "logistic"], 2, "need --method geodesic"),
+        (interpolate, ["{space}", "--feature", "logistic"], 2, "--feature needs --method geodesic"),
+        (interpolate, ["{space}", "--vgg", "x.pth"], 2, "--vgg needs --method geodesic"),
+        (interpolate, ["{space}", "--solver", "lbfgs"], 2, "--solver needs --method geodesic"),
+        (interpolate, ["{space}", "--spans", "4"], 2, "--spans needs --method geodesic"),
+        (interpolate, ["{bits}", "--points", "4"], 2, "--points needs --method geodesic"),
         (interpolate, [*FEATURES, "vgg"], 2, "--feature vgg and --vgg, the file"),
         (interpolate, [*FEATURES, "logistic", "--vgg", "x.pth"], 2, "--feature vgg and --vgg, the"),
         (sample, ["digits", "--n", "5"], 2, "need a place: give --folder"),

@@ -11,7 +11,7 @@ from fastlatent import plots
 from fastlatent.arguments import Trained
 from fastlatent.console import UsageError
 from fastlatent.experiments import pictures
-from fastlatent.experiments.findings import Files, pair_rows, summary_values
+from fastlatent.experiments.findings import Files, joined_images, pair_rows, summary_values
 from fastlatent.experiments.shorter import (
     encode,
     length_notes,
@@ -69,14 +69,10 @@ class Comparison:
     def write(self, files: Files, circumstances: dict[str, Any]) -> None:
         """comparison.csv, comparison-1.npz and -2, comparison.json."""
         columns: dict[str, Any] = {"pair": range(1, self.index.shape[1] + 1)}
-        labels = self.runs[0].data.test.labels
-        for name, row in zip(("first", "last"), self.index, strict=True):
-            columns[f"{name}_image"] = row.tolist()
-            if labels is not None and labels.ndim == 1:
-                columns[f"{name}_label"] = labels[row.to(labels.device)].tolist()
+        columns |= joined_images(self.runs[0].data.test, self.index)
         models = []
         for number, (run, result) in enumerate(zip(self.runs, self.results, strict=True), 1):
-            rows = pair_rows(result, {})
+            rows = pair_rows(result, {}, {})
             columns |= {f"{name}_{number}": x for name, x in rows.items() if name != "pair"}
             files.write_curves(f"comparison-{number}", result)
             models.append(
@@ -103,7 +99,9 @@ class Comparison:
         files.draw("comparison-improvements", bars)
         files.draw("comparison-ends", self._ends_picture())
         chosen = self.most_alike(show, threshold)
-        if show and not chosen:
+        if show and not counted.any():
+            say("no pair to show: no lines are of finite, positive length in both models")
+        elif show and not chosen:
             say("no pair to show: none differs by so little as --threshold asks for")
         for row in chosen:
             files.draw(f"comparison-pair-{row + 1}", self._sequences_picture(row))

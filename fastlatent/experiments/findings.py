@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
+from fastlatent.data import Split
 from fastlatent.geometry.descent import Status
 from fastlatent.geometry.experiment import Experiment, Summary, summarise
 from fastlatent.progress import say
@@ -22,8 +23,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def pair_rows(result: Experiment, extra: Mapping[str, Tensor]) -> dict[str, Sequence[Any]]:
-    """What is known of each pair, by column."""
+def joined_images(split: Split, index: Tensor) -> dict[str, list[int]]:
+    """Which images (2, n) of the split are joined, and their classes where known, by column."""
+    columns = {}
+    for name, row in zip(("first", "last"), index.cpu(), strict=True):
+        columns[f"{name}_image"] = row.tolist()
+        if split.labels is not None and split.labels.ndim == 1:
+            columns[f"{name}_label"] = split.labels[row.to(split.labels.device)].tolist()
+    return columns
+
+
+def pair_rows(
+    result: Experiment, extra: Mapping[str, Tensor], joined: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """What is known of each pair, by column, after the columns on what it joins."""
     found = result.geodesics
     columns: dict[str, Tensor] = {
         "straight_length": found.straight_length,
@@ -41,7 +54,14 @@ def pair_rows(result: Experiment, extra: Mapping[str, Tensor]) -> dict[str, Sequ
     }
     names = [Status(code).name.lower() for code in found.status.tolist()]
     listed: dict[str, Sequence[Any]] = {name: x.tolist() for name, x in columns.items()}
-    return {"pair": range(1, len(names) + 1), "status": names, **listed}
+    return {"pair": range(1, len(names) + 1), **joined, "status": names, **listed}
+
+
+def stated(form: str, unit: str, *numbers: float, between: str = ", ") -> str:
+    """The numbers for people; unknown where one is not finite."""
+    if not all(map(math.isfinite, numbers)):
+        return "unknown"
+    return between.join(f"{number:{form}}" for number in numbers) + unit
 
 
 def statistics_lines(results: Mapping[str, Experiment]) -> list[str]:
@@ -60,12 +80,14 @@ def statistics_lines(results: Mapping[str, Experiment]) -> list[str]:
         ):
             columns.append((name, rule, summarise(100 * gain[rows]), line[rows], curve[rows]))
     cells = {
-        "mean improvement": [f"{s.mean:.2f} %" for _, _, s, _, _ in columns],
-        "  its 95 % interval": [f"{s.low:.2f} to {s.high:.2f} %" for _, _, s, _, _ in columns],
-        "standard deviation": [f"{s.sd:.2f} %" for _, _, s, _, _ in columns],
-        "least, most": [f"{s.least:.2f}, {s.most:.2f} %" for _, _, s, _, _ in columns],
-        "mean length, straight": [f"{float(x.mean()):.4f}" for _, _, _, x, _ in columns],
-        "mean length, shorter": [f"{float(x.mean()):.4f}" for _, _, _, _, x in columns],
+        "mean improvement": [stated(".2f", " %", s.mean) for _, _, s, _, _ in columns],
+        "  its 95 % interval": [
+            stated(".2f", " %", s.low, s.high, between=" to ") for _, _, s, _, _ in columns
+        ],
+        "standard deviation": [stated(".2f", " %", s.sd) for _, _, s, _, _ in columns],
+        "least, most": [stated(".2f", " %", s.least, s.most) for _, _, s, _, _ in columns],
+        "mean length, straight": [stated(".4f", "", float(x.mean())) for _, _, _, x, _ in columns],
+        "mean length, shorter": [stated(".4f", "", float(x.mean())) for _, _, _, _, x in columns],
     }
     headings = [[rule for _, rule, *_ in columns]]
     if any(results):
@@ -139,6 +161,18 @@ def circumstances(trained: Trained, options: RunOptions) -> dict[str, Any]:
     }
 
 
+def write_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """A CSV with a heading; floats keep every bit, unknown numbers are empty."""
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(
+            ["" if x is None or x != x else x for x in row]
+            for row in zip(*columns.values(), strict=True)
+        )
+    say(f"pairs: {path}")
+
+
 @dataclass(frozen=True)
 class Files:
     """Where the results of one command go: the run folder, or a folder of its own."""
@@ -152,16 +186,7 @@ class Files:
         return path
 
     def write_rows(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """A CSV with a heading; floats keep every bit, unknown numbers are empty."""
-        path = self._place(f"{name}.csv", self.run.path)
-        with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(
-                ["" if x is None or x != x else x for x in row]
-                for row in zip(*columns.values(), strict=True)
-            )
-        say(f"pairs: {path}")
+        write_rows(self._place(f"{name}.csv", self.run.path), columns)
 
     def write_curves(self, name: str, result: Experiment) -> None:
         """The control points and knots, as NumPy reads them."""

@@ -1,6 +1,6 @@
 """Pictures of latent geometry: improvements, correlations along curves, maps of the metric."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,78 +13,104 @@ from fastlatent.geometry.field import Field, eigenvector_lines
 from fastlatent.plots import drawn, figure
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.container import Container
     from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
     from PIL.Image import Image
+
+    Handle = Artist | Container
 
 BINS = 30
 LEVELS = 15  # of filled contours
+LEAST_RANGE = 1e-3  # of cosines
 SHOWN_BARS = 60  # pairs in a picture of grouped bars, at most
 DRAWN_CURVES = 100  # curves in a map, at most
 CURVE_POINTS = 60
 MEASURED, BY_RULE = "measured", "by the original's rule"
 COLOURS = {MEASURED: "tab:blue", BY_RULE: "tab:orange"}
+DASHES = {MEASURED: "--", BY_RULE: ":"}  # two means side by side are told apart
 
 
 def improvement_histogram(result: Experiment, title: str) -> "Image":
     """Share of the pairs by improvement, under both rules, with the means."""
-    axes = figure().add_subplot()
+    axes = figure(6.4, 4.4).add_subplot()
     values = _improvements(result)
-    everything = np.concatenate([*values.values()])
-    if len(everything):
-        low, high = min(everything.min(), 0), max(everything.max(), 0)
-        width = (high - low) / BINS or 1
-        # No bar mixes gains with losses: 0 is where two bins meet.
-        edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
-        for name, part in values.items():
-            share = np.full(len(part), 100 / len(part))
-            style = {"histtype": "stepfilled", "alpha": 0.45} if name == MEASURED else {}
-            axes.hist(
-                part,
-                edges,
-                weights=share,
-                color=COLOURS[name],
-                label=_with_mean(name, part),
-                **(style or {"histtype": "step", "lw": 1.5}),
-            )
-            axes.axvline(part.mean(), color=COLOURS[name], ls="--", lw=1)
-        axes.legend()
+    known = {name: part[np.isfinite(part)] for name, part in values.items()}
+    everything = np.concatenate([*known.values()])
+    low, high = everything.min(initial=0), everything.max(initial=0)
+    width = (high - low) / BINS or 1
+    # No bar mixes gains with losses: 0 is where two bins meet.
+    first = np.floor(low / width)
+    edges = width * np.arange(first, max(np.ceil(high / width), first + 1) + 1)
+    handles: list[Handle] = []
+    for name, part in values.items():
+        style = {"fill": True, "alpha": 0.45} if name == MEASURED else {"lw": 1.5}
+        share = np.histogram(known[name], edges)[0] * (100 / max(len(part), 1))
+        label = _known_label(name, part)
+        handles.append(axes.stairs(share, edges, color=COLOURS[name], label=label, **style))
+        handles += _mean_line(axes.axvline, part, COLOURS[name], DASHES[name])
     axes.set_xlabel("shorter than the straight line by (%)")
     axes.set_ylabel("share of the pairs (%)")
     axes.set_title(title)
+    _legend_below(axes, handles)
     return drawn(axes.figure)
 
 
 def improvement_of_pairs(result: Experiment, title: str) -> "Image":
     """The improvement of each pair under both rules, with the means."""
-    axes = figure(8, 4).add_subplot()
+    axes = figure(8, 4.4).add_subplot()
     numbers = 1 + np.flatnonzero(result.counted.cpu().numpy())
     size = 18 if len(numbers) <= 200 else 5
+    handles: list[Handle] = []
     for name, part in _improvements(result).items():
-        marker = {"marker": "o"} if name == MEASURED else {"marker": "x", "lw": 1}
-        axes.scatter(
-            numbers, part, size, COLOURS[name], alpha=0.8, label=_with_mean(name, part), **marker
-        )
-        if len(part):
-            axes.axhline(part.mean(), color=COLOURS[name], ls="--", lw=1)
+        style = {"marker": "o"} if name == MEASURED else {"marker": "x", "lw": 1}
+        label, known = _known_label(name, part), np.isfinite(part)
+        points = (numbers[known], part[known], size, COLOURS[name])
+        handles.append(axes.scatter(*points, alpha=0.8, label=label, **style))
+        handles += _mean_line(axes.axhline, part, COLOURS[name], DASHES[name])
     axes.axhline(0, color="0.3", lw=0.8)
     axes.set_xlabel("pair")
     axes.set_ylabel("shorter than the straight line by (%)")
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+    _legend_below(axes, handles)
     return drawn(axes.figure)
 
 
-def _with_mean(name: str, percent: np.ndarray) -> str:
-    return f"{name}: mean {percent.mean():.2f} %" if len(percent) else name
+def _mean_line(
+    line: "Callable[..., Line2D]", percent: np.ndarray, colour: str, dashes: str
+) -> "list[Handle]":
+    """The mean of what is known, drawn by `line`; nothing where nothing is."""
+    known = percent[np.isfinite(percent)]
+    if not len(known):
+        return []
+    part = f" of {len(known)} of {len(percent)} pairs" if len(known) < len(percent) else ""
+    label = f"mean {known.mean():.2f} %{part}"
+    return [line(known.mean(), color=colour, ls=dashes, lw=1.5, label=label)]
+
+
+def _known_label(name: str, percent: np.ndarray) -> str:
+    return name if np.isfinite(percent).any() else f"{name}: unknown"
+
+
+def _legend_below(axes: "Axes", handles: "Sequence[Handle]") -> None:
+    """A legend that covers nothing."""
+    axes.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False
+    )
 
 
 def _improvements(result: Experiment) -> dict[str, np.ndarray]:
     """In percent, of the pairs that count."""
     both = {MEASURED: result.improvement, BY_RULE: result.original_improvement}
-    return {name: 100 * values[result.counted].cpu().numpy() for name, values in both.items()}
+    return {name: _percent(values[result.counted]) for name, values in both.items()}
+
+
+def _percent(share: Tensor) -> np.ndarray:
+    return 100 * share.double().cpu().numpy()
 
 
 def improvements_of_two(
@@ -97,22 +123,24 @@ def improvements_of_two(
     """Two bars for each pair of ends, one for each model, with the means over all pairs."""
     n = min(len(first), SHOWN_BARS)
     numbers = pairs[:n].cpu().numpy()
-    axes = figure(max(6.4, 1.5 + 0.22 * n), 4).add_subplot()
-    for k, (values, colour) in enumerate(
-        zip((first, second), ("tab:blue", "tab:red"), strict=True)
+    axes = figure(max(6.4, 1.5 + 0.22 * n), 4.4).add_subplot()
+    handles: list[Handle] = []
+    for k, (name, values, colour, dashes) in enumerate(
+        zip(names, (first, second), ("tab:blue", "tab:red"), ("--", ":"), strict=True)
     ):
-        percent = 100 * values.cpu().numpy()
-        label = _with_mean(names[k], percent)
-        axes.bar(numbers + 0.4 * (k - 0.5), percent[:n], 0.4, color=colour, label=label)
-        if n:
-            axes.axhline(percent.mean(), color=colour, ls="--", lw=1)
+        percent = _percent(values)
+        known = np.isfinite(percent[:n])
+        places, heights = (numbers + 0.4 * (k - 0.5))[known], percent[:n][known]
+        label = _known_label(name, percent)
+        handles.append(axes.bar(places, heights, 0.4, color=colour, label=label))
+        handles += _mean_line(axes.axhline, percent, colour, dashes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("pair" + (f" (the first {n} of {len(first)})" if n < len(first) else ""))
     axes.set_ylabel("shorter than the straight line by (%)")
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+    _legend_below(axes, handles)
     return drawn(axes.figure)
 
 
@@ -127,15 +155,22 @@ def correlations(
     page.suptitle(f"cosine between {what} at equal distances along the curve")
     grid = page.subplots(n, 2, squeeze=False, sharex=True, sharey=True)
     place = np.linspace(0, 1, m)
-    for row, pair in enumerate(zip(straight.cpu().numpy(), shorter.cpu().numpy(), strict=True)):
-        low, high = min(part.min() for part in pair), max(part.max() for part in pair)
-        levels = np.linspace(low, high if high > low else low + 1e-6, LEVELS)
+    pairs = torch.stack([straight, shorter], 1).double().cpu().numpy()
+    for row, pair in enumerate(np.ma.masked_invalid(pairs)):
         for axes, part, name in zip(grid[row], pair, ("straight", "shorter"), strict=True):
-            shown = axes.contourf(place, place, part, levels, cmap="viridis")
-            axes.set_title(f"row {row + 1}, {name}: variance {part.var():.4f}", fontsize=10)
+            spread = f"{part.var():.4f}" if part.count() else "unknown"
+            axes.set_title(f"row {row + 1}, {name}: variance {spread}", fontsize=10)
             axes.set_aspect("equal")
-        page.colorbar(shown, ax=grid[row], format="%.2f", shrink=0.9)
         grid[row, 0].set_ylabel("share of the length")
+        if not pair.count():
+            continue
+        # Images that hardly differ get one colour, not contours of rounding errors.
+        low, high = pair.min(), max(pair.max(), pair.min() + LEAST_RANGE)
+        levels = np.linspace(low, high, LEVELS)
+        for axes, part in zip(grid[row], pair, strict=True):
+            shown = axes.contourf(place, place, part, levels, cmap="viridis")
+        digits = 2 if high - low > 0.1 else 4
+        page.colorbar(shown, ax=grid[row], format=f"%.{digits}f", shrink=0.9)
     for axes in grid[-1]:
         axes.set_xlabel("share of the length")
     return drawn(page)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastlatent.arguments import Trained
 from fastlatent.console import UsageError
 from fastlatent.data import Split
+from fastlatent.experiments.findings import stated
 from fastlatent.geometry.experiment import Experiment, experiment, walk_along
 from fastlatent.geometry.length import curve_measure
 from fastlatent.geometry.metric import Metric, as_metric
@@ -20,6 +21,10 @@ from fastlatent.progress import Progress
 
 Feature = Literal["logistic", "vgg"]
 
+FEATURE_NAMES: dict[Feature, str] = {
+    "logistic": "class probabilities of a logistic regression",
+    "vgg": "the last map of a VGG-19",
+}
 CHUNK = {"cpu": 32, "cuda": 1024}  # pairs solved at a time
 
 
@@ -49,6 +54,11 @@ def feature_map_of(
     if feature == "logistic":
         return trained.logistic_regression
     return trained.vgg_features(weights) if weights is not None else None
+
+
+def file_name(name: str, feature: Feature | None) -> str:
+    """The name of what was found under lengths of images, or of features of them."""
+    return name if feature is None else f"{name}-{feature}"
 
 
 def shorten(metric: Metric, start: Tensor, end: Tensor, title: str, **options: Any) -> Experiment:
@@ -86,9 +96,9 @@ def length_notes(result: Experiment, rows: Sequence[int]) -> list[str]:
     """For each pair two captions: how long its straight line is, and its shorter curve."""
     found, notes = result.geodesics, []
     for k in rows:
-        notes.append(f"straight\nlength {float(found.straight_length[k]):.3f}")
-        gain = 100 * float(found.improvement[k])
-        notes.append(f"shorter by {gain:.2f} %\nlength {float(found.length[k]):.3f}")
+        notes.append(f"straight\nlength {stated('.3f', '', float(found.straight_length[k]))}")
+        gain = stated(".2f", " %", 100 * float(found.improvement[k]))
+        notes.append(f"shorter by {gain}\nlength {stated('.3f', '', float(found.length[k]))}")
     return notes
 
 
