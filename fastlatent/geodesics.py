@@ -90,11 +90,12 @@ class Options(RunOptions):
     """Measure lengths between features of the images, the class probabilities of a logistic
     regression trained here or the last map of a VGG-19 (one run)."""
     vgg: Path | None = None
-    """With --feature vgg: file of its weights."""
+    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
     points: int = 16
     """Points of the grid on which the original program takes its lengths."""
     chunk: int | None = None
-    """Pairs to solve at a time; default: 32 on a CPU, 1024 on a GPU."""
+    """Pairs to solve at a time; default: 32 on a CPU, 1024 on a GPU, fewer of large
+    decoders."""
     per_class: int | None = None
     """Take images only from the first so many of each class."""
     show: int = 3

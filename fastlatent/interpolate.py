@@ -108,7 +108,7 @@ class Options(RunOptions):
     """With --method geodesic: measure lengths between features of the images, the class
     probabilities of a logistic regression trained here or the last map of a VGG-19."""
     vgg: Path | None = None
-    """With --feature vgg: file of its weights."""
+    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
     points: int | None = None
     """With --method geodesic: points of the grid on which the original program measures; default:
     20."""

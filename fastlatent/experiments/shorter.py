@@ -15,6 +15,7 @@ from fastlatent.geometry.experiment import Experiment, experiment, walk_along
 from fastlatent.geometry.length import curve_measure
 from fastlatent.geometry.metric import Metric, as_metric
 from fastlatent.latents import decode, unit_images
+from fastlatent.models.features import VGG19Features
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.progress import Progress
@@ -25,7 +26,7 @@ FEATURE_NAMES: dict[Feature, str] = {
     "logistic": "class probabilities of a logistic regression",
     "vgg": "the last map of a VGG-19",
 }
-CHUNK = {"cpu": 32, "cuda": 1024}  # pairs solved at a time
+VGG_DRAWS = 4  # of a stochastic decoder's noise: hundreds of features have no cheap closed form
 
 
 def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:
@@ -39,7 +40,9 @@ def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:
             f"{trained.run.path} holds a model whose latents are bits; curves need real ones"
         )
     example = torch.zeros(2, model.latent_dim, device=trained.device)
-    return as_metric(model.geometric_decoder(), feature_map, example)
+    draws = VGG_DRAWS if isinstance(feature_map, VGG19Features) else None
+    decoder = model.geometric_decoder()
+    return as_metric(decoder, feature_map, example, draws=draws, seed=trained.seed)
 
 
 def feature_map_of(
@@ -69,8 +72,7 @@ def shorten(metric: Metric, start: Tensor, end: Tensor, title: str, **options: A
             while progress.done < done:
                 progress.advance()
 
-        chunk = CHUNK.get(start.device.type, CHUNK["cpu"])
-        return experiment(metric, start, end, **{"chunk": chunk, **options}, report=report)
+        return experiment(metric, start, end, **options, report=report)
 
 
 def sequences(

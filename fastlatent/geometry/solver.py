@@ -32,8 +32,8 @@ SEGMENTS_A_SPAN = 4
 MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
-MOST_PAIRS = 128  # solved at a time where memory allows
-GRAPH_BYTES = 2 << 30  # for the backward pass of the pairs that are solved at a time
+CPU_PAIRS, DEVICE_PAIRS = 32, 1024  # solved at a time where memory allows
+CPU_BYTES, DEVICE_BYTES = 2 << 30, 8 << 30  # for their backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +101,10 @@ def geodesic(
     pair has converged when its next step promises less than `tolerance` times its energy (default:
     1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
     200) in any case. `first` holds cubic curves to start from beside the straight lines, whose
-    knots are then those of `first`. Pairs are solved `chunk` at a time (default: 128, or as many as
-    have room in 2 GiB), fewer where memory is short; each pair's result is that which it has alone,
-    but for rounding. `report` is called with the number of pairs done after each chunk.
+    knots are then those of `first`. Pairs are solved `chunk` at a time (default: on a CPU 32, or as
+    many as have room in 2 GiB, elsewhere 1,024 in 8 GiB), fewer where memory is short; each pair's
+    result is that which it has alone, but for rounding. `report` is called with the number of pairs
+    done after each chunk.
 
     `method="original"` is the procedure of Michelis and Becker 2021, see
     `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
@@ -124,9 +125,7 @@ def geodesic(
     if tolerance is None:
         tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
     if chunk is None:
-        each = max(segments, SEGMENTS_A_SPAN * spans[-1]) * start.element_size()
-        most = GRAPH_BYTES // max(1, each * metric.stored_at(start)) if len(start) else 1
-        chunk = max(1, min(MOST_PAIRS, most))
+        chunk = _pairs_at_once(metric, start, max(segments, SEGMENTS_A_SPAN * spans[-1]))
     noise = start.new_empty(0)
     if method == "original":
         make = torch.Generator().manual_seed(seed)
@@ -143,6 +142,15 @@ def geodesic(
 
     parts = list(in_chunks(solve, len(start), chunk, report))
     return _joined(parts)
+
+
+def _pairs_at_once(metric: Metric, start: Tensor, segments: int) -> int:
+    if len(start) == 0:
+        return 1
+    cpu = start.device.type == "cpu"
+    room, most = (CPU_BYTES, CPU_PAIRS) if cpu else (DEVICE_BYTES, DEVICE_PAIRS)
+    each = segments * metric.stored_at(start) * start.element_size()
+    return max(1, min(most, room // max(1, each)))
 
 
 def _joined(parts: list[Geodesics]) -> Geodesics:
