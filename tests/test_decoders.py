@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastlatent.geometry import as_metric
+from fastlatent.geometry import as_metric, geodesic
 from fastlatent.geometry.precision import full_precision
 
 D = 6
@@ -232,6 +232,7 @@ FUNCTIONS = {
     "one number": lambda z: torch.exp(-z.square().sum(1)),
     "one number of a layer": lambda z: torch.sin(F.linear(z.tanh(), W[:1]).squeeze(1)),
     "columns": lambda z: torch.stack([z[:, 0].cos() * z[:, 1].exp(), z[:, 2].tanh()], 1),
+    "mean and variance of one number": lambda z: (z.sum(1).sin(), z.square().sum(1).exp()),
     "reversed subtraction": lambda z: torch.rsub(torch.rsub(z, 1.0, alpha=2.0).sin(), 3 * W[0]),
     "ones like": lambda z: torch.cat([z.sin(), torch.ones_like(z), z.new_ones(1) * z], 1),
 }  # fmt: skip
@@ -354,6 +355,7 @@ def test_under_inference_mode(analytic):
         torch.testing.assert_close(metric.output(own), decoder(z).flatten(1))
         features = as_metric(decoder, nn.Flatten(), own, analytic=analytic)
         torch.testing.assert_close(features.matrix(own), expected)
+        torch.testing.assert_close(as_metric(build(MODULES["group norm"])).matrix(own), expected)
     torch.testing.assert_close(metric.matrix(own), expected)
     assert torch.autograd.grad(metric.output(z.requires_grad_()).sum(), z)[0].isfinite().all()
 
@@ -434,6 +436,11 @@ def test_what_cannot_be_recorded_is_run_as_it_is(function, words):
     metric = as_metric(function, example=z_of())
     assert metric.analytic is False and words in metric.obstacle
     agree(function, z_of(), False)
+
+
+def test_gradients_under_inference_mode_are_refused():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference mode records no"):
+        geodesic(build(MODULES["mlp"]), z_of(2), z_of(2).flip(1))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -46,12 +46,16 @@ class FrozenDecoder:
         self._holder = _Holder(getattr(decoder, "_orig_mod", decoder))
         check_evaluation_mode(self._holder, role)
         holder = self._holder
-        parameters = dict(holder.named_parameters())
+        parameters, buffers = dict(holder.named_parameters()), dict(holder.named_buffers())
         trained = any(parameter.requires_grad for parameter in parameters.values())
         self._frozen = {n: p.detach() for n, p in parameters.items()} if trained else {}
-        if any(part.training for part in holder.modules()):
-            # Whatever writes to its buffers in training mode gets others to write to.
-            self._frozen |= {name: buffer.clone() for name, buffer in holder.named_buffers()}
+        with torch.inference_mode(False):  # tensors that are made in it have no part in derivatives
+            for name, tensor in (parameters | buffers).items():
+                if tensor.is_inference():
+                    self._frozen[name] = tensor.detach().clone()
+            if any(part.training for part in holder.modules()):
+                # Whatever writes to its buffers in training mode gets others to write to.
+                self._frozen |= {name: buffer.detach().clone() for name, buffer in buffers.items()}
 
     def raw(self, z: Tensor) -> Any:
         """What the decoder returns."""

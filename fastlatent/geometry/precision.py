@@ -29,12 +29,19 @@ def full_precision(device: str) -> Iterator[None]:
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """Outside of inference mode, where operators are others and have no derivatives."""
+    """Outside of inference mode, where operators are others and have no derivatives.
+
+    Raises RuntimeError for those who want gradients there: their own operations record none.
+    """
     if not torch.is_inference_mode_enabled():
         yield
         return
-    wanted = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(wanted):
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "inference mode records no gradients, which are needed here; use torch.no_grad() "
+            "instead of torch.inference_mode()"
+        )
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 
