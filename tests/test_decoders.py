@@ -1,6 +1,8 @@
 """The analytic path through decoders of many kinds, against torch.func and plain autograd."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastlatent.geometry import as_metric
+from fastlatent.geometry import as_metric, geodesic
 from fastlatent.geometry.precision import full_precision
 
 D = 6
@@ -227,6 +229,12 @@ FUNCTIONS = {
     "in place": lambda z: (z @ W.T).mul_(2).add_(z[:, :1]).tanh_(),
     "padding": lambda z: F.pad(z.view(-1, 1, 2, 3), (1, 2, 0, 1), value=2.0).tanh(),
     "steps of a loop": lambda z: functools.reduce(lambda x, _: x + (x @ W[:D]).tanh(), range(3), z),
+    "one number": lambda z: torch.exp(-z.square().sum(1)),
+    "one number of a layer": lambda z: torch.sin(F.linear(z.tanh(), W[:1]).squeeze(1)),
+    "columns": lambda z: torch.stack([z[:, 0].cos() * z[:, 1].exp(), z[:, 2].tanh()], 1),
+    "mean and variance of one number": lambda z: (z.sum(1).sin(), z.square().sum(1).exp()),
+    "reversed subtraction": lambda z: torch.rsub(torch.rsub(z, 1.0, alpha=2.0).sin(), 3 * W[0]),
+    "ones like": lambda z: torch.cat([z.sin(), torch.ones_like(z), z.new_ones(1) * z], 1),
 }  # fmt: skip
 
 
@@ -235,14 +243,121 @@ def test_functions(function):
     agree(function, z_of())
 
 
-def test_what_has_no_forward_derivative_is_named():
+def test_two_reverse_passes_where_forward_mode_has_no_derivative():
     def distances(z):
         return torch.cdist(z[:, None], W[None].expand(len(z), -1, -1))[:, 0]
 
-    metric = as_metric(distances)
+    def same(z):
+        return (z[:, None] - W).norm(dim=2)
+
+    metric = as_metric(distances, example=z_of())
+    agree_with(metric, as_metric(same, analytic=False))
+
+
+def agree_with(metric, other):
+    z, v = z_of().requires_grad_(), z_of().flip(0).requires_grad_()
+    torch.testing.assert_close(metric.output(z), other.output(z))
+    torch.testing.assert_close(metric.jacobian(z.detach()), other.jacobian(z.detach()))
+    mine, expected = metric.speed_squared(z, v), other.speed_squared(z, v)
+    torch.testing.assert_close(mine, expected)
+    gradients = [torch.autograd.grad(y.sum(), (z, v)) for y in (mine, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(2, 1, 5, dropout=0.0, batch_first=True)
+
+    def forward(self, z):
+        return self.layer(z.view(-1, 3, 2))
+
+
+def test_attention():
+    decoder = build(Attention)
+    flags = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    z = z_of()
+    j = torch.autograd.functional.jacobian(lambda x: decoder(x).flatten(1).sum(0), z)
+    torch.testing.assert_close(as_metric(decoder).jacobian(z), j.movedim(0, 1))
+    agree(decoder, z, None)
+    after = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    assert flags == after
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0].cos()
+
+
+def test_what_has_no_second_derivative_either_is_named():
+    metric = as_metric(lambda z: Once.apply(z @ W.T))
     with pytest.raises(ValueError, match="decoder: an operation has no forward-mode derivative"):
         metric.matrix(z_of())
     assert metric.output(z_of()).shape == (5, 8)
+
+
+def test_latents_without_a_finite_output_say_nothing():
+    """Wherever they are among the others, the fast path is taken."""
+    z = z_of().abs()
+    z[[0, 1, 3], 0] *= -1
+    agree(lambda z: (z @ W.T).tanh() * z[:, :1].sqrt(), z[2:3])
+    metric = as_metric(lambda z: (z @ W.T).tanh() * z[:, :1].sqrt(), example=z)
+    assert metric.analytic is True, metric.obstacle
+    assert metric.matrix(z).isfinite().all(-1).all(-1).tolist() == [False, False, True, False, True]
+    nowhere = as_metric(lambda z: (z @ W.T).tanh() * z[:, :1].sqrt(), example=-z[2:3])
+    assert nowhere.analytic is False and "not finite" in nowhere.obstacle
+
+
+def test_whatever_fails_in_a_replay_is_an_obstacle(monkeypatch):
+    for error in (IndexError("out of range"), ValueError("a\nb"), TypeError()):
+
+        def fail(self, z, error=error):
+            raise error
+
+        monkeypatch.setattr("fastlatent.geometry.program.Program.value", fail)
+        metric = as_metric(gated, example=z_of())
+        assert metric.analytic is False
+        assert metric.obstacle.startswith("its operations could not be repeated: ")
+        assert "\n" not in metric.obstacle
+        assert metric.matrix(z_of()).shape == (5, D, D)
+
+
+FORWARD = """
+import warnings, torch
+from fastlatent.geometry import pullback_metric
+warnings.simplefilter("error", FutureWarning)
+warnings.simplefilter("error", DeprecationWarning)
+pullback_metric(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Mish()), torch.ones(3, 2))
+"""
+
+
+def test_the_first_derivative_of_a_process_warns_of_nothing():
+    ran = subprocess.run([sys.executable, "-c", FORWARD], capture_output=True, text=True)
+    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize("analytic", [True, False])
+def test_under_inference_mode(analytic):
+    decoder, z = build(MODULES["group norm"]), z_of()
+    expected = as_metric(decoder).matrix(z)
+    with torch.inference_mode():
+        own = z.clone()
+        metric = as_metric(decoder, analytic=analytic)
+        torch.testing.assert_close(metric.matrix(own), expected)
+        assert metric.analytic is analytic
+        torch.testing.assert_close(metric.output(own), decoder(z).flatten(1))
+        features = as_metric(decoder, nn.Flatten(), own, analytic=analytic)
+        torch.testing.assert_close(features.matrix(own), expected)
+        torch.testing.assert_close(as_metric(build(MODULES["group norm"])).matrix(own), expected)
+    torch.testing.assert_close(metric.matrix(own), expected)
+    assert torch.autograd.grad(metric.output(z.requires_grad_()).sum(), z)[0].isfinite().all()
 
 
 class Holder(nn.Module):
@@ -321,6 +436,11 @@ def test_what_cannot_be_recorded_is_run_as_it_is(function, words):
     metric = as_metric(function, example=z_of())
     assert metric.analytic is False and words in metric.obstacle
     agree(function, z_of(), False)
+
+
+def test_gradients_under_inference_mode_are_refused():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference mode records no"):
+        geodesic(build(MODULES["mlp"]), z_of(2), z_of(2).flip(1))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

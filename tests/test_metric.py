@@ -1,8 +1,10 @@
 """Pull-back metrics: closed forms, published decoders, bounded memory, bad input."""
 
+import functools
 import gc
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -367,6 +369,7 @@ def test_log_volume_does_not_overflow():
     singular, unknown = torch.zeros(2, 2), torch.full((2, 2), torch.nan)
     assert log_volume(singular) == -torch.inf and log_volume(unknown).isnan()
     assert condition_number(torch.diag(torch.tensor([2.0, 0.0]))) == torch.inf
+    assert condition_number(singular) == torch.inf and condition_number(unknown).isnan()
     a = normal(4, 3, 3)
     spd = (a @ a.mT + torch.eye(3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: log_volume((m + m.mT) / 2), (spd,))
@@ -482,6 +485,63 @@ def test_running_statistics_are_left_as_found():
     assert not norm.running_mean.any() and norm.num_batches_tracked == 0 and norm.training
 
 
+class Held:
+    """Calls what it holds."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, z):
+        return self.net(z)
+
+    decode = __call__
+
+
+def through(held):
+    return lambda z: held[0](z)
+
+
+def helped(net):
+    def helper(z):
+        return net(z)
+
+    return lambda z: helper(z)
+
+
+HOLDERS = {
+    "object": Held,
+    "method": lambda net: Held(net).decode,
+    "object in a closure": lambda net: through((Held(net),)),
+    "attribute": lambda net: (lambda held: lambda z: held.net(z))(SimpleNamespace(net=net)),
+    "list": lambda net: through([net]),
+    "tuple": lambda net: through((net,)),
+    "dictionary": lambda net: through({0: net}),
+    "partial": lambda net: functools.partial(lambda nets, z: nets[0](z), [net]),
+    "helper": helped,
+    "inner function": lambda net: lambda z: torch.cat([(lambda: net(x))() for x in z.split(2)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_modules_are_found_wherever_they_are_held(hold):
+    norm = nn.BatchNorm1d(12).double()
+    net = nn.Sequential(network(), norm)
+    with pytest.raises(ValueError, match=r"is in training mode.*\.eval\(\)"):
+        pullback_metric(hold(net), normal(4, 3))
+    assert not norm.running_mean.any() and norm.num_batches_tracked == 0
+    z = normal(4, 3).requires_grad_()
+    as_metric(hold(net.eval())).output(z).sum().backward()
+    assert z.grad.any() and all(p.grad is None for p in net.parameters())
+
+
+namesake = nn.BatchNorm1d(12)
+
+
+def test_attributes_are_no_global_variables():
+    held = SimpleNamespace(namesake=network())
+    assert pullback_metric(lambda z: held.namesake(z), normal(4, 3)).shape == (4, 3, 3)
+
+
 class Counted(nn.Module):
     """Batch norm by hand."""
 
@@ -512,6 +572,11 @@ BAD_DECODERS = {
         lambda z: nn.functional.dropout(F(z), 0.5),
         ValueError,
         "or on chance",
+    ),
+    "a little noise": (
+        lambda z: F(z) + 1e-6 * torch.randn(len(z), 12),
+        ValueError,
+        "depends on chance",
     ),
     "spectral norm": (
         nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)).double(),

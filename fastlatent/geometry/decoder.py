@@ -1,5 +1,6 @@
 """The metric of a decoder: analytic where its operations are known, by torch.func elsewhere."""
 
+import contextlib
 from typing import Protocol
 
 import torch
@@ -9,9 +10,10 @@ from fastlatent.geometry.embedding import Embedding, word
 from fastlatent.geometry.frozen import LatentFunction, standard_deviation
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.program import analyse
+from fastlatent.geometry.steps import flattened, forward_derivative
 from fastlatent.geometry.tape import Untraceable
-from fastlatent.geometry.tiles import keep_memory
-from fastlatent.geometry.trial import Trial
+from fastlatent.geometry.tiles import is_out_of_memory, keep_memory
+from fastlatent.geometry.trial import Trial, first_line
 
 # On a CPU a batch is fastest in parts whose activations stay in the cache.
 CACHE_BYTES = 16 << 20
@@ -110,15 +112,19 @@ class DecoderEmbedding(Embedding):
             keep_memory()
         if self._wanted:
             try:
-                program = analyse(self._function, z, trial.stochastic)
-                if trial.agrees(program.value, program.push):
+                program = analyse(self._function, trial.latents, trial.stochastic)
+                self.obstacle = trial.disagreement(program.value, program.push)
+                if self.obstacle is None:
                     return program
-                self.obstacle = "its operations give other values or derivatives when repeated"
             except Untraceable as error:
                 self.obstacle = str(error)
-            except (RuntimeError, NotImplementedError) as error:
-                self.obstacle = f"an operation has no derivative: {error}"
-        return ForwardMode(self._function, trial)
+            except Exception as error:  # whatever it is, torch.func runs the decoder itself
+                self.obstacle = f"its operations could not be repeated: {first_line(error)}"
+        return _by_autograd(self._function, trial)
+
+
+class DependsOnChance(ValueError):
+    """The output is another one each time."""
 
 
 class ForwardMode:
@@ -134,19 +140,64 @@ class ForwardMode:
     def value(self, z: Tensor) -> Tensor:
         mean, variance = self._function(z)
         if variance is None or not self._stochastic:
-            return mean.flatten(1)
-        return torch.cat([mean.flatten(1), standard_deviation(variance.flatten(1))], 1)
+            return flattened(mean)
+        return torch.cat([flattened(mean), standard_deviation(flattened(variance))], 1)
 
     def push(self, z: Tensor, tangents: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
         def along(tangent: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(self.value, (z,), (tangent,))
+            return forward_derivative(self.value, (z,), (tangent,))
 
         expanded = tangents.expand(len(z), -1, -1)
+        role = self._function.role
         try:
             return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(expanded)
-        except NotImplementedError as error:
-            reason = str(error).splitlines()[0]
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            if "called random operation" in str(error):
+                raise DependsOnChance(
+                    f"{role}: the output depends on chance; dropout and noise have to be turned off"
+                ) from error
             raise ValueError(
-                f"{self._function.role}: an operation has no forward-mode derivative in PyTorch: "
-                f"{reason}"
+                f"{role}: an operation has no forward-mode derivative in PyTorch: "
+                f"{first_line(error)}"
             ) from error
+
+
+class TwiceReverseMode(ForwardMode):
+    """For operations without a derivative in forward mode: J v is the derivative of J^T u by u."""
+
+    def __init__(self, function: LatentFunction, trial: Trial):
+        super().__init__(function, trial)
+        self.floats = self.stored  # a graph is held even where none is wanted
+
+    def push(self, z: Tensor, tangents: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
+        graph = torch.is_grad_enabled() and (z.requires_grad or tangents.requires_grad)
+        with torch.enable_grad():
+            at = z if graph and z.requires_grad else z.detach().clone().requires_grad_()
+            y = self.value(at)
+            u = torch.zeros_like(y, requires_grad=True)
+            (pulled,) = torch.autograd.grad(y, at, u, create_graph=True)
+            pushed = [
+                torch.autograd.grad(pulled, u, v, create_graph=graph, retain_graph=True)[0]
+                for v in tangents.expand(len(z), -1, -1).unbind(1)
+            ]
+            dy = torch.stack(pushed, 1)
+        return (y, dy) if graph else (y.detach(), dy)
+
+
+def _by_autograd(function: LatentFunction, trial: Trial) -> Map:
+    """In a mode that has the derivatives of the metric; forward mode says what it lacks."""
+    z = trial.latents[:1]
+    forward, reverse = ForwardMode(function, trial), TwiceReverseMode(function, trial)
+    try:
+        forward.push(z, z[:, None])
+    except DependsOnChance:
+        raise
+    except ValueError:
+        with torch.enable_grad(), contextlib.suppress(RuntimeError):
+            leaf = z.clone().requires_grad_()
+            _, dy = reverse.push(leaf, z[:, None])
+            torch.autograd.grad(dy.square().sum(), leaf)
+            return reverse
+    return forward

@@ -1,8 +1,11 @@
 """A decoder as a pure function of its latents, with frozen parameters."""
 
+import contextlib
+import dis
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from fastlatent.geometry.precision import plain_attention
 
 Decoder = nn.Module | Callable[[Tensor], Any]
 
@@ -25,7 +30,7 @@ class LatentFunction(Protocol):
 class FrozenDecoder:
     """The mean and, where there is one, the variance that a decoder gives for latents.
 
-    Parameters of the decoder, and of modules that a function refers to, take part without
+    Parameters of the decoder, and of modules that it holds or refers to, take part without
     gradients. Raises ValueError when one of them is in a mode in which the output depends on the
     batch or on chance.
     """
@@ -41,18 +46,23 @@ class FrozenDecoder:
         self._holder = _Holder(getattr(decoder, "_orig_mod", decoder))
         check_evaluation_mode(self._holder, role)
         holder = self._holder
-        parameters = dict(holder.named_parameters())
+        parameters, buffers = dict(holder.named_parameters()), dict(holder.named_buffers())
         trained = any(parameter.requires_grad for parameter in parameters.values())
         self._frozen = {n: p.detach() for n, p in parameters.items()} if trained else {}
-        if any(part.training for part in holder.modules()):
-            # Whatever writes to its buffers in training mode gets others to write to.
-            self._frozen |= {name: buffer.clone() for name, buffer in holder.named_buffers()}
+        with torch.inference_mode(False):  # tensors that are made in it have no part in derivatives
+            for name, tensor in (parameters | buffers).items():
+                if tensor.is_inference():
+                    self._frozen[name] = tensor.detach().clone()
+            if any(part.training for part in holder.modules()):
+                # Whatever writes to its buffers in training mode gets others to write to.
+                self._frozen |= {name: buffer.detach().clone() for name, buffer in buffers.items()}
 
     def raw(self, z: Tensor) -> Any:
         """What the decoder returns."""
-        if not self._frozen:
-            return self._holder(z)
-        return torch.func.functional_call(self._holder, self._frozen, (z,))
+        with plain_attention():
+            if not self._frozen:
+                return self._holder(z)
+            return torch.func.functional_call(self._holder, self._frozen, (z,))
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (n, ...) and variance (n, ...), the latter None where it does not depend on z."""
@@ -112,23 +122,72 @@ class _Holder(nn.Module):
         return self.part0(z) if self.function is None else self.function(z)
 
 
-def _modules_of(function: object) -> Iterator[nn.Module]:
-    """The module itself, or those that a method, a partial or a function's scope holds."""
-    if isinstance(function, nn.Module):
-        yield function
-    elif isinstance(function, functools.partial):
-        yield from _modules_of(function.func)
-        for value in (*function.args, *function.keywords.values()):
-            if isinstance(value, nn.Module):
-                yield value
-    elif inspect.ismethod(function):
-        if isinstance(function.__self__, nn.Module):
-            yield function.__self__
-    elif inspect.isfunction(function):
-        scope = inspect.getclosurevars(function)
-        for value in (*scope.nonlocals.values(), *scope.globals.values()):
-            if isinstance(value, nn.Module):
-                yield value
+# How far what holds modules is followed: from a function to another one, on to an object, to a list
+# in it. Library functions refer to others without end.
+_REACH = 3
+
+
+def _modules_of(held: object, reach: int = _REACH) -> Iterator[nn.Module]:
+    """The module itself, or those that a function, an object or a container refers to."""
+    if isinstance(held, nn.Module):
+        yield held
+    elif reach:
+        for part in _parts(held):
+            yield from _modules_of(part, reach - 1)
+
+
+def _parts(held: object) -> Iterator[object]:
+    if isinstance(held, tuple | list):
+        yield from held
+    elif isinstance(held, dict):
+        yield from held.values()
+    elif isinstance(held, functools.partial):
+        yield from (held.func, *held.args, *held.keywords.values())
+    elif inspect.ismethod(held):
+        owner = held.__self__
+        yield from (owner,) if isinstance(owner, nn.Module) else _attributes(owner)
+        yield held.__func__
+    elif inspect.isfunction(held):
+        yield from _scope(held)
+    elif callable(held) and not isinstance(held, type):
+        yield from _attributes(held)
+        yield type(held).__call__
+
+
+def _attributes(thing: object) -> Iterable[object]:
+    return getattr(thing, "__dict__", {}).values()
+
+
+def _scope(function: FunctionType) -> Iterator[object]:
+    """What a function's code finds outside of it, and of that the attributes which it reads.
+
+    inspect.getclosurevars takes the names of attributes for those of global variables.
+    """
+    names, attributes = _names(function.__code__)
+    found = [function.__globals__[name] for name in names if name in function.__globals__]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell: it is not assigned yet
+            found.append(cell.cell_contents)
+    for value in found:
+        yield value
+        if not callable(value):
+            own = getattr(value, "__dict__", {})
+            yield from (own[name] for name in attributes if isinstance(own.get(name), nn.Module))
+
+
+def _names(code: CodeType) -> tuple[set[str], set[str]]:
+    """The global variables and the attributes that code reads, with the functions within it."""
+    names, attributes = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL":
+            names.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(instruction.argval)
+        elif isinstance(instruction.argval, CodeType):
+            inner = _names(instruction.argval)
+            names |= inner[0]
+            attributes |= inner[1]
+    return names, attributes
 
 
 class Deviation:

@@ -65,18 +65,18 @@ def lower(tape: Tape, n: int) -> list[Step]:
                 raise Untraceable(f"{call.name} has an output {shape} for {n} latents")
             before = tuple(tape.shapes[register][1:] for register in inputs)
             site = Site(call, place, inputs, output, shape[1:], before)
-            lowered.append(_step(site, tape.floating[output]))
+            lowered.append(_step(site, tape.smooth[output]))
     return lowered
 
 
-def _step(site: Site, floating: bool) -> Step:
+def _step(site: Site, smooth: bool) -> Step:
     rule = RULES.get(site.call.name.removeprefix("aten."))
-    step = rule(site) if rule is not None else None
+    step = rule(site) if rule is not None and smooth else None
     if step is not None:
         return step
     pointwise = torch.Tag.pointwise in site.call.function.tags and len(site.inputs) == 1
-    if not (pointwise and floating and site.alike()):
-        return site.make(steps.Opaque, site.applied(), floating)
+    if not (pointwise and smooth and site.alike()):
+        return site.make(steps.Opaque, site.applied(), smooth)
     constants = tree_leaves((site.call.args, site.call.kwargs))
     uniform = not any(isinstance(leaf, Tensor) and leaf.numel() > 1 for leaf in constants)
     return site.make(steps.Elementwise, site.applied(), uniform)
@@ -144,12 +144,12 @@ def _group_norm(site: Site) -> Step | None:
     return site.make(steps.Opaque, run, True) if len(site.inputs) == 1 else None
 
 
-def _sum(signs: tuple[float, float]) -> "Rule":
-    """signs[0] a + signs[1] b, where "alpha" goes with the second argument of the call."""
+def _sum(factors_of: Callable[[float], tuple[float, float]]) -> "Rule":
+    """factors[0] a + factors[1] b, with factors that depend on the argument "alpha"."""
 
     def rule(site: Site) -> Step | None:
         a, b = site.call.args[:2]
-        factors = (signs[0], signs[1] * site.call.argument("alpha"))
+        factors = factors_of(site.call.argument("alpha"))
         if len(site.inputs) == 2:
             if factors[0] != 1 or not site.alike():
                 return None
@@ -267,9 +267,9 @@ RULES: dict[str, Rule] = {
     "_batch_norm_no_update": _batch_norm,
     "cudnn_batch_norm": _batch_norm,
     "native_group_norm": _group_norm,
-    "add": _sum((1, 1)),
-    "sub": _sum((1, -1)),
-    "rsub": _sum((-1, 1)),
+    "add": _sum(lambda alpha: (1, alpha)),
+    "sub": _sum(lambda alpha: (1, -alpha)),
+    "rsub": _sum(lambda alpha: (-alpha, 1)),
     "mul": _mul,
     "div": _div,
     "neg": _neg,

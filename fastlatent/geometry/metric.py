@@ -7,6 +7,7 @@ from fastlatent.geometry.decoder import DecoderEmbedding
 from fastlatent.geometry.embedding import Embedding, Metric, MetricField
 from fastlatent.geometry.features import DrawnFeatures, FeatureMetric
 from fastlatent.geometry.frozen import Composition, Decoder, FrozenDecoder
+from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.trial import Trial
 
 __all__ = [
@@ -69,7 +70,8 @@ def as_metric(
     phi = FrozenDecoder(feature_map, "feature_map")
     features = DecoderEmbedding(Composition(f, phi), analytic)
     features.check("as_metric", example)
-    stochastic = Trial(f, example).stochastic
+    with full_precision(example.device.type):
+        stochastic = Trial(f, example).stochastic
     if stochastic and draws is not None:
         features = DecoderEmbedding(DrawnFeatures(f, phi, draws, seed), analytic)
     features.try_on(example)
@@ -136,13 +138,18 @@ def log_volume(
 def condition_number(
     metric: Tensor,  # (..., d, d) symmetric positive semidefinite
 ) -> Tensor:  # (...) float64
-    """Largest over smallest eigenvalue, computed in float64; inf where M is singular.
+    """Largest over smallest eigenvalue, computed in float64; inf where M is singular, NaN where
+    it is not finite.
 
     Raises ValueError or TypeError unless the matrices are square and floating.
     """
     _check_square("condition_number", metric)
-    eigenvalues = torch.linalg.eigvalsh(metric.double())
-    return eigenvalues[..., -1] / eigenvalues[..., 0].clamp_min(0)
+    finite = metric.isfinite().all(-1).all(-1)
+    known = torch.where(finite[..., None, None], metric.double(), 0)
+    eigenvalues = torch.linalg.eigvalsh(known)
+    smallest = eigenvalues[..., 0].clamp_min(0)
+    ratio = torch.where(smallest > 0, eigenvalues[..., -1] / smallest, torch.inf)
+    return torch.where(finite, ratio, torch.nan)
 
 
 def _of(

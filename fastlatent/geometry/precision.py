@@ -1,4 +1,7 @@
-"""Keeping float32 what it is: differences of outputs along a curve cancel most of their digits."""
+"""Keeping float32 what it is: differences of outputs along a curve cancel most of their digits.
+
+And keeping derivatives what they are, in a process that has turned them off.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _lock = threading.RLock()
 
@@ -13,14 +17,44 @@ _lock = threading.RLock()
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Matrix products and convolutions of float32 on that device type without TensorFloat-32,
-    half types or autocast, whatever the process allows.
+    half types or autocast, whatever the process allows, and outside of inference mode.
 
     Backward passes take the precision in force when they run: put them inside as well.
     """
-    with torch.autocast(device, enabled=False), _lock, ExitStack() as stack:
+    with _differentiable(), torch.autocast(device, enabled=False), _lock, ExitStack() as stack:
         for whole, part in _settings(device):
             stack.enter_context(_exact(whole, part))
         yield
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Outside of inference mode, where operators are others and have no derivatives.
+
+    Raises RuntimeError for those who want gradients there: their own operations record none.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "inference mode records no gradients, which are needed here; use torch.no_grad() "
+            "instead of torch.inference_mode()"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention out of products and a softmax: what replaces it has no forward-mode derivative."""
+    with _lock, sdpa_kernel(SDPBackend.MATH):
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _settings(device: str) -> list[tuple[Any, Any]]:

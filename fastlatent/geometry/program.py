@@ -7,7 +7,7 @@ from fastlatent.geometry import steps
 from fastlatent.geometry.frozen import LatentFunction, standard_deviation
 from fastlatent.geometry.lowering import lower
 from fastlatent.geometry.rewriting import Graph, optimised
-from fastlatent.geometry.steps import Step, in_memory_order, memory_order
+from fastlatent.geometry.steps import Step, flattened, in_memory_order, memory_order
 from fastlatent.geometry.tape import Untraceable, record
 
 
@@ -36,7 +36,7 @@ class Program:
             held[step.output] = step.value(*(held[i] for i in step.inputs))
             for register in dropped:
                 del held[register]
-        return _side_by_side([held[i].flatten(1) for i in self._outputs])
+        return _side_by_side([flattened(held[i]) for i in self._outputs])
 
     def push(
         self,
@@ -62,8 +62,8 @@ class Program:
             assert dy is not None
             dy = dy.expand(n, *dy.shape[1:])
             if ordered:
-                ys.append(y.flatten(1))
-                dys.append(dy.flatten(2))
+                ys.append(flattened(y))
+                dys.append(flattened(dy, 2))
             else:
                 order = memory_order(y)
                 ys.append(in_memory_order(y, order))
@@ -111,7 +111,7 @@ def analyse(function: LatentFunction, z: Tensor, stochastic: bool) -> Program:
     spread = 1 + 0.01 * torch.arange(n, dtype=z.dtype, device=z.device)
     tape = record(function, spread[:, None] * z[:1])
     outputs = [output for output in tape.outputs if output is not None]
-    if len(outputs) != 1 + stochastic or not all(tape.floating[i] for i in outputs):
+    if len(outputs) != 1 + stochastic or not all(tape.smooth[i] for i in outputs):
         raise Untraceable("the outputs are not what they seemed to be")
     lowered = lower(tape, n)
     if stochastic:

@@ -163,7 +163,7 @@ def _as_dense(chain: list[Affine], d: int, device: torch.device) -> steps.Dense:
     for step in chain:
         constant, columns = step.value(constant), step.linear(columns)
     last = chain[-1]
-    weight, bias = columns.flatten(1).mT, constant.flatten()
+    weight, bias = steps.flattened(columns).mT, constant.flatten()
     return steps.Dense(chain[0].inputs, last.output, last.shape, weight, bias)
 
 

@@ -6,6 +6,10 @@ Where a point has channels they are its first dimension, (n, c, ...), and may be
 memory.
 """
 
+import contextlib
+import functools
+import importlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,14 +71,42 @@ def memory_order(x: Tensor) -> list[int]:
 def in_memory_order(x: Tensor, order: Sequence[int], lead: int = 1) -> Tensor:
     """(..., l), the numbers of each point in that order; `lead` dimensions are ahead of them."""
     moved = x.permute(*range(lead), *(dim + lead - 1 for dim in order))
-    return moved.flatten(lead)
+    return flattened(moved, lead)
 
 
 def from_memory_order(x: Tensor, shape: Shape, order: Sequence[int], lead: int = 1) -> Tensor:
     """The inverse: (..., l) -> (..., *shape)."""
+    if not order:
+        return x.squeeze(lead)
     moved = x.unflatten(lead, [shape[dim - 1] for dim in order])
     back = sorted(range(len(order)), key=lambda place: order[place])
     return moved.permute(*range(lead), *(place + lead for place in back))
+
+
+def flattened(x: Tensor, lead: int = 1) -> Tensor:
+    """(..., l) with `lead` dimensions ahead, l = 1 for points that are single numbers."""
+    return x.flatten(lead) if x.dim() > lead else x.unsqueeze(lead)
+
+
+@functools.cache
+def _load_forward_rules() -> None:
+    """Imports what PyTorch imports when a process first uses forward mode.
+
+    It scripts functions there, and scripting is deprecated: a warning about PyTorch's own code that
+    no reader can act on. Elsewhere in other versions, it is left to PyTorch.
+    """
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def forward_derivative(
+    function: Callable[..., Tensor], x: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The value at x and the derivative along the tangents, by forward mode."""
+    _load_forward_rules()
+    return torch.func.jvp(function, x, tangents)
 
 
 @dataclass(eq=False)
@@ -86,15 +118,15 @@ class Dense(Affine):
     channels_last: bool = False  # the order of the o elements
 
     def value(self, *x: Tensor) -> Tensor:
-        return self._seen(F.linear(x[0].flatten(1), self.weight, self.bias))
+        return self._seen(F.linear(flattened(x[0]), self.weight, self.bias))
 
     def linear(self, x: Tensor) -> Tensor:
-        return self._seen(F.linear(x.flatten(1), self.weight))
+        return self._seen(F.linear(flattened(x), self.weight))
 
     def _seen(self, y: Tensor) -> Tensor:
         if self.channels_last:
             return y.unflatten(1, (*self.shape[1:], self.shape[0])).movedim(-1, 1)
-        return y.unflatten(1, self.shape)
+        return y.unflatten(1, self.shape) if self.shape else y.squeeze(1)
 
     @property
     def work(self) -> int:
@@ -321,7 +353,7 @@ class Elementwise(Step):
     def push(self, x: Sequence[Tensor], dx: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         (tangents,) = dx
         assert tangents is not None
-        y, slope = torch.func.jvp(self.function, (x[0],), (torch.ones_like(x[0]),))
+        y, slope = forward_derivative(self.function, (x[0],), (torch.ones_like(x[0]),))
         return y, slope.unsqueeze(1) * tangents
 
 
@@ -359,7 +391,7 @@ class Opaque(Step):
             return self.function(*every)
 
         def along(*tangents: Tensor) -> tuple[Any, Any]:
-            return torch.func.jvp(of_moving, tuple(x[i] for i in moving), tangents)
+            return forward_derivative(of_moving, tuple(x[i] for i in moving), tangents)
 
         n = len(x[moving[0]])
         tangents = [dx[i].expand(n, *dx[i].shape[1:]) for i in moving]  # type: ignore[union-attr]

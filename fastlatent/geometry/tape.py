@@ -65,7 +65,7 @@ class Tape(NamedTuple):
     calls: list[Call]
     outputs: list[int | None]
     shapes: list[tuple[int, ...]]  # of all registers
-    floating: list[bool]  # for all registers, whether they can have derivatives
+    smooth: list[bool]  # of all registers, whether they can have derivatives
 
 
 def record(
@@ -76,7 +76,7 @@ def record(
     with torch.no_grad(), _Recorder(z.detach().clone()) as recorder:
         outputs = function(recorder.latents)
     registers = [recorder.register(y) if isinstance(y, Tensor) else None for y in outputs]
-    return Tape(recorder.calls, registers, recorder.shapes, recorder.floating)
+    return Tape(recorder.calls, registers, recorder.shapes, recorder.smooth)
 
 
 class _Recorder(TorchDispatchMode):
@@ -85,11 +85,11 @@ class _Recorder(TorchDispatchMode):
         self.latents = latents
         self.calls: list[Call] = []
         self.shapes: list[tuple[int, ...]] = []
-        self.floating: list[bool] = []
+        self.smooth: list[bool] = []
         # Tensors are kept alive, or another one could get their id.
         self._tracked: dict[int, tuple[Tensor, int]] = {}
         self._stale: dict[int, Tensor] = {}
-        self._track(latents)
+        self._track(latents, True)
 
     def register(self, tensor: Tensor) -> int | None:
         if id(tensor) in self._stale:
@@ -102,9 +102,11 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         inputs = [t for t in tensors if self.register(t) is not None]
-        if not inputs:
+        name = function._schema.name
+        if not inputs or name.startswith("aten::new_"):  # the latter take no more than a dtype
             return function(*args, **kwargs)
-        _refuse(function)
+        smooth = any(self.smooth[self._number(t)] for t in inputs) and not name.endswith("_like")
+        _refuse(function, smooth)
         places = (tree_map(self._place, args), tree_map(self._place, kwargs))
         if function._schema.is_mutable:
             function_of = _out_of_place(function)
@@ -115,17 +117,20 @@ class _Recorder(TorchDispatchMode):
         else:
             function_of, result = function, function(*args, **kwargs)
         results = result if isinstance(result, tuple | list) else (result,)
-        outputs = tuple(self._track(y) if isinstance(y, Tensor) else None for y in results)
+        outputs = tuple(self._track(y, smooth) if isinstance(y, Tensor) else None for y in results)
         self.calls.append(Call(function_of, *places, outputs))
         return result
+
+    def _number(self, tensor: Tensor) -> int:
+        return self._tracked[id(tensor)][1]
 
     def _place(self, leaf: Any) -> Any:
         index = self.register(leaf) if isinstance(leaf, Tensor) else None
         return leaf if index is None else Register(index)
 
-    def _track(self, tensor: Tensor) -> int:
+    def _track(self, tensor: Tensor, smooth: bool) -> int:
         self.shapes.append(tuple(tensor.shape))
-        self.floating.append(tensor.is_floating_point())
+        self.smooth.append(smooth and tensor.is_floating_point())
         self._tracked[id(tensor)] = (tensor, len(self.shapes) - 1)
         return len(self.shapes) - 1
 
@@ -138,14 +143,14 @@ class _Recorder(TorchDispatchMode):
                 del self._tracked[key]
 
 
-def _refuse(function: Any) -> None:
+def _refuse(function: Any, smooth: bool) -> None:
     """Raises Untraceable for operators whose result is not a function of tensors alone."""
     tags = function.tags
     if torch.Tag.nondeterministic_seeded in tags:
         raise Untraceable(f"{function} is random")
     if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
         raise Untraceable(f"{function} looks at values")
-    if str(function.overloadpacket) in ("aten.detach", "aten.detach_"):
+    if smooth and str(function.overloadpacket) in ("aten.detach", "aten.detach_"):
         raise Untraceable("a tensor is detached from the latents")
 
 

@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlatent.geometry.frozen import LatentFunction, standard_deviation
+from fastlatent.geometry.steps import flattened
 from fastlatent.geometry.tiles import is_out_of_memory
 
 # How far, of the largest value, two ways to compute the same may differ: well above what rounding
 # does in float32, well below what batch norm or a wrong derivative do.
 _TOLERANCE = 1e-3
+
+# Latents among which to look for some with a finite output.
+_CANDIDATES = 64
 
 
 class Trial:
@@ -23,13 +27,12 @@ class Trial:
     """
 
     def __init__(self, function: LatentFunction, z: Tensor):
-        first, second = z[:1].detach(), z[1:2].detach()
-        if len(second) == 0:
-            second = 1.01 * first + 0.01
+        self.latents = _telling(function, z.detach())  # (2, d)
+        first = self.latents[:1]
         with torch.enable_grad(), _Largest() as largest:
-            leaf = torch.cat([first, second]).requires_grad_()
+            leaf = self.latents.clone().requires_grad_()
             mean, variance = _run(function, leaf)
-        alone, alone_variance = _run(function, first)
+        alone, alone_variance = _run_alone(function, first)
         self.largest = -(-largest.numel // 2)  # numbers in the largest tensor of one latent
         self.shape = mean.shape[1:]
         role = function.role
@@ -52,21 +55,24 @@ class Trial:
             with torch.enable_grad():
                 self._outputs.append(standard_deviation(variance))
 
-    def agrees(
+    def disagreement(
         self,
         value: Callable[[Tensor], Tensor],  # (n, d) -> (n, D): mean and standard deviation
         push: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    ) -> bool:
-        """Whether a program repeats the output and, in a random direction, the gradient."""
-        z = self._leaf.detach()
+    ) -> str | None:
+        """Why a program does not repeat the output and, in a random direction, the gradient."""
+        z = self.latents
         with torch.enable_grad():
-            expected = torch.cat([y.flatten(1) for y in self._outputs], 1)
+            expected = torch.cat([flattened(y) for y in self._outputs], 1)
         make = torch.Generator().manual_seed(0)
         v, w = (
             torch.randn(like.shape, generator=make, dtype=z.dtype).to(z.device)
             for like in (z, expected)
         )
         (gradient,) = torch.autograd.grad(expected, self._leaf, w)
+        rows = gradient.isfinite().all(1)
+        if not rows.any():
+            return "its derivative is not finite at the latents it was tried on"
         with torch.no_grad():
             y, dy = push(z, v[:, None])
             pairs = (
@@ -74,21 +80,58 @@ class Trial:
                 (y, expected.detach()),
                 ((dy[:, 0] * w).sum(1), (gradient * v).sum(1)),
             )
-            scales = (0.0, 0.0, gradient.norm() * v.norm())
-            return all(_close(a, b, s) for (a, b), s in zip(pairs, scales, strict=True))
+            scales = (0.0, 0.0, float(gradient[rows].norm() * v.norm()))
+            same = all(_close(a[rows], b[rows], s) for (a, b), s in zip(pairs, scales, strict=True))
+        return None if same else "its operations give other values or derivatives when repeated"
+
+
+def _telling(function: LatentFunction, z: Tensor) -> Tensor:  # (n, d) -> (2, d)
+    """The first two latents; where one has no finite output, two that have one, if there are."""
+    pair = torch.cat([z[:2], 1.01 * z[:1] + 0.01])[:2]
+    if _finite(function, pair).all():
+        return pair
+    some = z[:_CANDIDATES]
+    good = some[_finite(function, some)]
+    return torch.cat([good, 1.01 * good[:1] + 0.01])[:2] if len(good) else pair
+
+
+def _finite(function: LatentFunction, z: Tensor) -> Tensor:  # (n, d) -> (n,)
+    with torch.no_grad():
+        outputs = _run(function, z)
+    rows = z.isfinite().all(1)
+    for y in outputs:
+        if y is not None and y.shape[:1] == z.shape[:1]:
+            rows = rows & flattened(y).isfinite().all(1)
+    return rows
 
 
 def _run(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
     try:
         return function(z)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"{function.role}: it can't be evaluated on latents of shape {tuple(z.shape)} and "
             f"dtype {str(z.dtype).removeprefix('torch.')}: {reason}"
         ) from error
+
+
+def _run_alone(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The output for a single latent, of a decoder that ran on two."""
+    try:
+        return _run(function, z)
+    except ValueError as error:
+        raise ValueError(
+            f"{function.role}: it runs on two latents but not on a single one, as if its output "
+            "depended on the batch; batch norm has to be in evaluation mode (.eval()): "
+            f"{first_line(error.__cause__ or error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
@@ -110,11 +153,11 @@ def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
         )
 
 
-def _close(a: Tensor, b: Tensor, scale: float | Tensor = 0.0) -> bool:
+def _close(a: Tensor, b: Tensor, scale: float = 0.0) -> bool:
     """Whether they differ by less than the tolerance times the scale or the largest of b."""
     if b.numel() == 0 or a.shape != b.shape:
         return a.shape == b.shape
-    scale = max(float(scale), float(b.abs().nan_to_num(0, 0, 0).amax()))
+    scale = max(scale, float(b.abs().nan_to_num(0, 0, 0).amax()))
     return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
 
 
