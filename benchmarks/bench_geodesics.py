@@ -116,10 +116,17 @@ def test_published_program(compare, name, decoder):
     compare("polyline_energy", "Monte-Carlo improvement", size, rival, run, 1, 1 / PAIRS)
 
 
-@pytest.mark.parametrize("rule", ["chord", "gauss", "original"])
-def test_lengths(compare, name, decoder, rule):
+RULES = {
+    "fastlatent": "chord",
+    "Gauss quadrature": "gauss",
+    "sum of the published program": "original",
+}
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_lengths(compare, name, decoder, method):
     pairs = eigenvector_pairs(decoder, starts(PAIRS))
     control = straight(pairs.start, pairs.end).control
     size = f"{PAIRS} lines, {WEIGHTS} {name} decoder"
-    run = lambda: curve_length(decoder, control, rule=rule)  # noqa: E731
-    compare("polyline_length", "curve length", size, rule, run, 5)
+    run = lambda: curve_length(decoder, control, rule=RULES[method])  # noqa: E731
+    compare("polyline_length", "curve length", size, method, run, 5)

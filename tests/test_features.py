@@ -1,5 +1,6 @@
 """Feature maps: logistic regression with its closed forms, VGG-19 with weights by either name."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_vae import TINY
 from torch import Tensor
 
-from fastlatent import train
+from fastlatent import geodesics, train
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import RunError
 from fastlatent.data import DataConfig, Split, load
@@ -133,7 +134,9 @@ def test_vgg_says_what_does_not_fit(vgg: torch.nn.Module) -> None:
             VGG19Features(shape)
 
 
-def test_a_run_keeps_its_classifier(tmp_path: Path, monkeypatch, capsys, vgg) -> None:
+def test_a_run_keeps_its_classifier_and_measures_with_vgg(
+    tmp_path: Path, monkeypatch, capsys, vgg
+) -> None:
     out = tmp_path / "run"
     arguments = [*TINY, "--model.image-shape", "1", "16", "16", "--data.size", "16"]
     assert train.main([*arguments, "--steps", "1", "--out", str(out)]) == 0
@@ -154,6 +157,12 @@ def test_a_run_keeps_its_classifier(tmp_path: Path, monkeypatch, capsys, vgg) ->
         path = tmp_path / name
         write({k: v.contiguous() for k, v in in_the_words_of_the_program(vgg).items()}, path)
         assert Trained(RunOptions(out)).vgg_features(path)(x).shape == (3, 512)
+    options = ("--pairs", "1", "--spans", "1", "--max-iterations", "2", "--folder", str(tmp_path))
+    weights = str(tmp_path / "a.safetensors")
+    assert geodesics.main([str(out), "--feature", "vgg", "--vgg", weights, *options]) == 0
+    (row,) = csv.DictReader((tmp_path / "geodesics-vgg.csv").open())
+    assert 0 < float(row["length"]) <= float(row["straight_length"])
+
     (tmp_path / "b.pth").write_bytes(b"PK")
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
         Trained(RunOptions(out)).vgg_features(tmp_path / "b.pth")

@@ -16,6 +16,8 @@ from manifolds import (
     swiss_roll,
     torus,
 )
+from memory import needs_linux, peak
+from trained_decoders import bigan
 
 from fastlatent.geometry import (
     Curves,
@@ -238,6 +240,17 @@ def test_fewer_pairs_at_a_time_where_decoders_are_large(monkeypatch):
     parts = geodesic(decoder(), a, b, report=done.append)
     assert len(done) > 3 and done[-1] == 9
     torch.testing.assert_close(parts.length, whole.length)
+
+
+@needs_linux
+@pytest.mark.slow
+def test_ten_thousand_pairs_in_bounded_memory():
+    large = bigan(None, torch.float32)
+    ends = torch.randn(2, 10_000, 16, generator=torch.Generator().manual_seed(0))
+    options = {"spans": (1,), "max_iterations": 2}
+    few = peak(lambda: geodesic(large, *ends[:, :128], **options))
+    many = peak(lambda: geodesic(large, *ends, **options))
+    assert many < few + (64 << 20)
 
 
 def test_rounding_is_part_of_the_error():
