@@ -14,6 +14,7 @@ from fastlatent import geodesics, train
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import RunError
 from fastlatent.data import DataConfig, Split, load
+from fastlatent.experiments.shorter import VGG_DRAWS, metric_of
 from fastlatent.geometry import Embedding, as_metric
 from fastlatent.models.features import (
     DEVIATION,
@@ -134,9 +135,7 @@ def test_vgg_says_what_does_not_fit(vgg: torch.nn.Module) -> None:
             VGG19Features(shape)
 
 
-def test_a_run_keeps_its_classifier_and_measures_with_vgg(
-    tmp_path: Path, monkeypatch, capsys, vgg
-) -> None:
+def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, capsys, vgg) -> None:
     out = tmp_path / "run"
     arguments = [*TINY, "--model.image-shape", "1", "16", "16", "--data.size", "16"]
     assert train.main([*arguments, "--steps", "1", "--out", str(out)]) == 0
@@ -157,15 +156,27 @@ def test_a_run_keeps_its_classifier_and_measures_with_vgg(
         path = tmp_path / name
         write({k: v.contiguous() for k, v in in_the_words_of_the_program(vgg).items()}, path)
         assert Trained(RunOptions(out)).vgg_features(path)(x).shape == (3, 512)
-    options = ("--pairs", "1", "--spans", "1", "--max-iterations", "2", "--folder", str(tmp_path))
-    weights = str(tmp_path / "a.safetensors")
-    assert geodesics.main([str(out), "--feature", "vgg", "--vgg", weights, *options]) == 0
-    (row,) = csv.DictReader((tmp_path / "geodesics-vgg.csv").open())
-    assert 0 < float(row["length"]) <= float(row["straight_length"])
+    trained = Trained(RunOptions(out))
+    metric = metric_of(trained, trained.vgg_features(tmp_path / "a.safetensors"))
+    assert isinstance(metric, Embedding)
+    assert metric.output(torch.zeros(1, 2)).shape == (1, VGG_DRAWS * 512)
 
     (tmp_path / "b.pth").write_bytes(b"PK")
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
         Trained(RunOptions(out)).vgg_features(tmp_path / "b.pth")
+
+
+@pytest.mark.slow  # thousands of passes through VGG-19
+@pytest.mark.parametrize("preset", ["vae-digits", "bigan-digits"])
+def test_geodesics_between_features_of_vgg(preset: str, tmp_path: Path, vgg) -> None:
+    out, weights = str(tmp_path / "run"), tmp_path / "vgg.safetensors"
+    arguments = [preset, *TINY[1:], "--model.image-shape", "1", "16", "16", "--data.size", "16"]
+    assert train.main([*arguments, "--steps", "1", "--out", out]) == 0
+    save_file(vgg.state_dict(), weights)
+    options = ("--pairs", "1", "--spans", "1", "--max-iterations", "2", "--folder", str(tmp_path))
+    assert geodesics.main([out, "--feature", "vgg", "--vgg", str(weights), *options]) == 0
+    (row,) = csv.DictReader((tmp_path / "geodesics-vgg.csv").open())
+    assert 0 < float(row["length"]) <= float(row["straight_length"])
 
 
 def test_draws_of_noise_give_the_mean_metric_of_random_images() -> None:
