@@ -121,6 +121,11 @@ class Options(RunOptions):
             raise ValueError(f"--threshold must be at least 0; got {self.threshold}")
 
     @property
+    def name(self) -> str:
+        """How the names of all files begin."""
+        return file_name("geodesics", self.feature)
+
+    @property
     def search(self) -> dict[str, Any]:
         """The options of the search for curves."""
         names = ("method", "spans", "tolerance", "max_iterations", "points")
@@ -144,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
 
     files = Files(trained.run, options.folder)
-    name = file_name("geodesics", options.feature)
+    name = options.name
     say(heading(options, trained))
     say("\n".join(statistics_lines({"": result})))
     ties = int(pairs.tied.sum())
@@ -245,7 +250,7 @@ def draw_sequences(
         f"equal steps along the lines of pairs {numbers}, which gain most",
         length_notes(result, rows.tolist()),
     )
-    files.draw(file_name("geodesics", options.feature) + "-sequences", picture)
+    files.draw(f"{options.name}-sequences", picture)
 
 
 def draw_map(
@@ -265,8 +270,7 @@ def draw_map(
     field = metric_field(metric, low - margin, high + margin)
     encoded = pictures.Encoded(latents, labels, names)
     title = f"{trained.run.path.name}: the metric of its latents" + between(options, "\n")
-    name = file_name("geodesics", options.feature)
-    files.draw(f"{name}-map", pictures.metric_map(field, encoded, result, title))
+    files.draw(f"{options.name}-map", pictures.metric_map(field, encoded, result, title))
 
 
 if __name__ == "__main__":

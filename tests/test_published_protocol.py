@@ -6,18 +6,15 @@ for all of them.
 """
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from fastlatent import geodesics, train
 
-DATA = os.environ.get("FASTLATENT_DATA")
-
 
 @pytest.mark.slow  # hours for each seed: 200 epochs
-@pytest.mark.skipif(DATA is None, reason="FASTLATENT_DATA is not set")
+@pytest.mark.usefixtures("data_root")
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_improvement(seed: int, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
