@@ -22,6 +22,7 @@ from fastlatent.ops.logistic import (
     from_pixelcnn,
     from_vdvae,
 )
+from fastlatent.ops.roots import project_psd, sqrtm_psd, trace_sqrtm
 from fastlatent.ops.spline import (
     bspline,
     insert_knot,
@@ -56,7 +57,10 @@ __all__ = [
     "pack_bits",
     "polyline_energy",
     "polyline_length",
+    "project_psd",
+    "sqrtm_psd",
     "table",
+    "trace_sqrtm",
     "uniform_knots",
     "unpack_bits",
     "use",

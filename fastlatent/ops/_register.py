@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from fastlatent.ops import _check, _load
 
 Kernel = Callable[..., Any]
-IMPLEMENTATIONS = ("auto", "cpp", "cuda", "triton", "torch")
+IMPLEMENTATIONS = ("auto", "cpp", "cuda", "triton", "linalg", "torch")
 
 _library = torch.library.Library("fastlatent", "DEF")
 _demanded = os.environ.get("FASTLATENT_IMPL", "auto")
@@ -48,9 +48,9 @@ class use:
     """Choose the implementation of every op, for the process or for a `with` block.
 
     "auto" takes the device's kernel and falls back, with one warning for each op, to the PyTorch
-    reference; "cpp", "cuda", "triton" insist on that kernel; "torch" runs the reference. The
-    environment variable FASTLATENT_IMPL sets the choice at import. Raises ValueError for another
-    word.
+    reference; "cpp", "cuda", "triton" insist on that kernel, "linalg" on the routine made of
+    torch.linalg; "torch" runs the reference. The environment variable FASTLATENT_IMPL sets the
+    choice at import. Raises ValueError for another word.
     """
 
     def __init__(self, implementation: str) -> None:
@@ -94,6 +94,7 @@ class Op:
     cpp: Kernel | None = None
     cuda: Kernel | None = None
     triton: str | None = None  # module beside this one that has a function of the op's name
+    linalg: Kernel | None = None  # made of torch.linalg on any device; its bits are the libraries'
     backward: Callable[[tuple, tuple], tuple] | None = None
     surrogate: Kernel | None = None
     _served: dict[tuple[str, str], Kernel] = field(default_factory=dict)
@@ -138,7 +139,7 @@ class Op:
         try:
             if name == "triton":
                 import_module("triton")
-            else:
+            elif name != "linalg":
                 core = _load.core()
                 if name == "cuda" and not core.cuda:
                     return "the compiled core was built without CUDA"
@@ -164,13 +165,16 @@ class Op:
             return self.reference
         if serving.implementation == "triton":
             return getattr(import_module(f"fastlatent.ops.{self.triton}"), self.name)
-        kernel, core = getattr(self, serving.implementation), _load.core()
+        kernel = getattr(self, serving.implementation)
+        if serving.implementation == "linalg":
+            return kernel
+        core = _load.core()
         return lambda *args: kernel(core, *args)
 
 
 OPS: dict[str, Op] = {}
 _public: dict[str, Kernel] = {}
-_KERNELS_OF = {"cpu": ("cpp", "triton"), "cuda": ("cuda", "triton")}
+_KERNELS_OF = {"cpu": ("cpp", "triton", "linalg"), "cuda": ("cuda", "triton", "linalg")}
 
 
 def _triton_runs(device: str) -> bool:

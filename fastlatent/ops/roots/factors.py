@@ -1,0 +1,100 @@
+"""A = W W^T for positive semi-definite A, by Cholesky where it succeeds and with pivots otherwise.
+
+A singular covariance, as of fewer samples than features, has eigenvalues of rounding size where
+its own are 0; their square roots would be 1e-8 of the largest. So the factor of such a matrix gets
+as many columns as the rank, which complete pivoting reveals: N. J. Higham, "Analysis of the
+Cholesky decomposition of a semi-definite matrix", in "Reliable Numerical Computation", Oxford
+University Press 1990.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops.roots.matrices import check_psd
+from fastlatent.ops.roots.square_root import Eigen
+
+PANEL = 64  # columns between two updates of the whole remainder
+
+
+class Factor(NamedTuple):
+    """W (..., d, r) of A = W W^T in float64."""
+
+    w: Tensor
+    triangular: bool  # lower, from a Cholesky factorisation without pivots
+
+    @property
+    def full_rank(self) -> bool:
+        return self.triangular
+
+
+def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
+    """Of a finite float64 matrix (..., d, d) that was `dtype` before.
+
+    Raises ValueError for one that is further from positive semi-definite than rounding explains.
+    """
+    w, failed = torch.linalg.cholesky_ex(a)
+    if not failed.any():
+        return Factor(w, True)
+    if a.dim() > 2 or a.device.type != "cpu":
+        # Many small matrices, or a device that would wait for each pivot.
+        eigen = Eigen(a)
+        check_psd(op, name, eigen.values, dtype)
+        kept = eigen.values > a.shape[-1] * _eps(dtype) * eigen.values[..., -1:]
+        return Factor(eigen.vectors * (eigen.roots * kept)[..., None, :], False)
+    pivoted = pivoted_cholesky(a, dtype)
+    if pivoted is None:
+        eigen = Eigen(a)
+        check_psd(op, name, eigen.values, dtype)
+        return Factor(eigen.vectors * eigen.roots, False)
+    return Factor(pivoted, False)
+
+
+def pivoted_cholesky(
+    a: Tensor,  # (d, d) float64
+    dtype: torch.dtype,  # of what it comes from: its rounding decides the rank
+) -> Tensor | None:  # (d, rank)
+    """A factor of the matrix scaled to unit diagonal, scaled back; None if that leaves a remainder.
+
+    The columns are kept in the order of the pivots and the rows in their own, so W is triangular
+    but for a permutation of its rows.
+    """
+    d = len(a)
+    scale = a.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    remainder = a * inverse[:, None] * inverse
+    diagonal = remainder.diagonal().clone()
+    unused = torch.ones_like(diagonal)
+    rows = torch.zeros_like(a)  # of W^T
+    least = d * _eps(dtype)
+    rank = start = 0
+    while start < d:
+        stop = min(start + PANEL, d)
+        for k in range(start, stop):
+            pivot = int(diagonal.argmax())
+            root = max(float(diagonal[pivot]), 0) ** 0.5
+            if root <= least**0.5:
+                break
+            row = torch.addmv(
+                remainder[pivot], rows[start:k].mT, rows[start:k, pivot], alpha=-1, out=rows[k]
+            )
+            row.mul_(unused).div_(root)
+            row[pivot] = root
+            diagonal.addcmul_(row, row, value=-1)
+            diagonal[pivot] = -torch.inf
+            unused[pivot] = 0
+            rank += 1
+        panel = rows[start:rank]
+        remainder.addmm_(panel.mT, panel, alpha=-1)
+        if rank < stop:
+            break
+        start = stop
+    left = remainder * unused[:, None] * unused
+    if left.numel() and float(left.abs().amax()) > 16 * least:
+        return None
+    return (rows[:rank] * scale).mT
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps

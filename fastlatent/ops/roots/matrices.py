@@ -1,0 +1,58 @@
+"""What the roots ask of their matrices, and how they get around NaN."""
+
+import torch
+from torch import Tensor
+
+from fastlatent.ops._register import strict
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def symmetric(a: Tensor) -> Tensor:
+    """(a + a^T) / 2: what a function of symmetric matrices takes of any matrix (..., d, d)."""
+    return (a + a.mT) / 2
+
+
+def whole(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric part in float64, 0 where a matrix is not finite, and which ones are not."""
+    bad = ~a.isfinite().all(-1).all(-1)
+    return symmetric(a.double()).masked_fill(bad[..., None, None], 0), bad
+
+
+def with_nan(value: Tensor, bad: Tensor) -> Tensor:
+    """Values (..., *rest) with NaN where bad (...)."""
+    rest = value.dim() - bad.dim()
+    return value.masked_fill(bad[(...,) + (None,) * rest], torch.nan)
+
+
+def shape_of(op: str, **matrices: Tensor) -> None:
+    """All are (..., d, d) of one shape."""
+    (first, a), *rest = matrices.items()
+    if a.dim() < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"{op}: {first} must have shape (..., d, d); got {tuple(a.shape)}")
+    for name, b in rest:
+        if b.shape != a.shape:
+            raise ValueError(
+                f"{op}: {name} must have the shape of {first}, {tuple(a.shape)}; "
+                f"got {tuple(b.shape)}"
+            )
+
+
+def check_psd(op: str, name: str, values: Tensor, dtype: torch.dtype) -> None:
+    """The eigenvalues (..., d), in ascending order, are those of PSD matrices in that dtype.
+
+    On CUDA only under FASTLATENT_STRICT=1, as it waits for the device.
+    """
+    if not values.numel() or (values.device.type == "cuda" and not strict()):
+        return
+    least, most = values[..., 0], values.abs().amax(-1)
+    d = values.shape[-1]
+    short = -least - d * torch.finfo(dtype).eps * most
+    if (short > 0).any():
+        worst = int(short.argmax())
+        low, high = float(least.flatten()[worst]), float(most.flatten()[worst])
+        raise ValueError(
+            f"{op}: {name} must be positive semi-definite; its eigenvalues go down to {low:.3g}, "
+            f"{-low / high:.2g} of the largest in size, more than rounding in {dtype} explains; "
+            f"fastlatent.ops.project_psd gives the nearest matrix that is"
+        )

@@ -1,0 +1,105 @@
+"""The nuclear norm by matrix products alone, with a bound that holds whatever the iteration did.
+
+For C = U H with U orthogonal and H positive semi-definite, |C|_* = tr H = tr(U^T C). U is the
+limit of X <- X (a + b G + c G^2), G = X^T X: odd polynomials that drive the singular values of X
+to 1. The first ones are the best of degree 5 for singular values in [l, 1] (N. Amsel, D. Persson,
+C. Musco, R. Gower, "The Polar Express", arXiv 2505.16932, theorem 3.1), with slopes of 4 at 0; what
+stays small after them has little share in the trace.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST = 1e-11  # of the Frobenius norm: no singular value below is worth its steps
+POLISH = 2  # steps of Newton-Schulz at the end, each of which squares what is left
+
+
+class Quintic(NamedTuple):
+    """x -> a x + b x^3 + c x^5."""
+
+    a: float
+    b: float
+    c: float
+
+    def __call__(self, x: float) -> float:
+        return x * (self.a + x * x * (self.b + x * x * self.c))
+
+
+def polar_trace(c: Tensor, smallest: float = LEAST) -> tuple[Tensor, Tensor]:
+    """The nuclear norm of c (..., m, n) with m <= n, and a bound on its error: both (...).
+
+    `smallest` guesses the smallest singular value that counts, as a part of the Frobenius norm; a
+    wrong guess costs steps or shows in the bound. For any X, whatever rounding did to it, duality
+    and the triangle inequality give, with the spectral norm |X|, E = I - X X^T and S, K the
+    symmetric and skew parts of M = X C^T,
+
+        tr(M) / |X| <= |C|_* <= |X| (|S|_* + sqrt(m) |K|_F) + sqrt(m) |E C|_F.
+
+    |X|^2 is at most 1 + e where E + e I has a Cholesky factor, |S|_* at most tr(S) + 2 e m where
+    S + e I has. Only the rounding in evaluating this is not part of the bound but added by its
+    order, eps |C|_F. Where a factor is missing the bound is infinite.
+    """
+    m = c.shape[-2]
+    length = torch.linalg.vector_norm(c, dim=(-2, -1), keepdim=True)
+    safe = torch.where(length > 0, length, 1)
+    x = c / safe
+    for a, b, k in schedule(_decade(smallest)):
+        gram = x @ x.mT
+        x = a * x + (b * gram + k * (gram @ gram)) @ x
+    slack = m * torch.finfo(c.dtype).eps
+    shift = slack * torch.eye(m, dtype=c.dtype, device=c.device)
+    error = torch.eye(m, dtype=c.dtype, device=c.device) - x @ x.mT
+    product = x @ (c / safe).mT
+    even, odd = (product + product.mT) / 2, (product - product.mT) / 2
+    trace = product.diagonal(dim1=-2, dim2=-1).sum(-1)
+    failed = sum(torch.linalg.cholesky_ex(part + shift).info for part in (error, even))
+    norm = math.sqrt(1 + slack)
+    rest = _length(odd) + _length(error @ (c / safe))
+    most = norm * (trace + 2 * slack * m + math.sqrt(m) * rest)
+    apart = torch.maximum(most - trace, trace - trace / norm)
+    length = length[..., 0, 0]
+    bound = length * (apart + 8 * torch.finfo(c.dtype).eps * math.sqrt(m))
+    return length * trace, torch.where(failed == 0, bound, torch.inf)
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=(-2, -1))
+
+
+def _decade(smallest: float) -> float:
+    """The power of 10 below, so that there are few schedules."""
+    return 10.0 ** math.floor(math.log10(min(max(smallest, LEAST), 1e-2)))
+
+
+@cache
+def schedule(low: float) -> tuple[Quintic, ...]:
+    """The polynomials, for singular values in [low, 1]."""
+    steps, high = [], 1.0
+    while high - low > 1e-3:
+        best = minimax(low / high)
+        scaled = Quintic(best.a / high, best.b / high**3, best.c / high**5)
+        low, high = scaled(low), scaled(high)
+        steps.append(scaled)
+    return (*steps, *[Quintic(1.875, -1.25, 0.375)] * POLISH)
+
+
+def minimax(low: float) -> Quintic:
+    """The odd polynomial of degree 5 that is nearest to 1 on [low, 1]: Remez' algorithm."""
+    points = np.array([low, *(low + (1 - low) * np.array([0.3, 0.75])), 1.0])
+    signs = np.array([1.0, -1.0, 1.0, -1.0])
+    for _ in range(100):
+        matrix = np.stack([points, points**3, points**5, signs], 1)
+        a, b, c, _ = np.linalg.solve(matrix, np.ones(4))
+        # Extrema inside: a + 3 b x^2 + 5 c x^4 = 0.
+        inside = np.sort(np.sqrt(np.roots([5 * c, 3 * b, a]).real.clip(low**2, 1)))
+        moved = np.array([low, *inside, 1.0])
+        done = np.abs(moved - points).max() < 1e-14
+        points = moved
+        if done:
+            break
+    return Quintic(float(a), float(b), float(c))
