@@ -1,18 +1,19 @@
 """The Frechet distance between Gaussians fitted to features: FID, whatever the features are.
 
-d^2 = |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr (S1 S2)^(1/2)  (D. C. Dowson, B. V. Landau, "The Frechet
-distance between multivariate normal distributions", Journal of Multivariate Analysis 12, 1982);
-M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
-Equilibrium", NeurIPS 2017, is where images are measured by it.
+d^2 = |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr (S1 S2)^(1/2)  (D. C. Dowson, B. V. Landau, "The
+Frechet distance between multivariate normal distributions", Journal of Multivariate Analysis 12,
+1982); images were first measured by it in M. Heusel et al., "GANs Trained by a Two Time-Scale
+Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017.
 """
 
+import math
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from fastlatent.ops import trace_sqrtm
-from fastlatent.ops.roots import Diagnostics, nuclear_norm
+from fastlatent.ops import project_psd, trace_sqrtm
+from fastlatent.ops.roots import Diagnostics, Factor, nuclear_norm_of_product
 
 
 @overload
@@ -35,7 +36,7 @@ def frechet_distance(
     With `diagnostics` also how fastlatent.ops.trace_sqrtm found its part. Rounding that would make
     the distance negative is cut off. Raises TypeError for other dtypes than float32 and float64,
     ValueError for shapes that do not fit, values that are not finite, or a sigma that is no
-    covariance: its smallest eigenvalue is named, and what repairs it.
+    covariance: how far from it, and what repairs it.
     """
     arguments = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2}
     for name, value in arguments.items():
@@ -46,15 +47,208 @@ def frechet_distance(
     shape = (*mu1.shape, *mu1.shape[-1:])
     if mu1.dim() < 1 or mu2.shape != mu1.shape or sigma1.shape != shape or sigma2.shape != shape:
         raise ValueError(
-            "frechet_distance: mu1 and mu2 must have shape (..., d) and both sigmas (..., d, d); got "
+            "frechet_distance: both mu must have shape (..., d) and both sigma (..., d, d); got "
             + ", ".join(f"{name} {tuple(value.shape)}" for name, value in arguments.items())
         )
-    means = (mu1.double() - mu2.double()).square().sum(-1)
+    wide1, wide2 = _wide("sigma1", sigma1), _wide("sigma2", sigma2)
     try:
-        root, how = trace_sqrtm(sigma1, sigma2, diagnostics=True)
+        root, how = trace_sqrtm(wide1, wide2, diagnostics=True)
     except ValueError as error:
-        named = str(error).replace("trace_sqrtm: a ", "sigma1 ").replace("trace_sqrtm: b ", "sigma2 ")
-        raise ValueError(f"frechet_distance: {named}") from None
-    traces = sigma1.double().diagonal(dim1=-2, dim2=-1) + sigma2.double().diagonal(dim1=-2, dim2=-1)
-    distance = (means + traces.sum(-1) - 2 * root.double()).clamp_min(0)
+        words = (
+            str(error).replace("trace_sqrtm: a ", "sigma1 ").replace("trace_sqrtm: b ", "sigma2 ")
+        )
+        raise ValueError(f"frechet_distance: {words}") from None
+    means = (mu1.double() - mu2.double()).square().sum(-1)
+    traces = (wide1 + wide2).diagonal(dim1=-2, dim2=-1).sum(-1)
+    distance = (means + traces - 2 * root).clamp_min(0)
     return (distance, how) if diagnostics else distance
+
+
+def _wide(name: str, sigma: Tensor) -> Tensor:
+    """In float64; eigenvalues below 0 that rounding in float32 explains are 0."""
+    wide = sigma.double()
+    if sigma.dtype == torch.float64 or not torch.linalg.cholesky_ex(wide.detach()).info.any():
+        return wide
+    repaired = project_psd(wide.detach())
+    excess = torch.linalg.matrix_norm(wide.detach() - repaired, 2)
+    most = torch.linalg.matrix_norm(wide.detach(), 2)
+    if (excess > sigma.shape[-1] * torch.finfo(sigma.dtype).eps * most).any():
+        return wide  # trace_sqrtm says what is wrong with it
+    return wide + (repaired - wide.detach())
+
+
+class Features(NamedTuple):
+    """Centred features as a factor of their covariance."""
+
+    mean: Tensor  # (d,)
+    rows: Tensor  # (n - 1, d): covariance = rows^T rows
+
+
+def _centred(x: Tensor) -> Features:
+    """A reflection puts the mean into the first row, which is dropped: n - 1 rows are left.
+
+    The n centred rows themselves would have a singular value 0, which rounding would spoil.
+    """
+    n, mean = len(x), x.mean(0)
+    x = x - mean
+    axis = torch.full((n,), 1 / math.sqrt(n), dtype=x.dtype, device=x.device)
+    axis[0] += 1  # the reflection that takes ones / sqrt(n) to -e_0
+    x = x - torch.outer(axis / (1 + 1 / math.sqrt(n)), axis @ x)
+    return Features(mean, x[1:] / math.sqrt(n - 1))
+
+
+@overload
+def frechet_from_features(
+    real: Tensor, fake: Tensor, diagnostics: Literal[False] = False
+) -> Tensor: ...
+@overload
+def frechet_from_features(
+    real: Tensor, fake: Tensor, diagnostics: Literal[True]
+) -> tuple[Tensor, Diagnostics]: ...
+def frechet_from_features(
+    real: Tensor,  # (n, d)
+    fake: Tensor,  # (m, d)
+    diagnostics: bool = False,
+) -> Tensor | tuple[Tensor, Diagnostics]:  # () float64
+    """The squared Frechet distance between the sets, with covariances of n - 1; differentiable.
+
+    A set of fewer rows than d is its own factor, so no d x d matrix is formed for it and the cost
+    falls with n; nothing is singular on the way. Raises TypeError or ValueError as
+    frechet_distance, and for fewer than 2 rows.
+    """
+    check_features("frechet_from_features", real=real, fake=fake)
+    x, y = (_centred(features.double()) for features in (real, fake))
+    means = (x.mean - y.mean).square().sum()
+    d = real.shape[1]
+    if min(len(x.rows), len(y.rows)) >= d:
+        root, how = trace_sqrtm(x.rows.mT @ x.rows, y.rows.mT @ y.rows, diagnostics=True)
+    elif torch.is_grad_enabled() and (x.rows.requires_grad or y.rows.requires_grad):
+        with torch.no_grad():
+            how = _low_rank(x.rows, y.rows)[1]
+        root = torch.linalg.svdvals(x.rows @ y.rows.mT).sum()
+    else:
+        root, how = _low_rank(x.rows, y.rows)
+    distance = means + x.rows.square().sum() + y.rows.square().sum() - 2 * root
+    distance = distance.clamp_min(0)
+    return (distance, how) if diagnostics else distance
+
+
+def _low_rank(x: Tensor, y: Tensor) -> tuple[Tensor, Diagnostics]:
+    """tr (S1 S2)^(1/2) of factors (n, d) and (m, d), of which one at least has n < d."""
+    factors = [_factor(rows) for rows in (x, y)]
+    found = nuclear_norm_of_product(*factors, scale=x.square().sum() + y.square().sum())
+    ranks = (factors[0].w.shape[-1], factors[1].w.shape[-1])
+    how = Diagnostics(found.route, ranks, found.largest / found.smallest, found.bound)
+    return found.value, how
+
+
+def _factor(rows: Tensor) -> Factor:
+    """The triangle of a QR decomposition where there are more rows than columns."""
+    n, d = rows.shape
+    if n <= d:
+        return Factor(rows.mT, False)
+    return Factor(torch.linalg.qr(rows, mode="r").R.mT, False)
+
+
+def frechet_standard_error(
+    real: Tensor,  # (n, d)
+    fake: Tensor,  # (m, d)
+) -> Tensor:  # () float64
+    """Of frechet_from_features: how much it varies with the samples, to first order.
+
+    The distance is a function of the weights of the samples; its derivatives by them are the
+    influences of the samples, and their variances over n and m add up (B. Efron, "Nonparametric
+    estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It says
+    nothing of the bias, which is positive and falls with 1 / n, and is too small where both sets
+    come from one distribution: the first order vanishes there.
+    """
+    check_features("frechet_standard_error", real=real, fake=fake)
+    real, fake = real.double(), fake.double()
+    x, y = real - real.mean(0), fake - fake.mean(0)
+    apart = real.mean(0) - fake.mean(0)
+    transports = _transports(x / math.sqrt(len(x)), y / math.sqrt(len(y)))
+    variance = real.new_zeros(())
+    for rows, shift, transported in zip((x, y), (apart, -apart), transports, strict=True):
+        influence = 2 * rows @ shift + rows.square().sum(1) - transported
+        variance = variance + influence.var(correction=0) / len(rows)
+    return variance.sqrt()
+
+
+def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """n x_i^T T x_i of each row with the map T from N(0, x^T x) to N(0, y^T y), and the reverse."""
+    n, m, d = len(x), len(y), x.shape[1]
+    if n > d and m > d:
+        a, b = (z.mT @ z for z in (x, y))
+        with torch.enable_grad():
+            a.requires_grad_(), b.requires_grad_()
+            maps = torch.autograd.grad(trace_sqrtm(a, b), (a, b))
+        return tuple(2 * len(z) * ((z @ t) * z).sum(1) for z, t in zip((x, y), maps, strict=True))
+    p, s, q = torch.linalg.svd(x @ y.mT, full_matrices=False)
+    return n * (p.square() @ s), m * (q.mT.square() @ s)
+
+
+class Extrapolated(NamedTuple):
+    """A distance extrapolated to infinitely many samples."""
+
+    value: float
+    error: float  # standard error of the straight line's value at 1 / n = 0
+    sizes: list[int]
+    distances: list[float]
+
+
+def frechet_infinity(
+    real: Tensor,  # (n, d)
+    fake: Tensor,  # (m, d)
+    points: int = 15,
+    smallest: int | None = None,  # subset; default: a tenth of m, at least 2
+    seed: int = 0,
+) -> Extrapolated:
+    """The squared Frechet distance as the number of fake samples grows without bound.
+
+    M. J. Chong, D. Forsyth, "Effectively Unbiased FID and Inception Score and where to find them",
+    CVPR 2020: distances of random subsets of `points` sizes lie on a straight line over 1 / size.
+    The real set stays as it is, and with it its own share of the bias. Raises ValueError for fewer
+    than 3 points or subsets that do not fit.
+    """
+    check_features("frechet_infinity", real=real, fake=fake)
+    smallest = max(2, len(fake) // 10) if smallest is None else smallest
+    if points < 3 or not 2 <= smallest <= len(fake) - points + 1:
+        raise ValueError(
+            "frechet_infinity: points must be at least 3 and smallest at least 2, with as many "
+            f"sizes up to the {len(fake):,} rows of fake; got {points} and {smallest}"
+        )
+    make = torch.Generator().manual_seed(seed)
+    sizes = torch.linspace(smallest, len(fake), points).round().long()
+    distances = []
+    with torch.no_grad():
+        for size in sizes.tolist():
+            chosen = torch.randperm(len(fake), generator=make)[:size].to(fake.device)
+            distances.append(float(frechet_from_features(real, fake[chosen])))
+    line = torch.stack([torch.ones(points), 1 / sizes], 1).double()
+    y = torch.tensor(distances, dtype=torch.float64)
+    inverse = torch.linalg.inv(line.mT @ line)
+    fit = inverse @ (line.mT @ y)
+    variance = (y - line @ fit).square().sum() / (points - 2)
+    error = (variance * inverse[0, 0]).sqrt()
+    return Extrapolated(float(fit[0]), float(error), sizes.tolist(), distances)
+
+
+def check_features(function: str, **sets: Tensor) -> None:
+    """Each is (n, d) floating with n >= 2, finite, and all have one d and one device."""
+    (first, a), *_ = sets.items()
+    for name, x in sets.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{function}: {name} must be a floating tensor of features (n, d)")
+        if x.dim() != 2 or x.shape[0] < 2 or x.shape[1] < 1:
+            raise ValueError(
+                f"{function}: {name} must be features (n, d) of at least 2 samples; "
+                f"got shape {tuple(x.shape)}"
+            )
+        if x.shape[1] != a.shape[1] or x.device != a.device:
+            raise ValueError(
+                f"{function}: {name} must have the dimension and device of {first}, {a.shape[1]} "
+                f"on {a.device}; got {x.shape[1]} on {x.device}"
+            )
+        if not x.isfinite().all():
+            bad = int((~x.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"{function}: {name} must be finite; row {bad} holds NaN or infinity")

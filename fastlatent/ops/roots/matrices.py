@@ -1,4 +1,6 @@
-"""What the roots ask of their matrices, and how they get around NaN."""
+"""What the roots ask of their matrices, and products of which half is enough."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -6,6 +8,7 @@ from torch import Tensor
 from fastlatent.ops._register import strict
 
 DTYPES = (torch.float32, torch.float64)
+BLOCKS, BLOCKS_FROM = 8, 512  # along each side of a product, and the rows from which it is cut
 
 
 def symmetric(a: Tensor) -> Tensor:
@@ -56,3 +59,19 @@ def check_psd(op: str, name: str, values: Tensor, dtype: torch.dtype) -> None:
             f"{-low / high:.2g} of the largest in size, more than rounding in {dtype} explains; "
             f"fastlatent.ops.project_psd gives the nearest matrix that is"
         )
+
+
+def lower_gram(c: Tensor) -> Tensor:
+    """C C^T of (..., m, n), of which only the lower triangle is sure to be computed."""
+    m = c.shape[-2]
+    if m < BLOCKS_FROM or c.device.type != "cpu":
+        return c @ c.mT
+    gram = c.new_zeros(*c.shape[:-2], m, m)
+    for top, bottom in block_edges(m):
+        gram[..., top:bottom, :bottom] = c[..., top:bottom, :] @ c[..., :bottom, :].mT
+    return gram
+
+
+def block_edges(d: int) -> list[tuple[int, int]]:
+    """Where blocks begin and end: finer ones leave out more and multiply more slowly."""
+    return list(pairwise(d * k // BLOCKS for k in range(BLOCKS + 1)))

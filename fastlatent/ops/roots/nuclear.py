@@ -9,20 +9,19 @@ tr (A B)^(1/2) is the nuclear norm of V^T W for A = V V^T and B = W W^T. Three r
 """
 
 import math
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlatent.ops.roots.factors import Factor
+from fastlatent.ops.roots.matrices import BLOCKS_FROM, block_edges, lower_gram
 from fastlatent.ops.roots.polar import LEAST, polar_trace
 
 Route = Literal["eigenvalues", "singular values", "polar"]
 POLAR_FROM = 256  # rows from which matrix products beat eigenvalues on a GPU
 TOLERANCE = 2e-10  # of the traces: beyond it the next route is taken
 PROBES = 4  # vectors of random signs that guess the condition
-BLOCKS, BLOCKS_FROM = 8, 512  # along each side of a product, and the rows from which it is cut
 
 
 class Nuclear(NamedTuple):
@@ -71,7 +70,7 @@ def _good(error: Tensor, scale: Tensor) -> bool:
 
 def by_eigenvalues(c: Tensor) -> Nuclear:
     """From those of C C^T for c (..., m, n) with m <= n."""
-    values = torch.linalg.eigvalsh(_gram(c))
+    values = torch.linalg.eigvalsh(lower_gram(c))
     error = _gram_error(c, values[..., -1])[..., None]
     s = values.clamp_min(0).sqrt()
     # |sqrt(x + e) - sqrt(x)| for |e| <= error
@@ -120,7 +119,7 @@ def _product_of_triangles(v: Tensor, w: Tensor) -> Tensor:
     d = v.shape[-1]
     if d < BLOCKS_FROM or v.device.type != "cpu":
         return v.mT @ w
-    c, edges = torch.empty_like(w), _edges(d)
+    c, edges = torch.empty_like(w), block_edges(d)
     for i, (top, bottom) in enumerate(edges):
         for j, (left, right) in enumerate(edges):
             below = edges[max(i, j)][0]
@@ -128,23 +127,6 @@ def _product_of_triangles(v: Tensor, w: Tensor) -> Tensor:
                 v[..., below:, top:bottom].mT @ w[..., below:, left:right]
             )
     return c
-
-
-def _gram(c: Tensor) -> Tensor:
-    """C C^T, of which LAPACK reads the lower triangle only."""
-    m = c.shape[-2]
-    if m < BLOCKS_FROM or c.device.type != "cpu":
-        return c @ c.mT
-    gram = c.new_zeros(*c.shape[:-2], m, m)
-    for top, bottom in _edges(m):
-        gram[..., top:bottom, :bottom] = c[..., top:bottom, :] @ c[..., :bottom, :].mT
-    return gram
-
-
-def _edges(d: int) -> list[tuple[int, int]]:
-    """Where blocks begin and end: finer ones leave out more and multiply more slowly."""
-    edges = [d * k // BLOCKS for k in range(BLOCKS + 1)]
-    return list(pairwise(edges))
 
 
 def _frobenius(c: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Eigen:
         return half @ half.mT
 
     def sylvester(self, roots: Tensor, g: Tensor) -> Tensor:
-        """X of R X + X R = G for R with the eigenvalues `roots`; 0 in what counts as its null space."""
+        """X of R X + X R = G, where R has the eigenvalues `roots`; 0 in its null space."""
         sums = roots[..., :, None] + roots[..., None, :]
         q, least = self.vectors, 2 * cut(roots)[..., None]
         inverse = torch.where(sums > least, 1 / sums, 0)

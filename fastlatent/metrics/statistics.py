@@ -1,0 +1,163 @@
+"""Mean and covariance of features that arrive in batches, in float64."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastlatent.ops.roots import lower_gram
+
+BUFFER = 1024  # rows gathered before a product of them is taken
+
+
+class FeatureStatistics:
+    """Streaming first and second moments of features of dimension `dim`.
+
+    Sums are taken about the means of blocks of rows and joined exactly (T. F. Chan, G. H. Golub,
+    R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+    COMPSTAT 1982), so a large mean costs no digits. An update costs half a matrix product.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"FeatureStatistics: dim must be at least 1; got {dim!r}")
+        self.dim = dim
+        self._count: int | None = 0  # None: of loaded moments that do not say; spread = covariance
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._spread = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self._waiting: list[Tensor] = []
+
+    def update(self, features: Tensor) -> None:
+        """Count further rows (n, dim), of any floating dtype, on any device.
+
+        Raises TypeError or ValueError for anything else or values that are not finite, and counts
+        none of the rows then.
+        """
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            raise TypeError("FeatureStatistics: features must be a floating tensor (n, dim)")
+        if features.dim() != 2 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"FeatureStatistics: features must have shape (n, {self.dim}); "
+                f"got {tuple(features.shape)}"
+            )
+        _ = self.count
+        features = features.detach()
+        if not features.isfinite().all():
+            raise ValueError("FeatureStatistics: features must be finite; got NaN or infinity")
+        self._waiting.append(features.to(self._mean))
+        if sum(map(len, self._waiting)) >= BUFFER:
+            self._count_waiting()
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Count what `other` has counted. Raises ValueError where its dim or its count differs."""
+        if other.dim != self.dim:
+            raise ValueError(
+                f"FeatureStatistics: other must have dim {self.dim} to be merged; got {other.dim}"
+            )
+        own, count = self.count, other.count
+        self._join(own, count, other._mean.to(self._mean), other._spread.to(self._spread))
+
+    def all_reduce(self) -> None:
+        """Count what all ranks have counted, on every rank; without torch.distributed nothing."""
+        own = self.count
+        if not dist.is_available() or not dist.is_initialized():
+            return
+        count = torch.tensor(float(own), dtype=torch.float64, device=self._mean.device)
+        total = self._mean * count
+        dist.all_reduce(count)
+        dist.all_reduce(total)
+        mean = total / count.clamp_min(1)
+        apart = self._mean - mean
+        self._spread.addr_(apart, apart, alpha=own)
+        dist.all_reduce(self._spread)
+        self._count, self._mean = int(count), mean
+
+    @property
+    def count(self) -> int:
+        """Rows counted. Raises ValueError for loaded moments that do not say of how many."""
+        self._count_waiting()
+        if self._count is None:
+            raise ValueError(
+                "FeatureStatistics: these come from a file that does not say of how many samples "
+                "(no key n), so nothing can be counted along with them"
+            )
+        return self._count
+
+    @property
+    def mu(self) -> Tensor:
+        """The mean: (dim,) float64. Raises ValueError before the first row."""
+        if self._count is not None and self.count < 1:
+            raise ValueError("FeatureStatistics: the mean needs at least 1 sample; got none")
+        return self._mean.clone()
+
+    @property
+    def sigma(self) -> Tensor:
+        """The covariance over n - 1: (dim, dim) float64. Raises ValueError before 2 rows."""
+        if self._count is None:
+            return self._spread.clone()
+        if self.count < 2:
+            raise ValueError(
+                f"FeatureStatistics: the covariance needs at least 2 samples; got {self.count}"
+            )
+        lower = self._spread.tril()
+        return (lower + lower.tril(-1).mT) / (self.count - 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write mu, sigma and, where it is known, their n as .npz, which pytorch-fid reads."""
+        moments = {"mu": self.mu.cpu().numpy(), "sigma": self.sigma.cpu().numpy()}
+        n = {} if self._count is None else {"n": self.count}
+        with Path(path).open("wb") as file:
+            np.savez(file, **moments, **n)
+
+    @staticmethod
+    def load(path: str | Path) -> "FeatureStatistics":
+        """Read what `save` or pytorch-fid wrote; the latter leaves the count out.
+
+        Without it mean and covariance are there, but counting further rows would not know how much
+        the present ones weigh: that raises ValueError. So do a file that is no .npz, missing keys,
+        and shapes that do not fit.
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                missing = sorted({"mu", "sigma"} - set(archive.files))
+                if missing:
+                    raise ValueError(
+                        f"FeatureStatistics: {path} must hold mu and sigma; it holds "
+                        f"{', '.join(archive.files) or 'nothing'}"
+                    )
+                mu, sigma = archive["mu"], archive["sigma"]
+                n = int(archive["n"]) if "n" in archive.files else None
+        except (OSError, zipfile.BadZipFile, TypeError) as error:
+            raise ValueError(f"FeatureStatistics: {path} is not a readable .npz: {error}") from None
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise ValueError(
+                f"FeatureStatistics: {path} must hold mu (d,) and sigma (d, d); "
+                f"got {mu.shape} and {sigma.shape}"
+            )
+        statistics = FeatureStatistics(len(mu))
+        statistics._count = n
+        statistics._mean.copy_(torch.from_numpy(mu))
+        statistics._spread.copy_(torch.from_numpy(sigma) * (1 if n is None else n - 1))
+        return statistics
+
+    def _count_waiting(self) -> None:
+        if not self._waiting or self._count is None:
+            return
+        rows = torch.cat(self._waiting)
+        self._waiting = []
+        for block in rows.split(16 * BUFFER):
+            mean = block.mean(0)
+            self._join(self._count, len(block), mean, lower_gram((block - mean).mT))
+
+    def _join(self, own: int, n: int, mean: Tensor, spread: Tensor) -> None:
+        if n == 0:
+            return
+        apart = mean - self._mean
+        self._spread += spread
+        self._spread.addr_(apart, apart, alpha=own * n / (own + n))
+        self._mean += apart * (n / (own + n))
+        self._count = own + n
