@@ -123,16 +123,14 @@ class FeatureStatistics:
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as archive:
-                missing = sorted({"mu", "sigma"} - set(archive.files))
-                if missing:
-                    raise ValueError(
-                        f"FeatureStatistics: {path} must hold mu and sigma; it holds "
-                        f"{', '.join(archive.files) or 'nothing'}"
-                    )
-                mu, sigma = archive["mu"], archive["sigma"]
-                n = int(archive["n"]) if "n" in archive.files else None
-        except (OSError, zipfile.BadZipFile, TypeError) as error:
+                found = {key: archive[key] for key in ("mu", "sigma", "n") if key in archive.files}
+                keys = ", ".join(archive.files) or "nothing"
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"FeatureStatistics: {path} is not a readable .npz: {error}") from None
+        if "mu" not in found or "sigma" not in found:
+            raise ValueError(f"FeatureStatistics: {path} must hold mu and sigma; it holds {keys}")
+        mu, sigma = found["mu"], found["sigma"]
+        n = int(found["n"]) if "n" in found else None
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise ValueError(
                 f"FeatureStatistics: {path} must hold mu (d,) and sigma (d, d); "

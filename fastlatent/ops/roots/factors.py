@@ -62,6 +62,8 @@ def pivoted_cholesky(
     """
     d = len(a)
     scale = a.diagonal().clamp_min(0).sqrt()
+    if (a[scale == 0].abs() > d * _eps(dtype) * a.abs().amax()).any():
+        return None
     inverse = torch.where(scale > 0, 1 / scale, 0)
     remainder = a * inverse[:, None] * inverse
     diagonal = remainder.diagonal().clone()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 LEAST = 1e-11  # of the Frobenius norm: no singular value below is worth its steps
-POLISH = 2  # steps of Newton-Schulz at the end, each of which squares what is left
+SAFETY = 1.01  # room for rounding above the largest value, where the polynomials are steep
+POLISH = 3  # steps of Newton-Schulz at the end, each of which squares what is left
 
 
 class Quintic(NamedTuple):
@@ -80,10 +81,11 @@ def _decade(smallest: float) -> float:
 def schedule(low: float) -> tuple[Quintic, ...]:
     """The polynomials, for singular values in [low, 1]."""
     steps, high = [], 1.0
-    while high - low > 1e-3:
+    while high - low > 0.05:
         best = minimax(low / high)
-        scaled = Quintic(best.a / high, best.b / high**3, best.c / high**5)
-        low, high = scaled(low), scaled(high)
+        end = SAFETY * high
+        scaled = Quintic(best.a / end, best.b / end**3, best.c / end**5)
+        low, high = scaled(low), best(1.0)
         steps.append(scaled)
     return (*steps, *[Quintic(1.875, -1.25, 0.375)] * POLISH)
 

@@ -1,0 +1,233 @@
+"""Roots of covariances: known values, hard spectra, derivatives where matrices are singular."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlatent import ops
+from fastlatent.ops.roots import factors, nuclear, polar
+
+F64 = torch.float64
+
+
+def orthogonal(d, seed):
+    make = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, d, dtype=F64, generator=make)).Q
+
+
+def spectrum(values, seed):
+    """A matrix with these eigenvalues in a random basis."""
+    q = orthogonal(len(values), seed)
+    a = (q * values) @ q.mT
+    return (a + a.mT) / 2
+
+
+def decades(d, exponent):
+    return torch.logspace(0, -exponent, d, dtype=F64)
+
+
+def low_rank(d, rank, seed):
+    make = torch.Generator().manual_seed(seed)
+    return torch.randn(d, rank, dtype=F64, generator=make) * decades(rank, 2)
+
+
+def error(a, b, truth):
+    return float((ops.trace_sqrtm(a, b) - truth).abs() / (a.trace() + b.trace()))
+
+
+def test_diagonal_matrices():
+    a, b = torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 16.0, 25.0])
+    torch.testing.assert_close(ops.sqrtm_psd(a.diag()), a.sqrt().diag())
+    torch.testing.assert_close(ops.trace_sqrtm(a.diag(), b.diag()), torch.tensor(14.0))
+
+
+@pytest.mark.parametrize("exponent", [0, 3, 6, 9, 12, 15])
+@pytest.mark.parametrize("d", [60, 600])
+def test_the_trace_of_equal_matrices_is_their_trace(d, exponent):
+    """Which makes their Frechet distance 0: to 1e-8 of the trace, whatever the condition."""
+    a = spectrum(decades(d, exponent), 0)
+    root, how = ops.trace_sqrtm(a, a, diagnostics=True)
+    assert abs(float(root - a.trace())) <= 1e-9 * 2 * float(a.trace())
+    assert float((root - a.trace()).abs()) <= float(how.bound) + 1e-14 * float(a.trace())
+
+
+@pytest.mark.parametrize("exponents", [(0, 6), (6, 6), (3, 12), (12, 12)])
+def test_the_trace_of_matrices_with_a_common_basis(exponents):
+    q, values = orthogonal(300, 0), [decades(300, e) for e in exponents]
+    values[1] = values[1].flip(0)
+    a, b = ((q * v) @ q.mT for v in values)
+    assert error(a, b, (values[0] * values[1]).sqrt().sum()) < 1e-9
+
+
+@pytest.mark.parametrize(("rank_a", "rank_b"), [(100, 200), (100, 100), (1, 200), (180, 50)])
+def test_singular_matrices_against_the_factors_they_are_made_of(rank_a, rank_b):
+    v, w = low_rank(200, rank_a, 0), low_rank(200, rank_b, 1)
+    truth = torch.linalg.svdvals(v.mT @ w).sum()
+    a, b = v @ v.mT, w @ w.mT
+    assert error(a, b, truth) < 1e-9
+    rank = ops.trace_sqrtm(a, b, diagnostics=True)[1].rank
+    assert rank == (rank_a, rank_b)
+    batched = ops.trace_sqrtm(torch.stack([a, b]), torch.stack([b, b]))
+    torch.testing.assert_close(batched[0], truth, rtol=1e-8, atol=0)
+
+
+def test_more_blocks_of_a_pivoted_factor_than_one():
+    w = low_rank(400, 150, 0)
+    a = w @ w.mT
+    factor = factors.pivoted_cholesky(a, F64)
+    assert factor.shape == (400, 150) and factors.PANEL < 150
+    torch.testing.assert_close(factor @ factor.mT, a, rtol=0, atol=1e-11 * float(a.abs().max()))
+
+
+def test_features_of_very_different_scale_keep_their_rank():
+    values = decades(30, 14)
+    assert ops.trace_sqrtm(values.diag(), values.diag(), diagnostics=True)[1].rank == (30, 30)
+    with_zero = torch.cat([values, torch.zeros(1, dtype=F64)]).diag()
+    root, how = ops.trace_sqrtm(with_zero, with_zero, diagnostics=True)
+    assert how.rank == (30, 30)
+    torch.testing.assert_close(root, values.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("exponent", [0, 2, 6, 10, 14])
+def test_the_polar_route_keeps_its_bound(exponent):
+    c = (orthogonal(120, 0) * decades(120, exponent)) @ orthogonal(120, 1)
+    value, bound = polar.polar_trace(c)
+    truth = torch.linalg.svdvals(c).sum()
+    assert (value - truth).abs() <= bound <= (1e-9 if exponent <= 10 else 1e-8) * truth
+
+
+def test_the_polar_route_says_when_it_fails():
+    """Started as if all singular values were large, it leaves the small ones behind."""
+    c = (orthogonal(80, 0) * decades(80, 6)) @ orthogonal(80, 1)
+    value, bound = polar.polar_trace(c, smallest=1e-2)
+    truth = torch.linalg.svdvals(c).sum()
+    assert 1e-9 * truth < (value - truth).abs() <= bound
+    assert not torch.equal(nuclear.nuclear_norm(c, truth).value, value)
+
+
+def test_the_polar_route_of_a_batch_and_of_nothing():
+    c = torch.stack([torch.zeros(20, 30, dtype=F64), low_rank(20, 30, 0)])
+    value, bound = polar.polar_trace(c)
+    assert value[0] == 0 and bound[0] < 1e-12
+    torch.testing.assert_close(value[1], torch.linalg.svdvals(c[1]).sum())
+
+
+def test_polynomials_bring_every_singular_value_to_1():
+    for smallest in (1e-11, 1e-6, 1e-2):
+        x = torch.logspace(math.log10(smallest), 0, 10_001, dtype=F64)
+        for a, b, c in polar.schedule(smallest):
+            x = a * x + b * x**3 + c * x**5
+        assert (x - 1).abs().max() < 1e-14
+
+
+def test_the_routes_agree():
+    c = low_rank(90, 70, 0)
+    want = torch.linalg.svdvals(c).sum()
+    for route in (nuclear.by_eigenvalues, nuclear.by_polar_factor, nuclear.by_singular_values):
+        found = route(c.mT)
+        assert (found.value - want).abs() <= found.bound <= 1e-8 * want
+
+
+@given(
+    d=st.integers(1, 12),
+    rank=st.integers(1, 12),
+    scale=st.floats(1e-6, 1e6),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_root_squares_and_the_trace_is_symmetric(d, rank, scale, seed):
+    make = torch.Generator().manual_seed(seed)
+    v, w = (scale * torch.randn(d, rank, dtype=F64, generator=make) for _ in range(2))
+    a, b = v @ v.mT, w @ w.mT
+    root = ops.sqrtm_psd(a)
+    torch.testing.assert_close(root @ root, a, rtol=1e-7, atol=1e-10 * float(a.trace()))
+    assert torch.linalg.eigvalsh(root).min() >= -1e-12 * root.abs().max()
+    both = [ops.trace_sqrtm(a, b), ops.trace_sqrtm(b, a)]
+    assert (both[0] - both[1]).abs() <= 1e-9 * (a.trace() + b.trace())
+    q = orthogonal(d, seed)
+    turned = ops.trace_sqrtm(q @ a @ q.mT, q @ b @ q.mT)
+    assert (both[0] - turned).abs() <= 1e-8 * (a.trace() + b.trace())
+    assert 0 <= both[0] <= (a.trace() + b.trace()) / 2 * (1 + 1e-9)
+
+
+def test_gradients_at_singular_matrices_follow_the_directions_that_keep_the_rank():
+    v, w = low_rank(8, 3, 0), low_rank(8, 5, 1)
+    for left, right in [(v, w), (w, v)]:
+        left = left.clone().requires_grad_()
+        root = ops.trace_sqrtm(left @ left.mT, right @ right.mT)
+        (got,) = torch.autograd.grad(root, left)
+        (want,) = torch.autograd.grad(torch.linalg.svdvals(left.mT @ right).sum(), left)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_at_singular_matrices_are_finite_and_0_where_the_derivative_is_not():
+    a, b = (
+        x.requires_grad_() for x in (torch.diag(torch.tensor([4.0, 0.0])).double(), torch.eye(2))
+    )
+    b = b.double()
+    (ga,) = torch.autograd.grad(ops.trace_sqrtm(a, b), a)
+    torch.testing.assert_close(ga, torch.tensor([[0.25, 0], [0, 0]], dtype=F64))
+    (root,) = torch.autograd.grad(ops.sqrtm_psd(a).sum(), a)
+    assert root.isfinite().all() and root[1, 1] == 0
+    want = torch.func.grad(lambda x: ops.trace_sqrtm.reference(x, b.detach()))(a.detach())
+    torch.testing.assert_close(ga, want)
+
+
+def test_what_is_not_finite_stays_in_its_place():
+    a = torch.eye(3).repeat(3, 1, 1)
+    a[1, 0, 2] = torch.inf
+    root, trace = ops.sqrtm_psd(a), ops.trace_sqrtm(a, a)
+    assert root[1].isnan().all() and torch.equal(root[[0, 2]], a[[0, 2]])
+    assert trace.isnan().tolist() == [False, True, False]
+
+
+def test_float32_keeps_what_float64_finds():
+    """A covariance stored in float32 has eigenvalues below 0 by its rounding."""
+    a = spectrum(decades(200, 12), 0).float()
+    assert torch.linalg.eigvalsh(a.double()).min() < 0
+    root = ops.trace_sqrtm(a, a)
+    torch.testing.assert_close(root, a.trace(), rtol=1e-5, atol=0)
+
+
+def test_what_is_no_covariance_is_named_and_can_be_repaired():
+    a = torch.diag(torch.tensor([1.0, -0.25], dtype=F64))
+    for attempt in (
+        lambda: ops.sqrtm_psd(a),
+        lambda: ops.trace_sqrtm(a, torch.eye(2, dtype=F64)),
+    ):
+        with pytest.raises(ValueError, match=r"a must be positive .* -0.25, 0.25 of the largest"):
+            attempt()
+    with pytest.raises(ValueError, match="trace_sqrtm: b must be positive semi-definite"):
+        ops.trace_sqrtm(torch.eye(2, dtype=F64), a)
+    repaired = ops.project_psd(a)
+    torch.testing.assert_close(repaired, torch.diag(torch.tensor([1.0, 0.0], dtype=F64)))
+    torch.testing.assert_close(ops.sqrtm_psd(repaired), repaired)
+    indefinite = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=F64)
+    with pytest.raises(ValueError, match="project_psd gives the nearest"):
+        ops.trace_sqrtm(indefinite, indefinite)
+
+
+BAD = [
+    (lambda: ops.sqrtm_psd(torch.ones(2, 3)), ValueError, r"a must have shape \(..., d, d\)"),
+    (lambda: ops.sqrtm_psd(torch.ones(2, 2).half()), TypeError, "a must have dtype float32, float"),
+    (
+        lambda: ops.trace_sqrtm(torch.eye(2), torch.eye(3)),
+        ValueError,
+        r"b must have the shape of a, \(2, 2\); got \(3, 3\)",
+    ),
+    (
+        lambda: ops.trace_sqrtm(torch.eye(2), torch.eye(2).double()),
+        TypeError,
+        "b must have the dtyp",
+    ),
+    (lambda: ops.project_psd(torch.full((2, 2), torch.nan)), ValueError, "a must be finite"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "kind", "sentence"), BAD)
+def test_bad_arguments_are_named(attempt, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        attempt()
