@@ -88,10 +88,9 @@ def _kernel(a: Tensor) -> Tensor:
 
 
 def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for shape, rank in [((2, 3), 3), ((4,), 4), ((0, 3), 3), ((1,), 1), ((3, 40), 40)]:
-        yield (psd(shape, rank, device, dtype),)
-    yield (psd((5, 33), 33, device, dtype).mT,)
-    yield (torch.eye(5, device=device, dtype=dtype),)
+    for shape in [(2, 3), (1,), (0, 3), (3, 40)]:
+        yield (psd(shape, shape[-1], device, dtype),)
+    yield (torch.eye(4, device=device, dtype=dtype).mT,)
 
 
 def psd(

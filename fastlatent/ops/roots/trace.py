@@ -62,10 +62,10 @@ def _trace(a: Tensor) -> Tensor:
 
 
 def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for shape in [(2, 3), (4,), (0, 3), (1,), (3, 40)]:
+    for shape in [(2, 3), (0, 3), (3, 40)]:
         a = psd(shape, shape[-1], device, dtype)
         yield a, psd(shape, shape[-1], device, dtype, seed=1)
-    yield torch.eye(4, device=device, dtype=dtype), psd((4,), 4, device, dtype).mT
+    yield torch.eye(2, device=device, dtype=dtype).mT, psd((2,), 2, device, dtype)
 
 
 def _backward_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,159 @@
+"""The trace of the root of a product of covariances, against what FID programs call."""
+
+import inspect
+
+import pytest
+import torch
+
+from fastlatent import ops
+from fastlatent.metrics import FeatureStatistics, frechet_from_features
+
+D = 2048
+F64 = torch.float64
+
+
+def spectrum(exponent, seed):
+    """Eigenvalues from 1 down to 10^-exponent in a random basis."""
+    make = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(D, D, dtype=F64, generator=make)).Q
+    a = (q * torch.logspace(0, -exponent, D, dtype=F64)) @ q.mT
+    return (a + a.mT) / 2
+
+
+def of_samples(n, seed):
+    """The covariance of n features whose scales spread over two decades."""
+    make = torch.Generator().manual_seed(seed)
+    return torch.cov((torch.randn(n, D, dtype=F64, generator=make) * torch.logspace(0, -2, D)).T)
+
+
+PAIRS = {
+    "condition 1e6": lambda: (spectrum(6, 0), spectrum(6, 1)),
+    "condition 1e12": lambda: (spectrum(12, 0), spectrum(12, 1)),
+    "1,024 samples each": lambda: (of_samples(1024, 0), of_samples(1024, 1)),
+    "1,024 samples, full rank": lambda: (of_samples(1024, 0), spectrum(3, 1)),
+}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request):
+    return request.param, *PAIRS[request.param]()
+
+
+def by_hand(a, b):
+    factor = torch.linalg.cholesky(a)
+    return torch.linalg.eigvalsh(factor.mT @ b @ factor).clamp_min(0).sqrt().sum()
+
+
+def by_symmetric_root(a, b):
+    root = torch.linalg.matrix_sqrth(a)
+    return torch.linalg.matrix_sqrth(root @ b @ root).trace()
+
+
+def by_scipy(a, b):
+    from scipy import linalg
+
+    product = (a @ b).numpy()
+    older = "disp" in inspect.signature(linalg.sqrtm).parameters
+    root = linalg.sqrtm(product, disp=False)[0] if older else linalg.sqrtm(product)
+    return torch.from_numpy(root).trace().real
+
+
+RIVALS = {
+    "fastlatent": ops.trace_sqrtm,
+    "Cholesky and eigvalsh by hand": by_hand,
+    "eigvals of the product, as torchmetrics": lambda a, b: (
+        torch.linalg.eigvals(a @ b).sqrt().real.sum()
+    ),
+    "torch.linalg.matrix_sqrth": by_symmetric_root,
+    "scipy.linalg.sqrtm, as pytorch-fid": by_scipy,
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_trace(compare, benchmark, pair, name):
+    what, a, b = pair
+    if "sqrth" in name and not hasattr(torch.linalg, "matrix_sqrth"):
+        pytest.skip("this PyTorch has no matrix_sqrth")
+    if "by hand" in name and "samples each" in what:
+        pytest.skip("a singular matrix has no Cholesky factor")
+    found = []
+
+    def run():
+        found[:] = [RIVALS[name](a, b)]
+
+    rounds = 1 if "scipy" in name else 2 if "eigvals of" in name or "sqrth" in name else 3
+    size = f"{D} x {D}, {what}"
+    compare("trace_sqrtm", "trace_sqrtm", size, name, run, rounds)
+    truth, how = ops.trace_sqrtm(a, b, diagnostics=True)
+    benchmark.extra_info["apart"] = float((found[0] - truth).abs() / (a.trace() + b.trace()))
+    benchmark.extra_info["route"] = how.route
+
+
+@pytest.mark.parametrize("name", list(RIVALS)[:3])
+def test_batched(compare, name):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 64, 512, 256, dtype=F64, generator=make)
+    a, b = (x.mT @ x) / 512
+    runs = RIVALS | {
+        "Cholesky and eigvalsh by hand": lambda a, b: (
+            torch.linalg.eigvalsh(torch.linalg.cholesky(a).mT @ b @ torch.linalg.cholesky(a))
+            .clamp_min(0)
+            .sqrt()
+            .sum(-1)
+        ),
+        "eigvals of the product, as torchmetrics": lambda a, b: (
+            torch.linalg.eigvals(a @ b).sqrt().real.sum(-1)
+        ),
+    }
+    compare("trace_sqrtm", "trace_sqrtm", "64 x 256 x 256", name, lambda: runs[name](a, b), 5)
+
+
+@pytest.mark.parametrize("name", ["fastlatent", "2,048 x 2,048 by ours", "by eigvals"])
+def test_from_few_features(compare, name):
+    make = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(1000, D, generator=make) * torch.logspace(0, -2, D) for _ in range(2))
+
+    def by_covariances(trace):
+        x64, y64 = x.double(), y.double()
+        a, b = torch.cov(x64.T), torch.cov(y64.T)
+        apart = x64.mean(0) - y64.mean(0)
+        return apart @ apart + a.trace() + b.trace() - 2 * trace(a, b)
+
+    run = {
+        "fastlatent": lambda: frechet_from_features(x, y),
+        "2,048 x 2,048 by ours": lambda: by_covariances(ops.trace_sqrtm),
+        "by eigvals": lambda: by_covariances(RIVALS["eigvals of the product, as torchmetrics"]),
+    }[name]
+    compare("trace_sqrtm", "Frechet distance", f"1,000 features of {D}", name, run, 5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fastlatent", "sum and X^T X in float64, as torchmetrics", "one float64 product", "copy"],
+)
+def test_statistics(compare, name):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(8192, D, generator=make)
+
+    def fastlatent():
+        statistics = FeatureStatistics(D)
+        for part in x.split(512):
+            statistics.update(part)
+        return statistics.sigma
+
+    def sums():
+        total, outer = torch.zeros(D, dtype=F64), torch.zeros(D, D, dtype=F64)
+        for part in x.split(512):
+            wide = part.double()
+            total += wide.sum(0)
+            outer += wide.mT @ wide
+        return outer
+
+    wide = x.double()
+    run = {
+        "fastlatent": fastlatent,
+        "sum and X^T X in float64, as torchmetrics": sums,
+        "one float64 product": lambda: wide.mT @ wide,
+        "copy": lambda: wide.clone(),
+    }[name]
+    compare("trace_sqrtm", "moments of features", f"8,192 x {D}, float32", name, run, 5)
