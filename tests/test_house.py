@@ -25,7 +25,7 @@ FLOORS = (
     {"nn", "noise"},
     {"data", "geometry", "metrics", "priors"},
     {"models"},
-    {"presets", "progress"},
+    {"patches", "presets", "progress"},
     {"console"},
     {"passes", "runs"},
     {"latents", "plots"},
@@ -122,7 +122,8 @@ def test_every_module_has_its_floor():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     here = module_of(path)
-    floor = FLOOR.get(here, 0)
+    # The package itself is above all: it imports what it hands out when asked, as COST checks.
+    floor = FLOOR.get(here, len(FLOORS))
     for name in imported(path.read_text(), package_of(path)):
         root, _, rest = name.partition(".")
         module = rest.partition(".")[0]
@@ -145,6 +146,8 @@ def test_ops_import_torch_and_numpy_only(path):
 
 COST = """
 import sys, time
+import fastlatent
+assert "torch" not in sys.modules
 import torch
 before, start = set(sys.modules), time.perf_counter()
 import fastlatent.ops

@@ -1,0 +1,159 @@
+"""Images as metrics take them: decoded, in 8 bits, through JPEG, of one size."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_GREY_MODES = ("1", "L", "LA", "La")
+_WIDE_MODES = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """Raise unless the images are (n, c, h, w) with 1 or 3 channels, uint8 or within [0, 1]."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        raise ValueError(
+            f"{name}: images must be (n, c, h, w) with 1 or 3 channels; got {tuple(images.shape)}"
+        )
+    if images.dtype == torch.uint8 or not images.numel():
+        return
+    if not images.is_floating_point():
+        raise TypeError(f"{name}: images must be uint8 or floating point; got {images.dtype}")
+    low, high = (float(bound) for bound in torch.aminmax(images))
+    if not (low >= 0 and high <= 1):  # false for NaN
+        raise ValueError(
+            f"{name}: floating-point images must lie in [0, 1]; got {low:.4g} to {high:.4g}"
+        )
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (n, c, h, w) in 8 bits: floor(255 x + 0.5), clipped to 0..255; uint8 as it is.
+
+    NaN is an error. This rounding is that of the published protocol of the LBAE.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8: images must be uint8 or floating point; got {images.dtype}")
+    if images.isnan().any():
+        raise ValueError("to_uint8: images must be numbers; got NaN")
+    # At least float32: 255 x + 0.5 in half precision would round a second time.
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    return (255 * wide + 0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images in [0, 1], float32: uint8 divided by 255, half precision widened, others as are."""
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def jpeg_round_trip(images: Tensor, quality: int = 75, rgb: bool = False) -> Tensor:
+    """Images (n, c, h, w) through 8 bits and Pillow's JPEG and back: uint8 on their device.
+
+    Chroma is subsampled, as Pillow does by default. Grey images are stored as grey; `rgb` returns
+    them as 3 equal channels. With the default quality this is how the published protocol of the
+    LBAE stored all images before it took their features.
+    """
+    from PIL import Image
+
+    check_images("jpeg_round_trip", images)
+    if not 1 <= quality <= 95:
+        raise ValueError(f"jpeg_round_trip: quality must lie in 1 to 95; got {quality}")
+    n, c, h, w = images.shape
+    out = torch.empty((n, 3 if rgb else c, h, w), dtype=torch.uint8)
+    for row, pixels in zip(out, to_uint8(images).cpu(), strict=True):
+        picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()))
+        stored = io.BytesIO()
+        picture.save(stored, "JPEG", quality=quality)
+        with Image.open(stored) as read:
+            row.copy_(_pixels(read.convert("RGB" if len(row) == 3 else "L")))
+    return out.to(images.device)
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (n, c, h, w) to (height, width), bicubic and antialiased: in [0, 1], float32.
+
+    The two sides are scaled on their own, as FID's networks do. Nothing is rounded to 8 bits
+    ("clean": G. Parmar, R. Zhang, J.-Y. Zhu, "On Aliased Resizing and Surprising Subtleties in GAN
+    Evaluation", CVPR 2022). Images of that size come back as they are.
+    """
+    if tuple(images.shape[2:]) == size:
+        return images
+    resized = F.interpolate(to_unit(images), size, mode="bicubic", antialias=True)
+    return resized.clamp_(0, 1)
+
+
+def image_files(folder: Path, recursive: bool) -> list[Path]:
+    """The image files in `folder`, or below it, sorted by path; hidden ones are left out."""
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def decode(path: Path, channels: int | None = None) -> Tensor:
+    """The image in a file, uint8 (c, h, w), grey or colour as it is or as `channels` says.
+
+    Transparency is dropped. Raises ValueError, naming the file, where it is no 8-bit image, or
+    a colour one where `channels` is 1.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError:
+        raise
+    # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from None
+    if image.mode.startswith(_WIDE_MODES):
+        raise ValueError(
+            f"{path} has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8"
+        )
+    grey = image.mode in _GREY_MODES
+    if channels == 1 and not grey:
+        raise ValueError(
+            f"{path} is a colour image among grey ones; ask for 3 channels to have all in colour"
+        )
+    channels = channels or (1 if grey else 3)
+    return _pixels(image.convert("L" if channels == 1 else "RGB"))
+
+
+def _pixels(image: object) -> Tensor:
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+
+
+def as_channels_first(name: str, array: np.ndarray) -> Tensor:
+    """Images of an array, (n, h, w), (n, h, w, c) or (n, c, h, w), as a tensor (n, c, h, w)."""
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    check_images(name, images)
+    return images
+
+
+def same_size(paths: Sequence[Path], images: Sequence[Tensor], expected: torch.Size) -> None:
+    """Raise, naming the file, where an image is not of the expected shape (c, h, w)."""
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != expected:
+            found, first = ("x".join(map(str, shape[1:])) for shape in (image.shape, expected))
+            raise ValueError(
+                f"{path} is {found} where the first image is {first}; give a size to bring all to"
+            )
