@@ -7,18 +7,22 @@ from fastlatent.metrics.frechet import (
     frechet_infinity,
     frechet_standard_error,
 )
+from fastlatent.metrics.kernel import KernelDistance, kernel_distance
 from fastlatent.metrics.likelihood import (
     ImportanceEstimate,
     Weighing,
     importance_log_likelihood,
 )
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
+from fastlatent.metrics.sets import Estimate
 from fastlatent.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "Estimate",
     "Extrapolated",
     "FeatureStatistics",
     "ImportanceEstimate",
+    "KernelDistance",
     "MomentError",
     "Weighing",
     "frechet_distance",
@@ -26,6 +30,7 @@ __all__ = [
     "frechet_infinity",
     "frechet_standard_error",
     "importance_log_likelihood",
+    "kernel_distance",
     "moment_error",
     "nearest_distance",
 ]
