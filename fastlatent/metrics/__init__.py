@@ -6,17 +6,37 @@ from fastlatent.metrics.likelihood import (
     Weighing,
     importance_log_likelihood,
 )
+from fastlatent.metrics.prd import PRDCurve, PRDScore, prd_curve, prd_f_beta, prd_of_histograms
+from fastlatent.metrics.precision_recall import (
+    DensityCoverage,
+    Neighbourhoods,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+    realism,
+)
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
 from fastlatent.metrics.sets import Estimate
 
 __all__ = [
+    "DensityCoverage",
     "Estimate",
     "ImportanceEstimate",
     "KernelDistance",
     "MomentError",
+    "Neighbourhoods",
+    "PRDCurve",
+    "PRDScore",
+    "PrecisionRecall",
     "Weighing",
+    "density_coverage",
     "importance_log_likelihood",
     "kernel_distance",
     "moment_error",
     "nearest_distance",
+    "prd_curve",
+    "prd_f_beta",
+    "prd_of_histograms",
+    "precision_recall",
+    "realism",
 ]
