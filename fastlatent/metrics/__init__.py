@@ -13,18 +13,33 @@ from fastlatent.metrics.likelihood import (
     Weighing,
     importance_log_likelihood,
 )
+from fastlatent.metrics.prd import PRDCurve, PRDScore, prd_curve, prd_f_beta, prd_of_histograms
+from fastlatent.metrics.precision_recall import (
+    DensityCoverage,
+    Neighbourhoods,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+    realism,
+)
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
 from fastlatent.metrics.sets import Estimate
 from fastlatent.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "DensityCoverage",
     "Estimate",
     "Extrapolated",
     "FeatureStatistics",
     "ImportanceEstimate",
     "KernelDistance",
     "MomentError",
+    "Neighbourhoods",
+    "PRDCurve",
+    "PRDScore",
+    "PrecisionRecall",
     "Weighing",
+    "density_coverage",
     "frechet_distance",
     "frechet_from_features",
     "frechet_infinity",
@@ -33,4 +48,9 @@ __all__ = [
     "kernel_distance",
     "moment_error",
     "nearest_distance",
+    "prd_curve",
+    "prd_f_beta",
+    "prd_of_histograms",
+    "precision_recall",
+    "realism",
 ]

@@ -1,8 +1,8 @@
 """Kernel distance of two sets of features, known as KID on those of the Inception network.
 
-M. Binkowski et al., "Demystifying MMD GANs", ICLR 2018. For m samples x of one law and y of another,
-the unbiased estimate of the squared maximum mean discrepancy of a kernel k (A. Gretton et al., "A
-Kernel Two-Sample Test", JMLR 2012, equation 3) is
+M. Binkowski et al., "Demystifying MMD GANs", ICLR 2018. For m samples x of one law and y of
+another, the unbiased estimate of the squared maximum mean discrepancy of a kernel k (A. Gretton et
+al., "A Kernel Two-Sample Test", JMLR 2012, equation 3) is
 
     sum_{i != j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m - 1)) - 2 sum_ij k(x_i, y_j) / m^2
 """

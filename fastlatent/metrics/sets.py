@@ -74,8 +74,10 @@ def check_counts(function: str, **counts: int) -> None:
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
-    """In which to multiply them: float64 for float64, else float32 where that means float32."""
-    wide = any(x.dtype == torch.float64 for x in tensors)
-    if wide or torch.get_float32_matmul_precision() != "highest":
-        return torch.float64
-    return torch.float32
+    """In which to multiply them: float64 for float64, else what float32 asks for."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else float32_products()
+
+
+def float32_products() -> torch.dtype:
+    """float32, or float64 where torch.set_float32_matmul_precision lets products be rounder."""
+    return torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
