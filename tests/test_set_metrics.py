@@ -420,6 +420,8 @@ def test_neighbours_need_more_rows_than_k(function):
 
 
 def test_neighbourhoods_say_what_they_were_not_made_for():
+    with pytest.raises(ValueError, match=r"^Neighbourhoods: ks must name at least one number"):
+        Neighbourhoods(features(30, 4, 0), features(30, 4, 1), ())
     near = Neighbourhoods(features(30, 4, 0), features(30, 4, 1), (3,), recall=False)
     with pytest.raises(ValueError, match=r"^precision_recall: these Neighbourhoods were made with"):
         near.precision_recall(3)

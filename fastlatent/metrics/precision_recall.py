@@ -105,6 +105,8 @@ class Neighbourhoods:
         realism: bool = False,  # which takes another pass through each block
     ):
         """Raises ValueError for sets that do not fit or are not finite; max(ks) + 1 rows needed."""
+        if not ks:
+            raise ValueError("Neighbourhoods: ks must name at least one number of neighbours")
         for k in ks:
             check_counts("Neighbourhoods", ks=k)
         check_sets("Neighbourhoods", real, fake, max(ks) + 1)
