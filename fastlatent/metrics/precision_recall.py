@@ -105,9 +105,12 @@ class Neighbourhoods:
         realism: bool = False,  # which takes another pass through each block
     ):
         """Raises ValueError for sets that do not fit or are not finite; max(ks) + 1 rows needed."""
+        if not ks:
+            raise ValueError("Neighbourhoods: ks must name at least one number of neighbours")
         for k in ks:
             check_counts("Neighbourhoods", ks=k)
         check_sets("Neighbourhoods", real, fake, max(ks) + 1)
+        self._ks = tuple(ks)
         scale = unit_scale(real, fake)
         self._real = _Side(real, fake, ks, scale)
         self._fake = _Side(fake, real, ks, scale) if recall else None
@@ -123,19 +126,27 @@ class Neighbourhoods:
 
     def precision_recall(self, k: int) -> PrecisionRecall:
         """Improved precision and recall, for one of the ks."""
+        self._check("precision_recall", k)
         if self._fake is None:
             raise ValueError("precision_recall: these Neighbourhoods were made without recall")
         return PrecisionRecall(self._real.fraction_held(k), self._fake.fraction_held(k))
 
     def density_coverage(self, k: int) -> DensityCoverage:
         """Density and coverage, for one of the ks."""
+        self._check("density_coverage", k)
         return DensityCoverage(self._real.density(k), self._real.coverage(k))
 
     def realism(self, k: int) -> Tensor:
         """Realism of the fake samples, (m,) float64, for one of the ks."""
+        self._check("realism", k)
         if not self._realism:
             raise ValueError("realism: these Neighbourhoods were made without realism")
         return self._realism[k].scores()
+
+    def _check(self, function: str, k: int) -> None:
+        if k not in self._ks:
+            known = ", ".join(map(str, self._ks))
+            raise ValueError(f"{function}: k must be one of {known}; got {k}")
 
 
 class _Side:
