@@ -1,48 +1,95 @@
-"""Measure a trained model on held-out images: `python -m fastlatent.evaluate RUN`."""
+"""Measure a trained model, or compare two sets of images: `python -m fastlatent.evaluate RUN`."""
 
+import json
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command, parse
+from fastlatent.console import UsageError, choose_device, command, parse
+from fastlatent.data import DataConfig, load
 from fastlatent.data.config import BINARY_SIZES
-from fastlatent.metrics import Weighing
+from fastlatent.evaluation.extractors import Extractor, Kind, open_extractor
+from fastlatent.evaluation.ranks import joined_ranks
+from fastlatent.evaluation.report import Comparisons, Losses
+from fastlatent.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.latents import Repair
+from fastlatent.metrics import Weighing, score
+from fastlatent.metrics.features import extract, jpeg_round_trip, to_uint8
 from fastlatent.models import LVAEConfig
-from fastlatent.passes import Bound, Mean, measure, measure_bound
-from fastlatent.progress import say
+from fastlatent.passes import measure, measure_bound, reconstruction_error
+from fastlatent.progress import is_main_process, say, track
 from fastlatent.runs.files import fingerprint, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
-- every model: the loss and its parts
+- every model: the loss and its parts, and the squared error of the pixels of reconstructions
+- every model: samples of each method, reconstructions and interpolations next to the real images,
+  by Frechet and kernel distance, precision, recall, density, coverage and the F of PRD
 - Ladder VAE: ELBO, reconstruction and KL, in total and of each layer, from one draw of the latents
 - Ladder VAE, --samples K: also the importance-weighted bound on the log-likelihood, of K draws
+- two sets in place of a run, --real and --fake: folders of images, or .npz of images or features
 
-The numbers are printed and stored as evaluation.json in the run folder, the KL of the layers is
-drawn as images/kl-layers.png.
+Sets are compared by features: of a small classifier that learns the data set's own training images
+(by default, where it has labels), of the Inception network, or of DINOv2. What is called FID is
+taken with the Inception network, else it is FD(classifier) or FD(dinov2).
+
+The numbers are printed, stored as evaluation.json in the run folder, and added as a line to
+results.jsonl beside it; PRD curves are drawn as images/prd.png, the KL of layers as
+images/kl-layers.png. Under torchrun each process takes a share of the images.
 
 Examples:
   python -m fastlatent.evaluate runs/lbae-digits
-  python -m fastlatent.evaluate runs/lvae-digits --samples 100
-  python -m fastlatent.evaluate runs/lvae-static-mnist-3 --samples 1000 --limit 500"""
+  python -m fastlatent.evaluate runs/lvae-digits --samples 100 --features none
+  python -m fastlatent.evaluate runs/lbae-celeba --features inception --jpeg
+  python -m fastlatent.evaluate --real folder --fake samples.npz --features inception
+  torchrun --nproc-per-node 2 -m fastlatent.evaluate runs/lbae-mnist"""
 
-LIKELIHOOD = "log_likelihood"
-HIGHER_IS_BETTER = ("elbo", LIKELIHOOD)  # bits per dimension count their negative
+FOLDER_BATCH = 64  # images of two sets at a time
 
 
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
 
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder, as training or convert left it; none with --real and --fake."""
     split: Literal["test", "train"] = "test"
-    """Which images to measure on."""
+    """Which images to measure on, and to compare with."""
     samples: int | None = None
     """Draws of the latents for the importance-weighted bound; default: no such bound."""
     limit: int | None = None
-    """Only the first so many images; default: all."""
+    """Only the first so many images, and sets of so many; default: all."""
+    features: Kind | Literal["auto", "none"] = "auto"
+    """Whose features sets are compared by; auto: a classifier's where the data has labels, and the
+    features themselves of .npz files that hold them."""
+    feature_weights: Path | None = None
+    """File of the weights of --features inception (default: downloaded once) or dinov2."""
+    feature_name: str | None = None
+    """With --features dinov2: name of the network where the weights lie in a clone of its
+    repository."""
+    data: str | None = None
+    """With --real and --fake: data set whose training images a classifier learns."""
+    real: Path | None = None
+    """Real images or their features: a folder, or an .npz file."""
+    fake: Path | None = None
+    """Images or features to compare with them."""
+    jpeg: bool = False
+    """Store all images as JPEG before their features are taken, as the published protocol of the
+    LBAE does; default: in 8 bits."""
+    repair: Repair = "clip"
+    """What gives way where the moments of the codes fit no copula (bits)."""
+    results: Path | None = None
+    """File to which a line of all numbers is added; default: results.jsonl beside the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,12 +97,32 @@ class Options(RunOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1; got {value}")
+        if (self.real is None) != (self.fake is None):
+            raise ValueError("--real and --fake go together")
+        if (self.run is None) == (self.real is None):
+            raise ValueError("name a run folder, or two sets by --real and --fake")
+        if self.data is not None and self.run is not None:
+            raise ValueError("--data goes with --real and --fake; a run knows its data set")
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor]:
+        """What images pass through before their features are taken."""
+        return partial(jpeg_round_trip, rgb=self.features == "inception") if self.jpeg else to_uint8
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION)
+    with joined_ranks():
+        if options.run is None:
+            evaluate_sets(options)
+        else:
+            evaluate_run(options)
+
+
+def evaluate_run(options: Options) -> None:
+    """Losses and comparisons of a trained model."""
     trained = Trained(options)
     model, seed, batch = trained.model, trained.seed, trained.batch
     if options.samples is not None and not isinstance(model, Weighing):
@@ -66,15 +133,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = trained.split(options.split)
     images = min(options.limit or len(split), len(split))
     means = measure(model, split, batch, seed, options.limit)
+    pixels = reconstruction_error(model, split, batch, seed, options.limit)
     bound = None
     if options.samples is not None:
         bound = measure_bound(model, split, options.samples, batch, seed, options.limit)
-    evaluation = Evaluation(means, bound, options.samples, bits_per_nat(trained))
-
+    losses = Losses(means, pixels, bound, options.samples, bits_per_nat(trained))
     say(f"{options.split} split of {trained.data.name}, {images:,} images:")
-    say("\n".join(evaluation.lines(model.loss_unit)))
+    say("\n".join(losses.lines(model.loss_unit)))
+
+    compared = compare_with_real(options, trained, images)
     path = trained.run.path / "evaluation.json"
-    circumstances = {
+    found = {
         "weights": options.weights,
         "fingerprint": fingerprint(trained.run.weights_file(options.weights)),
         "data": trained.data.name,
@@ -83,9 +152,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": seed,
         "batch": batch,
         "unit": model.loss_unit,
+        "values": losses.values(),
     }
-    write_json(path, {**circumstances, "values": evaluation.values()})
+    if compared is not None:
+        found |= {"jpeg": options.jpeg, **compared.values()}
+        say("\n".join(compared.lines()))
+    if not is_main_process():
+        return
+    write_json(path, found)
     say(f"numbers: {path}")
+    results = options.results or trained.run.path.parent / "results.jsonl"
+    append_line(results, {"run": str(trained.run.path)} | found)
+    if compared is not None and any(scores.prd for scores in compared.sets.values()):
+        say(f"picture: {plots.save(compared.picture(), trained.place(None, 'prd'))}")
     layers = [mean for name, mean in means.items() if name.startswith("kl_layer_")]
     if layers:
         title = f"KL of each layer, {options.split} split"
@@ -94,51 +173,95 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"picture: {plots.save(picture, trained.place(None, 'kl-layers'))}")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured."""
+def compare_with_real(options: Options, trained: Trained, images: int) -> Comparisons | None:
+    """The model's sets of images next to the real ones; None where there is nothing to go by."""
+    labelled = trained.data.label_names is not None
+    if options.features == "none" or (options.features == "auto" and not labelled):
+        if options.features == "auto":
+            say(f"{trained.data.name} has no labels to learn features from: name --features")
+        return None
+    if images < 2:
+        say("a single image is no set to compare with")
+        return None
+    kind: Kind = "classifier" if options.features == "auto" else options.features
+    extractor = open_extractor(
+        kind,
+        options.feature_weights,
+        options.feature_name,
+        (trained.run.config.data, trained.data),
+        trained.device,
+    )
+    say(f"features: {extractor.about}")
+    transform = options.transform
+    batch = min(trained.batch, images)
+    train, test = trained.split("train"), trained.split(options.split)
+    reference = real_images(test, images, batch, trained.device)
+    real = features_of(reference, extractor.features, batch, transform)
+    made = made_by_model(
+        trained.model, train, test, images, batch, trained.seed, trained.copula(options.repair)
+    )
+    compared = comparisons(extractor, f"{images:,} {options.split} images of {trained.data.name}")
+    for images_of in made:
+        fake = features_of(images_of, extractor.features, batch, transform)
+        if is_main_process() and len(fake) > 1:
+            compared.sets[images_of.name] = score(real, fake, trained.seed)
+            compared.counts[images_of.name] = len(fake)
+    return compared
 
-    means: dict[str, Mean]
-    bound: Bound | None
-    samples: int | None  # of the bound
-    bits_per_nat: float | None  # bits per dimension; None where likelihoods are no probabilities
 
-    def lines(self, unit: str) -> list[str]:
-        """The numbers as a table."""
-        in_bits = self.bits_per_nat is not None
-        heading = f"  {'':28}{unit:>24}{'standard error':>18}"
-        lines = [heading + f"{'bits/dimension':>18}" * in_bits]
-        for name, value in self.values().items():
-            title = name.replace("_", " ")
-            if name == LIKELIHOOD:
-                title = f"log-likelihood, {self.samples:,} samples"
-            error = math.nan if value["standard_error"] is None else value["standard_error"]
-            line = f"  {title:28}{value['mean']:24.4f}{error:18.4f}"
-            lines.append(line + (f"{value['bits_per_dimension']:18.4f}" if in_bits else ""))
-        if self.bound is not None and math.isfinite(self.bound.sampling_error):
-            lines.append(
-                f"  Of that error {self.bound.sampling_error:.4f} comes from drawing no more than "
-                f"{self.samples:,} samples; more bring the bound closer, from below."
+def comparisons(extractor: Extractor, reference: str) -> Comparisons:
+    features = {"extractor": extractor.about, "short": extractor.short, "reference": reference}
+    return Comparisons(extractor.heading(), features)
+
+
+def evaluate_sets(options: Options) -> None:
+    """Two sets of images or features that programs of any kind have made."""
+    assert options.real is not None and options.fake is not None
+    device = choose_device(options.device)
+    extractor = None
+    if options.features not in ("auto", "none"):
+        data = None
+        if options.data is not None:
+            root = None if options.root is None else options.root.expanduser()
+            config = DataConfig(options.data, root)
+            data = config, load(config)
+        extractor = open_extractor(
+            options.features, options.feature_weights, options.feature_name, data, device
+        )
+        say(f"features: {extractor.about}")
+    sets = []
+    for path in (options.real, options.fake):
+        if extractor is None and (path.suffix != ".npz" or path.is_dir()):
+            raise UsageError(
+                f"{path} holds images: name the network whose features are compared, by --features"
             )
-        return lines
+        features = extract(
+            path,
+            None if extractor is None else extractor.features,
+            batch=options.batch or FOLDER_BATCH,
+            device=device,
+            transform=options.transform,
+        )
+        parts = track(features, f"features of {path}", features.batches or 0)
+        sets.append(torch.cat(list(parts))[: options.limit])
+    real, fake = sets
+    raw = Extractor(lambda x: x, "features", "features as given")
+    compared = comparisons(extractor or raw, str(options.real))
+    compared.sets[options.fake.name] = score(real, fake, options.seed or 0)
+    compared.counts[options.fake.name] = len(fake)
+    say(f"{len(real):,} of {options.real} and {len(fake):,} of {options.fake}:")
+    say("\n".join(compared.lines()))
+    if options.results is not None and is_main_process():
+        append_line(options.results, {"fake": str(options.fake)} | compared.values())
 
-    def values(self) -> dict[str, dict[str, Any]]:
-        """The numbers as JSON values; null for an error that cannot be known."""
-        measured: dict[str, Mean | Bound] = dict(self.means)
-        if self.bound is not None:
-            measured[LIKELIHOOD] = self.bound
-        values: dict[str, dict[str, Any]] = {}
-        for name, mean in measured.items():
-            values[name] = {"mean": mean.value, "standard_error": _known(mean.error)}
-            if self.bits_per_nat is not None:
-                sign = -1 if name in HIGHER_IS_BETTER else 1
-                values[name]["bits_per_dimension"] = sign * self.bits_per_nat * mean.value
-        if self.bound is not None:
-            values[LIKELIHOOD] |= {
-                "samples": self.samples,
-                "sampling_error": _known(self.bound.sampling_error),
-            }
-        return values
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a line of JSON to a file of results."""
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    with path.open("a") as file:
+        file.write(json.dumps({"time": stamp} | values) + "\n")
 
 
 def bits_per_nat(trained: Trained) -> float | None:
@@ -152,10 +275,6 @@ def bits_per_nat(trained: Trained) -> float | None:
     if config.model.likelihood == "bernoulli" and config.data.kind not in BINARY_SIZES:
         return None
     return 1 / (math.prod(config.model.image_shape) * math.log(2))
-
-
-def _known(error: float) -> float | None:
-    return error if math.isfinite(error) else None
 
 
 if __name__ == "__main__":

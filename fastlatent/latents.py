@@ -1,5 +1,6 @@
 """Latents to decode: drawn by a named method, or along a path between two."""
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from fastlatent.data import Split
 from fastlatent.models import LatentModel
+from fastlatent.noise import generator as stream_of
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula, random_bits, slerp
 
@@ -16,6 +18,10 @@ Direction = Literal["margin", "split"]
 Repair = Literal["clip", "nearest_correlation", "exact_means"]
 
 SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "real": ("prior",)}
+# Latents drawn at a time, and numbers in them; no option, so that the same are drawn whatever fits
+# into memory later on.
+PART = 1 << 14
+PART_NUMBERS = 1 << 26
 WALKINGS: dict[str, tuple[Walking, ...]] = {"bits": ("copula",), "real": ("spherical", "linear")}
 
 
@@ -39,6 +45,20 @@ def draw(
         return random_bits(n, model.latent_dim, generator=generator)
     with evaluating(model):
         return model.draw_prior(n, generator)
+
+
+def draw_in_parts(
+    model: LatentModel,
+    method: Sampling,
+    n: int,
+    seed: int,
+    copula: BernoulliCopula | None = None,  # needed by the method of that name
+) -> Iterator[Tensor]:  # each (k, d)
+    """n latents in parts, so that memory does not bound n; always the same for the same seed."""
+    stream = stream_of(seed, 0, f"samples/{method}")
+    part = max(1, min(PART, PART_NUMBERS // model.latent_dim))
+    for start in range(0, n, part):
+        yield draw(model, method, min(part, n - start), stream, copula)
 
 
 class Walk(NamedTuple):

@@ -56,11 +56,25 @@ def measure(
     sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
     with evaluating(model) as device:
         for number, part in _share(split, batch, device, f"loss on the {split.name} split", limit):
-            noise = Noise(seed, number, _rank())
+            noise = Noise(seed, number)
             _add(sums, model(part.images, noise=noise))
     count = _count(split, limit)
     totals = _totals(sums, device)
     return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
+
+
+def reconstruction_error(
+    model: LatentModel, split: Split, batch: int, seed: int = 0, limit: int | None = None
+) -> Mean:
+    """The squared error of the pixels, in [0, 1], of the model's reconstructions: a mean."""
+    sums: dict[str, Tensor] = {}
+    with evaluating(model) as device:
+        title = f"reconstructions of the {split.name} split"
+        for number, part in _share(split, batch, device, title, limit):
+            shown = model.corrupt(part.images, Noise(seed, number))
+            error = model.reconstruct(shown).float() - part.images
+            _add(sums, {"error": error.square().flatten(1).mean(1)})
+    return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
 
 
 class Bound(NamedTuple):
@@ -92,7 +106,7 @@ def measure_bound(
     images, title = max(1, batch // samples), f"{samples:,} samples on the {split.name} split"
     with evaluating(model) as device:
         for number, part in _share(split, images, device, title, limit):
-            noise = Noise(seed, number, _rank()).derived("bound")
+            noise = Noise(seed, number).derived("bound")
             estimate = importance_log_likelihood(
                 model, part.images, samples, batch=batch, noise=noise
             )
@@ -176,16 +190,21 @@ def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[flo
 def _share(
     split: Split, batch: int, device: torch.device, title: str, limit: int | None = None
 ) -> Iterator[tuple[int, Batch]]:
-    """This rank's batches, numbered, with progress; the last ones of a pass may be empty."""
-    count = _count(split, limit)
-    batch = min(batch, -(-count // _world()))
-    batches: Iterable[Batch] = split.batches(
-        batch, device, order=torch.arange(count), rank=_rank(), world=_world()
-    )
-    steps = -(-count // (batch * _world()))
-    for number, part in enumerate(track(batches, title, steps)):
-        if len(part.index):
-            yield number, part
+    """This rank's batches with their numbers among those of all ranks, and with progress."""
+    mine = shares(_count(split, limit), batch)
+    order = torch.cat([torch.arange(0), *(torch.arange(*part) for _, part in mine)])
+    batches: Iterable[Batch] = split.batches(batch, device, order=order)
+    numbers = (number for number, _ in mine)
+    yield from zip(numbers, track(batches, title, len(mine)), strict=True)
+
+
+def shares(n: int, batch: int) -> list[tuple[int, tuple[int, int]]]:
+    """Of n things in batches: the number, start and end of each batch that falls to this rank.
+
+    The batches are the same for any number of ranks, so what depends on them is too.
+    """
+    parts = [(number, (k, min(k + batch, n))) for number, k in enumerate(range(0, n, batch))]
+    return parts[_rank() :: _world()]
 
 
 def _count(split: Split, limit: int | None) -> int:

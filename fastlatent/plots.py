@@ -164,6 +164,18 @@ def layer_bars(
     return drawn(axes.figure)
 
 
+def prd_curves(curves: dict[str, tuple[Tensor, Tensor]], title: str) -> "Image":
+    """Precision over recall for each set: (angles,) of recall and of precision."""
+    axes = figure(4.8, 4.8).add_subplot()
+    for name, (recall, precision) in curves.items():
+        axes.plot(recall.tolist(), precision.tolist(), label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title=title)
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return drawn(axes.figure)
+
+
 def figure(width: float = 6.4, height: float = 4) -> "Figure":
     """An empty figure of that size in inches."""
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Draw new images from a trained model, or take real ones: `python -m fastlatent.sample RUN`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,9 +16,15 @@ from fastlatent.console import UsageError, command, parse
 from fastlatent.data import DataConfig, Split, load
 from fastlatent.data.config import KINDS
 from fastlatent.gallery import NAMES
-from fastlatent.latents import SAMPLINGS, Repair, Sampling, check_method, decode, draw, unit_images
-from fastlatent.noise import generator
-from fastlatent.priors import BernoulliCopula
+from fastlatent.latents import (
+    SAMPLINGS,
+    Repair,
+    Sampling,
+    check_method,
+    decode,
+    draw_in_parts,
+    unit_images,
+)
 from fastlatent.progress import say, track
 from fastlatent.quality import compare_samplers
 
@@ -36,10 +42,6 @@ Examples:
   python -m fastlatent.sample mnist --root ~/data --n 500 --folder real"""
 
 SHOWN = 400  # samples in the picture, at most
-# Latents drawn at a time, and numbers in them; not --batch, so that the same are drawn whatever
-# it is.
-PART = 1 << 14
-PART_NUMBERS = 1 << 26
 BATCH = 256  # images of a data set written at a time
 
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_method("sampling", method, choices, trained.model)
     copula = trained.copula(options.repair) if method == "copula" else None
 
-    parts = latents_in_parts(trained, method, options.n, copula)
+    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula)
     first = next(parts)
     shown = first[:SHOWN]
     picture = plots.samples(
@@ -162,16 +164,6 @@ def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
                 f"class {label} has {len(found):,}"
             )
     return torch.cat([found[:count] for found, count in zip(rows, wanted, strict=True)])
-
-
-def latents_in_parts(
-    trained: Trained, method: Sampling, n: int, copula: BernoulliCopula | None
-) -> Iterator[Tensor]:  # each (k, d)
-    """n latents in parts, so that memory does not bound n."""
-    stream = generator(trained.seed, 0, f"samples/{method}")
-    part = max(1, min(PART, PART_NUMBERS // trained.model.latent_dim))
-    for start in range(0, n, part):
-        yield draw(trained.model, method, min(part, n - start), stream, copula)
 
 
 def report_quality(trained: Trained, repair: Repair) -> None:

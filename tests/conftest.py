@@ -1,6 +1,7 @@
 """What all tests share: the cores, and where the real data lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,11 @@ def data_root() -> Path:
     if not root:
         pytest.skip("FASTLATENT_DATA is not set")
     return Path(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Classifiers that tests train are kept for the session, and apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTLATENT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

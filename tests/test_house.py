@@ -30,7 +30,7 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"arguments", "gallery", "quality", "training"},
-    {"experiments"},
+    {"evaluation", "experiments"},
     {
         "convert",
         "doctor",

@@ -403,7 +403,7 @@ def test_the_run_holds_the_fit_and_its_checkpoints_do_not(run: Path) -> None:
 def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert sample.main([str(run), "--n", "4"]) == 0
     assert reconstruct.main([str(run), "--n", "4", "--weights", "best"]) == 0
-    assert evaluate.main([str(run), "--limit", "20"]) == 0
+    assert evaluate.main([str(run), "--limit", "20", "--features", "none"]) == 0
     assert "fitted reconstruction" in capsys.readouterr().out
     for method in ("linear", "spherical"):
         assert interpolate.main([str(run), "--method", method, "--n", "2"]) == 0

@@ -23,6 +23,7 @@ from fastlatent.metrics.precision_recall import (
     realism,
 )
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
+from fastlatent.metrics.scores import Scores, score
 from fastlatent.metrics.sets import Estimate
 from fastlatent.metrics.statistics import FeatureStatistics
 
@@ -38,6 +39,7 @@ __all__ = [
     "PRDCurve",
     "PRDScore",
     "PrecisionRecall",
+    "Scores",
     "Weighing",
     "density_coverage",
     "frechet_distance",
@@ -53,4 +55,5 @@ __all__ = [
     "prd_of_histograms",
     "precision_recall",
     "realism",
+    "score",
 ]

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from fastlatent.metrics.sets import check_sets
 from fastlatent.ops import project_psd, trace_sqrtm
 from fastlatent.ops.roots import Diagnostics, Factor, nuclear_norm_of_product
 
@@ -116,7 +117,7 @@ def frechet_from_features(
     falls with n; nothing is singular on the way. Raises TypeError or ValueError as
     frechet_distance, and for fewer than 2 rows.
     """
-    check_features("frechet_from_features", real=real, fake=fake)
+    check_sets("frechet_from_features", real, fake)
     x, y = (_centred(features.double()) for features in (real, fake))
     means = (x.mean - y.mean).square().sum()
     d = real.shape[1]
@@ -162,7 +163,7 @@ def frechet_standard_error(
     nothing of the bias, which is positive and falls with 1 / n, and is too small where both sets
     come from one distribution: the first order vanishes there.
     """
-    check_features("frechet_standard_error", real=real, fake=fake)
+    check_sets("frechet_standard_error", real, fake)
     real, fake = real.double(), fake.double()
     x, y = real - real.mean(0), fake - fake.mean(0)
     apart = real.mean(0) - fake.mean(0)
@@ -210,7 +211,7 @@ def frechet_infinity(
     The real set stays as it is, and with it its own share of the bias. Raises ValueError for fewer
     than 3 points or subsets that do not fit.
     """
-    check_features("frechet_infinity", real=real, fake=fake)
+    check_sets("frechet_infinity", real, fake)
     smallest = max(2, len(fake) // 10) if smallest is None else smallest
     if points < 3 or not 2 <= smallest <= len(fake) - points + 1:
         raise ValueError(
@@ -231,24 +232,3 @@ def frechet_infinity(
     variance = (y - line @ fit).square().sum() / (points - 2)
     error = (variance * inverse[0, 0]).sqrt()
     return Extrapolated(float(fit[0]), float(error), sizes.tolist(), distances)
-
-
-def check_features(function: str, **sets: Tensor) -> None:
-    """Each is (n, d) floating with n >= 2, finite, and all have one d and one device."""
-    (first, a), *_ = sets.items()
-    for name, x in sets.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{function}: {name} must be a floating tensor of features (n, d)")
-        if x.dim() != 2 or x.shape[0] < 2 or x.shape[1] < 1:
-            raise ValueError(
-                f"{function}: {name} must be features (n, d) of at least 2 samples; "
-                f"got shape {tuple(x.shape)}"
-            )
-        if x.shape[1] != a.shape[1] or x.device != a.device:
-            raise ValueError(
-                f"{function}: {name} must have the dimension and device of {first}, {a.shape[1]} "
-                f"on {a.device}; got {x.shape[1]} on {x.device}"
-            )
-        if not x.isfinite().all():
-            bad = int((~x.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"{function}: {name} must be finite; row {bad} holds NaN or infinity")

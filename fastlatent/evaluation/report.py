@@ -1,0 +1,132 @@
+"""What was measured, as a table to print, as JSON, and as a picture."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastlatent import plots
+from fastlatent.metrics import Estimate, Scores
+from fastlatent.passes import Bound, Mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LIKELIHOOD = "log_likelihood"
+HIGHER_IS_BETTER = ("elbo", LIKELIHOOD)  # bits per dimension count their negative
+TITLES = {"kernel_distance": "KD", "prd_f8": "F8", "prd_f1/8": "F1/8"}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a model says of held-out images."""
+
+    means: dict[str, Mean]
+    pixel_error: Mean  # squared error of the pixels of reconstructions
+    bound: Bound | None
+    samples: int | None  # of the bound
+    bits_per_nat: float | None  # bits per dimension; None where likelihoods are no probabilities
+
+    def lines(self, unit: str) -> list[str]:
+        """The numbers as a table."""
+        in_bits = self.bits_per_nat is not None
+        heading = f"  {'':28}{unit:>24}{'standard error':>18}"
+        lines = [heading + f"{'bits/dimension':>18}" * in_bits]
+        for name, value in self.values().items():
+            title = name.replace("_", " ")
+            if name == "pixel_error":
+                title = "squared error of pixels"
+            elif name == LIKELIHOOD:
+                title = f"log-likelihood, {self.samples:,} samples"
+            error = math.nan if value["standard_error"] is None else value["standard_error"]
+            line = f"  {title:28}{value['mean']:24.4f}{error:18.4f}"
+            bits = value.get("bits_per_dimension")
+            lines.append(line + ("" if bits is None else f"{bits:18.4f}"))
+        if self.bound is not None and math.isfinite(self.bound.sampling_error):
+            lines.append(
+                f"  Of that error {self.bound.sampling_error:.4f} comes from drawing no more than "
+                f"{self.samples:,} samples; more bring the bound closer, from below."
+            )
+        return lines
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """The numbers as JSON values; null for an error that cannot be known."""
+        measured: dict[str, Mean | Bound] = dict(self.means)
+        if self.bound is not None:
+            measured[LIKELIHOOD] = self.bound
+        values: dict[str, dict[str, Any]] = {}
+        for name, mean in measured.items():
+            values[name] = {"mean": mean.value, "standard_error": _known(mean.error)}
+            if self.bits_per_nat is not None:
+                sign = -1 if name in HIGHER_IS_BETTER else 1
+                values[name]["bits_per_dimension"] = sign * self.bits_per_nat * mean.value
+        if self.bound is not None:
+            values[LIKELIHOOD] |= {
+                "samples": self.samples,
+                "sampling_error": _known(self.bound.sampling_error),
+            }
+        pixels = {"mean": self.pixel_error.value, "standard_error": _known(self.pixel_error.error)}
+        return values | {"pixel_error": pixels}
+
+
+@dataclass
+class Comparisons:
+    """Sets of images next to one reference, by the features of one network."""
+
+    heading: str  # of the Frechet distance
+    features: dict[str, Any]  # extractor, short, reference
+    sets: dict[str, Scores] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """A row for each set, with the standard error under each number."""
+        names = list(
+            dict.fromkeys(name for scores in self.sets.values() for name in scores.metrics)
+        )
+        titles = [
+            self.heading if name == "frechet_distance" else TITLES.get(name, name) for name in names
+        ]
+        lines = [f"  {'':16}{'images':>8}" + "".join(f"{title:>15}" for title in titles)]
+        for name, scores in self.sets.items():
+            numbers = [scores.metrics.get(metric) for metric in names]
+            lines.append(f"  {name:16}{self.counts[name]:8,}" + "".join(map(_cell, numbers)))
+        notes = dict.fromkeys(note for scores in self.sets.values() for note in scores.notes)
+        return [*lines, *(f"  {note}" for note in notes)]
+
+    def values(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        sets = {
+            name: {
+                "images": self.counts[name],
+                "metrics": {
+                    metric: {"value": found.value, "error": _known(found.error)}
+                    for metric, found in scores.metrics.items()
+                },
+                "notes": scores.notes,
+            }
+            for name, scores in self.sets.items()
+        }
+        return {"features": self.features, "sets": sets}
+
+    def picture(self) -> "Image":
+        """The PRD curves of all sets."""
+        curves = {
+            name: (scores.prd.recall, scores.prd.precision)
+            for name, scores in self.sets.items()
+            if scores.prd is not None
+        }
+        return plots.prd_curves(curves, f"PRD against {self.features['reference']}")
+
+
+def _cell(found: Estimate | None) -> str:
+    if found is None:
+        return f"{'':>15}"
+    if not math.isfinite(found.error):
+        return f"{found.value:15.4g}"
+    # Two digits of the error, and as many places of the number.
+    places = 0 if found.error <= 0 else max(0, 1 - math.floor(math.log10(found.error)))
+    places = min(places, 6)
+    return f"{f'{found.value:.{places}f} ±{found.error:.{places}f}':>15}"
+
+
+def _known(error: float) -> float | None:
+    return error if math.isfinite(error) else None

@@ -1,0 +1,115 @@
+"""Images that a trained model makes, as sets to be compared with real ones by their features.
+
+Under torch.distributed every rank makes its share and all get all features.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastlatent.data import Split
+from fastlatent.gallery import pick_pairs
+from fastlatent.latents import SAMPLINGS, WALKINGS, decode, draw_in_parts, unit_images, walk
+from fastlatent.metrics.features import extract
+from fastlatent.models import LatentModel
+from fastlatent.noise import Noise
+from fastlatent.passes import evaluating, shares
+from fastlatent.priors import BernoulliCopula
+from fastlatent.progress import track
+
+STEPS = 12  # of an interpolation, of which both ends, two reconstructions, are left out
+Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]
+
+
+class ImageSet(NamedTuple):
+    """Images that are made batch by batch, those of this rank."""
+
+    name: str
+    count: int  # of all ranks
+    made: Callable[[], Made]
+
+
+def real_images(split: Split, n: int, batch: int, device: torch.device) -> ImageSet:
+    """The first n images of the split."""
+
+    def made() -> Made:
+        for _, (start, end) in shares(n, batch):
+            yield start, unit_images(split, torch.arange(start, end), device)
+
+    return ImageSet(f"{split.name} images", n, made)
+
+
+def made_by_model(
+    model: LatentModel,
+    train: Split,
+    test: Split,
+    n: int,
+    batch: int,
+    seed: int,
+    copula: BernoulliCopula | None = None,  # needed where latents are bits
+) -> list[ImageSet]:
+    """Samples of each method, reconstructions of the first n test images, and interpolations.
+
+    An interpolation goes between two training images that no other one uses, in 12 steps of the
+    model's first method of walking; the 10 between its ends count. There are at most n of them.
+    """
+    device = next(model.parameters()).device
+
+    def samples(method: str) -> ImageSet:
+        def made() -> Made:
+            first = 0
+            for part in draw_in_parts(model, method, n, seed, copula):
+                for _, (start, end) in shares(len(part), batch):
+                    yield first + start, decode(model, part[start:end], batch)
+                first += len(part)
+
+        return ImageSet(method, n, made)
+
+    def reconstructed() -> Made:
+        for number, (start, end) in shares(min(n, len(test)), batch):
+            images = unit_images(test, torch.arange(start, end), device)
+            with evaluating(model):
+                corrupted = model.corrupt(images, Noise(seed, number))
+                yield start, model.reconstruct(corrupted)
+
+    inner = STEPS - 2
+    pairs = pick_pairs(len(train), -(-n // inner), seed)
+    walks = min(n, inner * pairs.shape[1])
+
+    def interpolated() -> Made:
+        for _, (first, last) in shares(pairs.shape[1], max(1, batch // inner)):
+            ends = unit_images(train, pairs[:, first:last].flatten(), device)
+            with evaluating(model):
+                start, end = model.encode(ends).chunk(2)
+                path = walk(model, WALKINGS[model.latent_kind][0], start, end, STEPS, copula)
+            latents = path.latents[:, 1:-1].flatten(0, 1)[: walks - first * inner]
+            yield first * inner, decode(model, latents, batch)
+
+    sets = [samples(method) for method in SAMPLINGS[model.latent_kind]]
+    sets.append(ImageSet("reconstruction", min(n, len(test)), reconstructed))
+    if walks:
+        sets.append(ImageSet("interpolation", walks, interpolated))
+    return sets
+
+
+def features_of(
+    images: ImageSet,
+    extractor: Callable[[Tensor], Tensor],
+    batch: int,
+    transform: Callable[[Tensor], Tensor],  # of images (n, c, h, w) in [0, 1]
+) -> Tensor:  # (n, d)
+    """Features of the whole set, on every rank."""
+    rows: list[tuple[int, Tensor]] = []
+    total = -(-images.count // batch)
+    for start, made in track(images.made(), f"features of {images.name}", total):
+        rows.append((start, extract(made.clamp(0, 1), extractor, transform=transform).all()))
+    if not (dist.is_available() and dist.is_initialized()):
+        return torch.cat([features for _, features in rows])
+    gathered: list[list[tuple[int, Tensor]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, [(start, features.cpu()) for start, features in rows])
+    parts = sorted((part for share in gathered for part in share), key=lambda part: part[0])
+    whole = torch.cat([features for _, features in parts])
+    return whole.to(rows[0][1].device) if rows else whole

@@ -1,0 +1,63 @@
+"""All comparisons of one set of features with another, from one pass over the images of each."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastlatent.metrics.frechet import frechet_from_features, frechet_standard_error
+from fastlatent.metrics.kernel import kernel_distance
+from fastlatent.metrics.prd import PRDCurve, prd_curve, prd_f_beta
+from fastlatent.metrics.precision_recall import Neighbourhoods
+from fastlatent.metrics.sets import Estimate
+
+NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage
+CLUSTERS = 20
+
+
+class Scores(NamedTuple):
+    """What `score` measured; each number with its standard error."""
+
+    metrics: dict[str, Estimate]
+    prd: PRDCurve | None  # None where it could not be: `notes` says why
+    notes: list[str]  # what was left out
+
+
+def score(
+    real: Tensor,  # (n, d)
+    fake: Tensor,  # (m, d)
+    seed: int = 12345,
+) -> Scores:
+    """Frechet and kernel distance, precision, recall, density, coverage, and the two F of PRD.
+
+    With the settings of their papers: 3 nearest neighbours for precision and recall, 5 for density
+    and coverage, 20 clusters, and subsets of 1,000 for the kernel distance, of which there are 100.
+    PRD compares the first rows of both where they are of different sizes. What needs more samples
+    than there are is left out, which `notes` says. Raises ValueError for sets that do not fit each
+    other, are not finite or have fewer than 2 rows.
+    """
+    distance = float(frechet_from_features(real, fake))
+    metrics = {
+        "frechet_distance": Estimate(distance, float(frechet_standard_error(real, fake))),
+    }
+    notes = []
+    kernel = kernel_distance(real, fake, seed=seed)
+    metrics["kernel_distance"] = Estimate(kernel.value, kernel.error)
+    if kernel.subsets == 1:
+        notes.append(f"kernel distance of one subset of {kernel.subset_size:,}, as there are fewer")
+    few = min(len(real), len(fake))
+    if few > max(NEIGHBOURS):
+        around = Neighbourhoods(real, fake, NEIGHBOURS)
+        pairs = around.precision_recall(NEIGHBOURS[0]), around.density_coverage(NEIGHBOURS[1])
+        metrics |= {name: value for pair in pairs for name, value in pair._asdict().items()}
+    else:
+        notes.append(f"precision to coverage need {max(NEIGHBOURS) + 1} samples of each set")
+    curve = None
+    if 2 * few >= CLUSTERS:
+        curve = prd_curve(real[:few], fake[:few], CLUSTERS, seed=seed)
+        f = prd_f_beta(curve)
+        metrics |= {"prd_f8": f.recall, "prd_f1/8": f.precision}
+        if len(real) != len(fake):
+            notes.append(f"PRD of the first {few:,} of each set")
+    else:
+        notes.append(f"PRD needs {CLUSTERS // 2} samples of each set")
+    return Scores(metrics, curve, notes)

@@ -1,0 +1,246 @@
+"""The evaluation of a run by features of its images, and of two sets of images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastlatent import evaluate, train
+from fastlatent.data import load
+from fastlatent.evaluation import extractors
+from fastlatent.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.metrics import FeatureStatistics, frechet_from_features, precision_recall
+from fastlatent.metrics.features import jpeg_round_trip, to_uint8
+from fastlatent.runs import Run
+
+TINY = ("--model.width", "0.05", "--model.dim", "12", "--batch", "32")
+TWO = ("--data.classes", "0", "1", "--epochs", "2")  # digits
+METRICS = {
+    *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"),
+    *("prd_f8", "prd_f1/8"),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "bits"
+    assert train.main([*TINY, *TWO, "--out", str(folder)]) == 0
+    return folder
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)
+
+
+def test_a_run_next_to_the_test_images(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate.main([str(run)]) == 0
+    said = capsys.readouterr().out
+    stored = json.loads((run / "evaluation.json").read_text())
+    data = load(Run.open(run).config.data)
+    assert set(stored["sets"]) == {"copula", "random", "reconstruction", "interpolation"}
+    for name, found in stored["sets"].items():
+        assert found["images"] == len(data.test), name
+        assert set(found["metrics"]) == METRICS
+        for value in found["metrics"].values():
+            assert np.isfinite(value["value"]) and value["error"] >= 0
+    assert stored["features"]["short"] == "classifier"
+    assert "FD(classifier)" in said and "FID" not in said
+    assert stored["features"]["reference"] == f"{len(data.test)} test images of digits"
+    assert "right on 100.0% of its test images" in said or "right on 9" in said
+    assert np.asarray(Image.open(run / "images/prd.png")).std() > 10
+    pixel_error = stored["values"]["pixel_error"]
+    assert 0 < pixel_error["standard_error"] < pixel_error["mean"] < 0.25
+
+
+def test_lines_of_results_add_up(run: Path, tmp_path: Path) -> None:
+    results = tmp_path / "all.jsonl"
+    options = ("--features", "none", "--limit", "5", "--results", str(results))
+    for _ in range(2):
+        assert evaluate.main([str(run), *options]) == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["run"] for line in lines] == [str(run)] * 2
+    assert lines[0]["values"] == lines[1]["values"]
+
+
+def test_the_numbers_are_those_of_the_metrics(run: Path) -> None:
+    """Each set, made here image by image and measured by hand."""
+    assert evaluate.main([str(run), "--limit", "20"]) == 0
+    stored = json.loads((run / "evaluation.json").read_text())
+    opened = Run.open(run)
+    data, model = load(opened.config.data), opened.model("last")
+    features = extractors.classifier_of(opened.config.data, data, CPU).features
+    real = features(data.test.images(torch.arange(20)))
+    with torch.no_grad():
+        made = model.reconstruct(data.test.images(torch.arange(20)) / 255)
+    fake = features(to_uint8(made))
+    metrics = stored["sets"]["reconstruction"]["metrics"]
+    assert metrics["frechet_distance"]["value"] == pytest.approx(
+        float(frechet_from_features(real, fake)), rel=1e-4
+    )
+    assert metrics["precision"]["value"] == precision_recall(real, fake).precision.value
+
+
+def test_sets_are_of_the_images_they_say(run: Path) -> None:
+    opened = Run.open(run)
+    data, model = load(opened.config.data), opened.model("last")
+    from fastlatent.arguments import Trained
+
+    trained = Trained(evaluate.Options(run))
+    sets = made_by_model(model, data.train, data.test, 33, 7, 0, trained.copula("clip"))
+    assert {s.name: s.count for s in sets} == {
+        "copula": 33,
+        "random": 33,
+        "reconstruction": 33,
+        "interpolation": 33,
+    }
+    for images in sets:
+        whole = features_of(images, pixels, 7, to_uint8)
+        assert whole.shape == (33, 16)
+        assert torch.equal(features_of(images, pixels, 7, to_uint8), whole)
+    real = real_images(data.test, 33, 7, CPU)
+    want = pixels(data.test.images(torch.arange(33)))
+    torch.testing.assert_close(features_of(real, pixels, 7, to_uint8), want)
+    stored = features_of(real, pixels, 7, jpeg_round_trip)
+    assert not torch.equal(stored, want)
+    torch.testing.assert_close(stored, want, rtol=0, atol=4)
+
+
+def test_the_classifier_is_trained_once(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate.main([str(run), "--limit", "10"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--limit", "10", "--jpeg"]) == 0
+    assert "training a classifier" not in capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["jpeg"]
+
+
+def test_two_processes_measure_as_one(run: Path) -> None:
+    options = ("--limit", "25", "--batch", "4")
+    assert evaluate.main([str(run), *options]) == 0
+    one = json.loads((run / "evaluation.json").read_text())
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    launched = subprocess.run(
+        [sys.executable, *launcher, "-m", "fastlatent.evaluate", str(run), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("FD(classifier)") == 1
+    two = json.loads((run / "evaluation.json").read_text())
+    for name, value in one["values"].items():
+        assert two["values"][name]["mean"] == pytest.approx(value["mean"], rel=1e-5), name
+    for name, found in one["sets"].items():
+        for metric, value in found["metrics"].items():
+            other = two["sets"][name]["metrics"][metric]["value"]
+            assert other == pytest.approx(value["value"], rel=1e-3, abs=1e-4), (name, metric)
+
+
+def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make = np.random.default_rng(0)
+    x = make.normal(size=(60, 5))
+    np.savez(tmp_path / "real.npz", features=x[:30])
+    np.savez(tmp_path / "fake.npz", features=x[30:] + 3)
+    sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
+    results = tmp_path / "results.jsonl"
+    assert evaluate.main([*sets, "--results", str(results)]) == 0
+    assert "FD(features)" in capsys.readouterr().out
+    (line,) = map(json.loads, results.read_text().splitlines())
+    want = float(frechet_from_features(torch.tensor(x[:30]), torch.tensor(x[30:] + 3)))
+    found = line["sets"]["fake.npz"]["metrics"]["frechet_distance"]["value"]
+    assert found == pytest.approx(want)
+
+
+def test_two_folders_of_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = load(evaluate.DataConfig("digits"))
+    for name, split in (("real", data.test), ("fake", data.train)):
+        (tmp_path / name).mkdir()
+        for k, pixels in enumerate(split.images(torch.arange(12))):
+            Image.fromarray(pixels[0].numpy()).save(tmp_path / name / f"{k}.png")
+    sets = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake")]
+    assert evaluate.main([*sets, "--features", "classifier", "--data", "digits"]) == 0
+    said = capsys.readouterr().out
+    assert "FD(classifier)" in said and "12 of" in said
+    assert evaluate.main(sets) == 2
+    assert "holds images: name the network" in capsys.readouterr().err
+
+
+def bad_sets(tmp_path: Path) -> None:
+    make = np.random.default_rng(0)
+    np.savez(tmp_path / "good.npz", features=make.normal(size=(10, 3)))
+    np.savez(tmp_path / "one.npz", features=make.normal(size=(1, 3)))
+    np.savez(tmp_path / "nan.npz", features=np.full((10, 3), np.nan))
+    np.savez(tmp_path / "wide.npz", features=make.normal(size=(10, 4)))
+    np.savez(tmp_path / "other.npz", something=np.zeros((10, 3)))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/a.png").write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize(
+    ("fake", "options", "sentence"),
+    [
+        ("one.npz", (), "fake must have at least 2 rows; got 1"),
+        ("nan.npz", (), "nan.npz, batch 0 has features that are NaN or infinite"),
+        ("wide.npz", (), "fake must have as many features as real, 3; got 4"),
+        ("other.npz", (), "other.npz holds something; expected mu and sigma, or one of"),
+        ("none.npz", (), "there is no file"),
+        ("empty", ("--features", "classifier", "--data", "digits"), "empty holds no image files"),
+        ("damaged", ("--features", "classifier", "--data", "digits"), "a.png"),
+        ("empty", ("--features", "classifier"), "needs --data, the data set whose"),
+        ("empty", ("--features", "dinov2"), "needs --feature-weights"),
+        ("empty", ("--features", "inception", "--feature-weights", "none.pth"), "none.pth"),
+    ],
+)
+def test_bad_sets_are_named(fake, options, sentence, tmp_path, capsys) -> None:
+    bad_sets(tmp_path)
+    arguments = ["--real", str(tmp_path / "good.npz"), "--fake", str(tmp_path / fake)]
+    assert evaluate.main([*arguments, *options]) in (1, 2)
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name a run folder, or two sets by --real and --fake"),
+        (["--real", "a"], "--real and --fake go together"),
+        (["{run}", "--real", "a", "--fake", "b"], "name a run folder, or two sets"),
+        (["{run}", "--data", "digits"], "--data goes with --real and --fake"),
+    ],
+)
+def test_what_does_not_go_together(run: Path, arguments, sentence, capsys) -> None:
+    assert evaluate.main([word.format(run=run) for word in arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_statistics_are_no_features(tmp_path: Path, capsys) -> None:
+    statistics = FeatureStatistics(3)
+    statistics.update(torch.randn(9, 3))
+    statistics.save(tmp_path / "statistics.npz")
+    both = str(tmp_path / "statistics.npz")
+    assert evaluate.main(["--real", both, "--fake", both]) == 1
+    assert "holds statistics (mu and sigma), of which no features" in capsys.readouterr().err
+
+
+def test_a_run_without_labels(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "images"
+    for name in ("train", "test"):
+        (folder / name).mkdir(parents=True)
+        for k in range(8):
+            noise = np.random.default_rng(k).integers(0, 255, (32, 32), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{k}.png")
+    out = tmp_path / "run"
+    data = ("--data.name", f"folder:{folder}", "--epochs", "1", "--out", str(out))
+    assert train.main([*TINY, *data, "--batch", "8"]) == 0
+    assert evaluate.main([str(out)]) == 0
+    assert "has no labels to learn features from: name --features" in capsys.readouterr().out
+    assert "sets" not in json.loads((out / "evaluation.json").read_text())
