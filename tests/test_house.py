@@ -30,8 +30,9 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"arguments", "gallery", "quality", "training"},
-    {"experiments"},
+    {"comparison", "experiments"},
     {
+        "compare",
         "convert",
         "doctor",
         "evaluate",
