@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = subjects(options.runs)
     columns = columns_of(runs)
     say("\n".join(screen_table(columns, [run.label for run in runs], screen_width())))
-    say("* best of the runs that can be compared; ± standard error")
+    say("* best of the runs that can be compared, ~ by less than two standard errors")
     pictures = [pictures_of(run) for run in track(runs, "pictures", len(runs), "run")]
     path = options.out.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

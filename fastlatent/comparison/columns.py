@@ -76,21 +76,35 @@ class Column:
     cells: list[Cell | None] = field(default_factory=list)
 
     @property
-    def best(self) -> set[int]:
-        """Places of the best values among those that can be compared; of equal values none."""
-        if self.better is None:
-            return set()
-        sign = 1 if self.better == "lower" else -1
-        scales: dict[tuple[object, ...], dict[int, float]] = {}
+    def is_text(self) -> bool:
+        return any(cell is not None and cell.value is None for cell in self.cells)
+
+    @property
+    def best(self) -> dict[int, bool]:
+        """Places of the best values among those that can be compared; of equal values none.
+
+        True where it is clear: two standard errors of the difference away from all others, as if
+        these had been measured on images of their own. Unknown errors count as none.
+        """
+        scales: dict[tuple[object, ...], dict[int, Cell]] = {}
         for place, cell in enumerate(self.cells):
             if cell is not None and cell.scale is not None and math.isfinite(cell.value):
-                scales.setdefault(cell.scale, {})[place] = sign * cell.value
-        found: set[int] = set()
-        for values in scales.values():
-            least = min(values.values())
-            if least < max(values.values()):
-                found |= {place for place, value in values.items() if value == least}
+                scales.setdefault(cell.scale, {})[place] = cell
+        if self.better is None:
+            return {}
+        found: dict[int, bool] = {}
+        for cells in scales.values():
+            values = [cell.value for cell in cells.values()]
+            best = min(values) if self.better == "lower" else max(values)
+            others = [cell for cell in cells.values() if cell.value != best]
+            for place, cell in cells.items():
+                if others and cell.value == best:
+                    found[place] = all(_differ(cell, other) for other in others)
         return found
+
+
+def _differ(a: Cell, b: Cell) -> bool:
+    return abs(a.value - b.value) > 2 * math.hypot(a.error or 0, b.error or 0)
 
 
 Entry = tuple[Column, Cell]  # a column without cells, and what a run has there
@@ -124,7 +138,9 @@ def _setup(run: Subject) -> Iterator[Entry]:
     name = run.run.config.name
     yield Column("run", "family"), Cell(run.family, note=f"trained as {name}")
     shape = " x ".join(map(str, run.model.image_shape))
-    yield Column("run", "data"), Cell(run.data, note=f"images of {shape}")
+    each = run.run.config.data.per_class
+    note = f"images of {shape}" + (f", {each:,} of each class" if each is not None else "")
+    yield Column("run", "data"), Cell(run.data, note=note)
     latents = f"{dim:,} {'bits' if kind == 'bits' else 'real'}"
     yield Column("run", "latents"), Cell(latents, dim)
     yield Column("run", "parameters"), Cell(f"{run.parameters:,}", run.parameters)

@@ -43,7 +43,7 @@ class Panel:
     """Curves that share an axis, because their values can be compared."""
 
     title: str
-    unit: str
+    loss: str  # which one, and its unit
     curves: list[Curve] = field(default_factory=list)
 
 
@@ -51,15 +51,15 @@ def panels_of(runs: Sequence[Subject]) -> list[Panel]:
     """Training and test losses, those of one scale together; losses of turns by themselves."""
     panels: dict[tuple[object, ...], Panel] = {}
     for place, run in enumerate(runs):
-        subject = f"{run.family}, {run.data}"
         turns = run.turns
         drawn = [("test", "loss")] + ([] if turns else [("train", "loss")])
         for kind, name in drawn:
-            panel = panels.setdefault(run.scale, Panel(f"loss: {subject}", run.model.loss_unit))
+            loss = f"loss, {run.model.loss_unit}"
+            panel = panels.setdefault(run.scale, Panel(run.subject, loss))
             _add(panel, place, run, kind, name)
         for turn in turns:
-            title = f"{turn.replace('_', ' ')}: {subject}"
-            panel = panels.setdefault((*run.scale, turn), Panel(title, "training loss"))
+            loss = f"{turn.replace('_', ' ')}, training"
+            panel = panels.setdefault((*run.scale, turn), Panel(run.subject, loss))
             _add(panel, place, run, "train", turn)
     return [panel for panel in panels.values() if panel.curves]
 
@@ -85,17 +85,19 @@ def panel_svg(panel: Panel) -> str:
     last = max(x for curve in panel.curves for x, _ in curve.points)
     x_ticks, y_ticks = ticks(0, last, 5), ticks(low, high, 5)
     frame = Frame(0, max(last, 1), low, high)
-    name = escape(f"{panel.title}, {panel.unit}", quote=True)
+    name = escape(f"{panel.title}, {panel.loss}", quote=True)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}" '
         f'data-frame="{escape(json.dumps(frame.values()))}" '
         f'data-curves="{escape(json.dumps(_values(panel), separators=(",", ":")))}">'
     ]
     for x in x_ticks:
+        # The last number must not run out of the panel.
+        anchor = "end" if frame.x(x) > WIDTH - RIGHT - 8 else "middle"
         parts.append(f'<path class="grid" d="M{frame.x(x):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(
             f'<text class="tick" x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-            f'text-anchor="middle">{x:,.6g}</text>'
+            f'text-anchor="{anchor}">{x:,.6g}</text>'
         )
     for y in y_ticks:
         parts.append(f'<path class="grid" d="M{LEFT} {frame.y(y):.1f}H{WIDTH - RIGHT}"/>')

@@ -17,7 +17,7 @@ PARTS = Path(__file__).parent
 def page(
     runs: Sequence[Subject], columns: Sequence[Column], pictures: Sequence[Sequence[Picture]]
 ) -> str:
-    """The whole page; pictures are those of each run."""
+    """The whole page, with the pictures of each run."""
     labels = [run.label for run in runs]
     main = [column for column in columns if column.group != LAYERS]
     layers = [column for column in columns if column.group == LAYERS]
@@ -29,7 +29,7 @@ def page(
     if panels:
         figures = "".join(
             f'<figure class="panel"><figcaption>{escape(panel.title)} '
-            f"<small>{escape(panel.unit)}</small></figcaption>{panel_svg(panel)}"
+            f"<small>{escape(panel.loss)}</small></figcaption>{panel_svg(panel)}"
             '<div class="tip" hidden></div></figure>'
             for panel in panels
         )
@@ -39,13 +39,14 @@ def page(
         )
     for kind, row in by_kind(pictures).items():
         figures = "".join(_figures(labels, row))
-        sections.append(_section(KINDS[kind], f'<div class="pictures">{figures}</div>'))
-    title = " · ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs"
+        shape = "pictures" + " broad" * any(picture.is_broad for run in row for picture in run)
+        sections.append(_section(KINDS[kind], f'<div class="{shape}">{figures}</div>'))
+    title = " · ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs side by side"
     return Template(_part("page.html")).substitute(
         title=escape(title),
         style=_part("style.css"),
         script=_part("script.js"),
-        heading=_heading(runs),
+        subjects=escape("; ".join(dict.fromkeys(run.subject for run in runs))),
         sections="\n".join(sections),
         version=escape(__version__),
     )
@@ -53,12 +54,6 @@ def page(
 
 def _part(name: str) -> str:
     return (PARTS / name).read_text(encoding="utf-8")
-
-
-def _heading(runs: Sequence[Subject]) -> str:
-    words = "one run" if len(runs) == 1 else f"{len(runs)} runs"
-    data = list(dict.fromkeys(run.data for run in runs))
-    return escape(f"{words} on {'; '.join(data)}")
 
 
 def _section(title: str, *parts: str) -> str:
@@ -86,11 +81,10 @@ def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
         f'<th scope="colgroup" colspan="{count}" class="start"><span>{escape(group)}</span></th>'
         for group, count in groups
     )
-    titles = [_title("run", "", "", "")]
+    titles = [_title(Column("", "run"), "")]
     firsts = _firsts(columns)
     for column, first in zip(columns, firsts, strict=True):
-        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[column.better]
-        titles.append(_title(column.title + arrow, column.unit, column.note, "start" * first))
+        titles.append(_title(column, "start" * first))
     best = [column.best for column in columns]
     rows = []
     for place, label in enumerate(labels):
@@ -98,7 +92,7 @@ def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
             f'<th scope="row" data-value="{escape(label)}">{key_svg(place)}{escape(label)}</th>'
         ]
         for column, first, places in zip(columns, firsts, best, strict=True):
-            cells.append(_cell(column.cells[place], first, place in places))
+            cells.append(_cell(column.cells[place], first, places.get(place)))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<div class="wide"><table><thead>'
@@ -112,16 +106,19 @@ def _firsts(columns: Sequence[Column]) -> list[bool]:
     return [k == 0 or columns[k - 1].group != c.group for k, c in enumerate(columns)]
 
 
-def _title(title: str, unit: str, note: str, start: str) -> str:
-    small = f"<small>{escape(unit)}</small>" if unit else ""
+def _title(column: Column, classes: str) -> str:
+    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[column.better]
+    small = f"<small>{escape(column.unit)}</small>" if column.unit else ""
+    classes += " text" * column.is_text
     return (
-        f'<th scope="col" class="{start}" title="{escape(note)}">'
-        f'<button type="button">{escape(title)}{small}</button></th>'
+        f'<th scope="col" class="{classes}" title="{escape(column.note)}">'
+        f'<button type="button">{escape(column.title)}{arrow}{small}</button></th>'
     )
 
 
-def _cell(cell: Cell | None, first: bool, best: bool) -> str:
-    classes = " ".join(["start"] * first + ["best"] * best)
+def _cell(cell: Cell | None, first: bool, best: bool | None) -> str:
+    """A cell; best is None unless it holds the best value, then whether that is clear."""
+    classes = " ".join(["start"] * first + ["best"] * (best is not None))
     if cell is None:
         return f'<td class="{classes}"></td>'
     value = cell.text if cell.value is None else cell.value
@@ -129,7 +126,7 @@ def _cell(cell: Cell | None, first: bool, best: bool) -> str:
     shown = f"{number}<small>{sign}{error}</small>" if sign else number
     if cell.value is None:
         classes += " text"
-    star = '<b title="best of those that can be compared">★</b>' if best else ""
+    star = "" if best is None else f"<b>{'★' if best else '☆'}</b>"
     return (
         f'<td class="{classes}" data-value="{escape(str(value))}" title="{escape(cell.note)}">'
         f"{star}{shown}</td>"
@@ -138,10 +135,13 @@ def _cell(cell: Cell | None, first: bool, best: bool) -> str:
 
 def _notes(columns: Sequence[Column]) -> str:
     notes = ["Click a heading to sort."]
-    if any(column.best for column in columns):
+    marks = {clear for column in columns for clear in column.best.values()}
+    if marks:
         notes.append(
             "★ best of the runs that can be compared: same data and unit, same loss, same features."
         )
+    if False in marks:
+        notes.append("☆ best, but another is less than two standard errors away.")
     if any(cell is not None and cell.error for column in columns for cell in column.cells):
         notes.append("± standard error.")
     sources = dict.fromkeys(
@@ -164,7 +164,7 @@ def _figures(labels: Sequence[str], row: Sequence[Sequence[Picture]]) -> Iterato
                 f"<figure><figcaption>{key_svg(place)}{escape(label)} {small}</figcaption>"
                 f'<button type="button" class="zoom" aria-label="enlarge the {escape(words)}">'
                 f'<img alt="{escape(words)}" width="{width}" height="{height}" '
-                f'decoding="async" src="{picture.uri}"></button></figure>'
+                f'src="{picture.uri}"></button></figure>'
             )
         if not pictures:
             yield (

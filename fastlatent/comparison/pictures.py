@@ -29,7 +29,11 @@ class Picture:
     uri: str
     size: tuple[int, int]  # pixels
     stored: int  # bytes of the file
-    kept: int  # bytes in the page
+    kept: int  # bytes, before they are written in letters
+
+    @property
+    def is_broad(self) -> bool:
+        return self.size[0] > 2 * self.size[1]
 
 
 def pictures_of(run: Subject) -> list[Picture]:

@@ -10,7 +10,8 @@ LEAST = 12  # characters of a run's column
 def screen_table(columns: Sequence[Column], labels: Sequence[str], width: int) -> list[str]:
     """Lines of at most `width` characters, as far as one run at a time allows.
 
-    Runs that do not fit beside each other follow below. A star marks the best of a row.
+    Runs that do not fit beside each other follow below. The best of a row is marked, by a star
+    where that is clear and by ~ where it is not.
     """
     titles = [_title(column) for column in columns]
     left = max(map(len, [*titles, ""])) + 2
@@ -40,9 +41,9 @@ def _title(column: Column) -> str:
 
 
 def _cells(column: Column, runs: int) -> list[str]:
-    best = column.best
+    marks = {place: " *" if clear else " ~" for place, clear in column.best.items()}
     texts = ["" if cell is None else cell.text for cell in column.cells]
-    return [f"{texts[place]}{' *' if place in best else '  '}" for place in range(runs)]
+    return [texts[place] + marks.get(place, "  ") for place in range(runs)]
 
 
 def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:

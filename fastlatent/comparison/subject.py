@@ -54,8 +54,12 @@ class Subject:
 
     @property
     def data(self) -> str:
-        """The data set and what was done to it, in words."""
+        """The data set and the classes chosen of it."""
         return data_words(self.run.config.data)
+
+    @property
+    def subject(self) -> str:
+        return f"{self.family} on {self.data}"
 
     @property
     def parameters(self) -> int:
@@ -115,15 +119,10 @@ def distinct_labels(places: Sequence[Path]) -> list[str]:
 
 
 def data_words(data: DataConfig) -> str:
-    """The data set and what was chosen of it."""
+    """The data set and the classes chosen of it."""
     # Not the whole path of a folder: a page that is passed on says enough with its name.
     name = f"{data.kind}:{Path(data.detail).name}" if data.kind in ("folder", "npz") else data.name
-    words = [name]
-    if data.classes:
-        words.append("classes " + " ".join(map(str, data.classes)))
-    if data.per_class is not None:
-        words.append(f"{data.per_class:,} of each class")
-    return ", ".join(words)
+    return f"{name} ({' '.join(map(str, data.classes))})" if data.classes else name
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
