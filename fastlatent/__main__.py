@@ -14,6 +14,7 @@ COMMANDS = {
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "layers": "show what each layer of a Ladder VAE holds",
     "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
+    "compare": "put runs side by side, in a table and a page for the browser",
     "convert": "turn published weights into a run folder",
     "doctor": "show which kernels serve this machine, and test them",
 }

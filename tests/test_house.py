@@ -30,8 +30,9 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"arguments", "gallery", "quality", "training"},
-    {"evaluation", "experiments"},
+    {"comparison", "evaluation", "experiments"},
     {
+        "compare",
         "convert",
         "doctor",
         "evaluate",

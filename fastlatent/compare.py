@@ -1,0 +1,78 @@
+"""Put runs side by side, in a table and a page for the browser: `python -m fastlatent.compare`."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fastlatent.comparison import columns_of, page, screen_table, subjects
+from fastlatent.comparison.pictures import Picture, pictures_of
+from fastlatent.console import command, parse
+from fastlatent.progress import say, track
+from fastlatent.runs.files import written_whole
+
+DESCRIPTION = """Put runs side by side: a table on the screen, and one page for the browser.
+The page holds the table, which sorts, the curves of the losses, and the samples, reconstructions
+and interpolations that the runs have drawn. It is one file and asks the network for nothing.
+
+Numbers with standard errors are those of evaluation.json, where evaluate has left it. The best
+value is marked where runs can be compared: same data and unit, same loss, same features.
+
+Examples:
+  python -m fastlatent.compare runs/vae-digits runs/bigan-digits
+  python -m fastlatent.compare runs/* --out page.html"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run folders, as training or convert left them."""
+    out: Path = Path("compare.html")
+    """Page to write, an HTML file."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--out must end in .html, the format of pages; got {self.out}")
+        if not self.runs:
+            raise ValueError("give at least one run folder")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, read the runs, print the table and write the page."""
+    options = parse(Options, argv, "compare", DESCRIPTION)
+    runs = subjects(options.runs)
+    columns = columns_of(runs)
+    say("\n".join(screen_table(columns, [run.label for run in runs], screen_width())))
+    say("* best of the runs that can be compared, ~ by less than two standard errors")
+    pictures = [pictures_of(run) for run in track(runs, "pictures", len(runs), "run")]
+    path = options.out.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(page(runs, columns, pictures), encoding="utf-8")
+    say(f"page: {path}, {path.stat().st_size / 1e6:.2f} MB; {saving(pictures)}")
+
+
+def screen_width() -> int:
+    """Characters of a line on the screen; what is not a screen has room for several runs."""
+    return shutil.get_terminal_size((160, 24)).columns
+
+
+def saving(pictures: Sequence[Sequence[Picture]]) -> str:
+    """How many pictures, and what packing them again without loss has saved."""
+    every = [picture for run in pictures for picture in run]
+    if not every:
+        return "the runs hold no pictures"
+    stored = sum(picture.stored for picture in every)
+    kept = sum(picture.kept for picture in every)
+    sizes = f"from {stored / 1e6:.2f} to {kept / 1e6:.2f} MB"
+    return f"{len(every)} pictures, packed again without loss {sizes}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
