@@ -1,5 +1,15 @@
 """Measures of how good a model or its samples are."""
 
+from fastlatent.metrics.features import (
+    Classifier,
+    dinov2,
+    distance_name,
+    extract,
+    inception,
+    read_npz,
+    stored_classifier,
+    train_classifier,
+)
 from fastlatent.metrics.frechet import (
     Extrapolated,
     frechet_distance,
@@ -16,16 +26,24 @@ from fastlatent.metrics.samples import MomentError, moment_error, nearest_distan
 from fastlatent.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "Classifier",
     "Extrapolated",
     "FeatureStatistics",
     "ImportanceEstimate",
     "MomentError",
     "Weighing",
+    "dinov2",
+    "distance_name",
+    "extract",
     "frechet_distance",
     "frechet_from_features",
     "frechet_infinity",
     "frechet_standard_error",
     "importance_log_likelihood",
+    "inception",
     "moment_error",
     "nearest_distance",
+    "read_npz",
+    "stored_classifier",
+    "train_classifier",
 ]
