@@ -13,11 +13,13 @@ from torch import Tensor
 from fastlatent.data import DataConfig, load
 from fastlatent.metrics.features import (
     Classifier,
+    distance_name,
     extract,
     stored_classifier,
     to_unit,
     train_classifier,
 )
+from fastlatent.noise import generator
 
 Pair = tuple[Tensor, Tensor]
 
@@ -40,6 +42,7 @@ def classifier(digits: tuple[Pair, Pair]) -> Classifier:
 
 def test_the_classifier_reads_digits(classifier: Classifier, digits: tuple[Pair, Pair]) -> None:
     assert classifier.accuracy > 0.97
+    assert distance_name(classifier) == "FD(classifier)"
     images, labels = digits[1]
     found = classifier.logits(images).argmax(1) == labels
     assert classifier.accuracy == pytest.approx(found.double().mean().item())
@@ -87,7 +90,7 @@ def test_batches_and_tensors_train_alike(digits: tuple[Pair, Pair]) -> None:
 
     def batches(epoch: int) -> Iterator[Pair]:
         asked.append(epoch)
-        make = torch.Generator().manual_seed(7 * 1_000_003 + epoch)
+        make = generator(7, epoch, "classifier")
         for rows in torch.randperm(256, generator=make).split(128):
             yield images[rows], labels[rows]
 
@@ -171,9 +174,7 @@ def test_the_cache_tells_what_it_was_trained_on(
     few = tuple((images[:64], labels[:64]) for images, labels in digits)
 
     def get(dataset: str = "digits", seed: int = 0, classes: int = 10) -> Classifier:
-        return stored_classifier(
-            tmp_path, *few, classes, (1, 28, 28), dataset=dataset, seed=seed, epochs=1
-        )
+        return stored_classifier(tmp_path, *few, classes, (1, 28, 28), dataset=dataset, seed=seed)
 
     first = get()
     assert len(list(tmp_path.iterdir())) == 1
@@ -227,6 +228,8 @@ def test_training_says_what_is_wrong() -> None:
         fit(lambda _: [3])
     with pytest.raises(ValueError, match=r"images must be \(1, 28, 28\), .* got \(1, 32, 32\)"):
         fit((pictures(4, 1, 32, 32), labels))
+    with pytest.raises(ValueError, match="batch must be at least 1; got 0"):
+        fit((images, labels), batch=0)
     for shape in ((2, 28, 28), (1, 4, 28)):
         with pytest.raises(ValueError, match="image_shape must be 1 or 3 channels and sides of at"):
             fit((images, labels), shape=shape)

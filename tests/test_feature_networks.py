@@ -10,7 +10,15 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from fastlatent.metrics.features import dinov2, extract, inception, to_uint8, to_unit
+from fastlatent.metrics.features import (
+    dinov2,
+    distance_name,
+    extract,
+    inception,
+    inception_v3,
+    to_uint8,
+    to_unit,
+)
 
 # Inception of the published FID
 
@@ -59,6 +67,7 @@ def test_inception_is_pytorch_fids(port, weights: Path, monkeypatch) -> None:
     grey = images[:, :1]
     assert torch.equal(ours(grey), ours(grey.expand(-1, 3, -1, -1)))
     assert torch.equal(extract(images, ours).all(), expected)
+    assert distance_name(ours) == "FD(inception)"
 
 
 def test_inception_checks_its_weights(port, weights: Path, tmp_path: Path) -> None:
@@ -81,10 +90,9 @@ def test_inception_checks_its_weights(port, weights: Path, tmp_path: Path) -> No
 
 
 def test_inception_downloads_once_and_checks(port, weights: Path, tmp_path, monkeypatch) -> None:
-    module = sys.modules["fastlatent.metrics.features.inception"]  # by name it is the function
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     source = tmp_path / "published.pth"
-    monkeypatch.setattr(module, "WEIGHTS_URL", source.as_uri())
+    monkeypatch.setattr(inception_v3, "WEIGHTS_URL", source.as_uri())
     with pytest.raises(ConnectionError, match=r"cannot download file.*published.pth .*give its pa"):
         inception()
     source.write_bytes(b"damaged")
@@ -93,8 +101,9 @@ def test_inception_downloads_once_and_checks(port, weights: Path, tmp_path, monk
     assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
     source.write_bytes(weights.read_bytes())
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(module, "WEIGHTS_SHA256", digest)
+    monkeypatch.setattr(inception_v3, "WEIGHTS_SHA256", digest)
     model = inception(sha256=digest)
+    assert distance_name(model) == "FID"
     source.unlink()
     again = inception(sha256=digest)
     for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
@@ -167,6 +176,7 @@ def test_dinov2_prepares_images_for_any_file(small: Small, tmp_path: Path, form:
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = small((scaled - mean[:, None, None]) / deviation[:, None, None])
     torch.testing.assert_close(extract(images, model).all(), expected)
+    assert distance_name(model) == "FD(dinov2)"
     eight = to_uint8(images)
     torch.testing.assert_close(model(eight), model(to_unit(eight)))
     grey = images[:, :1]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastlatent.data import DataConfig, load
 from fastlatent.metrics import FeatureStatistics
 from fastlatent.metrics.features import (
+    distance_name,
     extract,
     jpeg_round_trip,
     read_npz,
@@ -375,6 +376,11 @@ def test_extract_says_what_is_wrong(source, extractor, options: dict, message: s
 def test_extract_says_what_has_the_wrong_type(source, extractor, message: str) -> None:
     with pytest.raises(TypeError, match=f"extract: .*{message}"):
         extract(source, extractor).all()
+
+
+def test_only_the_distance_of_fids_network_is_called_fid() -> None:
+    names = [distance_name(extractor) for extractor in (None, flat, Probe())]
+    assert names == ["FD", "FD(flat)", "FD(Probe)"]
 
 
 @pytest.mark.gpu

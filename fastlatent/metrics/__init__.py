@@ -1,5 +1,15 @@
 """Measures of how good a model or its samples are."""
 
+from fastlatent.metrics.features import (
+    Classifier,
+    dinov2,
+    distance_name,
+    extract,
+    inception,
+    read_npz,
+    stored_classifier,
+    train_classifier,
+)
 from fastlatent.metrics.frechet import (
     Extrapolated,
     frechet_distance,
@@ -28,6 +38,7 @@ from fastlatent.metrics.sets import Estimate
 from fastlatent.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "Classifier",
     "DensityCoverage",
     "Estimate",
     "Extrapolated",
@@ -42,11 +53,15 @@ __all__ = [
     "Scores",
     "Weighing",
     "density_coverage",
+    "dinov2",
+    "distance_name",
+    "extract",
     "frechet_distance",
     "frechet_from_features",
     "frechet_infinity",
     "frechet_standard_error",
     "importance_log_likelihood",
+    "inception",
     "kernel_distance",
     "moment_error",
     "nearest_distance",
@@ -54,6 +69,9 @@ __all__ = [
     "prd_f_beta",
     "prd_of_histograms",
     "precision_recall",
+    "read_npz",
     "realism",
     "score",
+    "stored_classifier",
+    "train_classifier",
 ]

@@ -5,11 +5,11 @@ from fastlatent.metrics.features.classifier import (
     stored_classifier,
     train_classifier,
 )
-from fastlatent.metrics.features.dinov2 import DINOv2, dinov2
-from fastlatent.metrics.features.extract import Features, extract
+from fastlatent.metrics.features.extraction import Features, distance_name, extract
 from fastlatent.metrics.features.images import jpeg_round_trip, resize, to_uint8, to_unit
-from fastlatent.metrics.features.inception import Inception, inception
+from fastlatent.metrics.features.inception_v3 import Inception, inception
 from fastlatent.metrics.features.sources import read_npz
+from fastlatent.metrics.features.vision_transformer import DINOv2, dinov2
 
 __all__ = [
     "Classifier",
@@ -17,6 +17,7 @@ __all__ = [
     "Features",
     "Inception",
     "dinov2",
+    "distance_name",
     "extract",
     "inception",
     "jpeg_round_trip",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastlatent.metrics.features.images import check_images, to_unit
 from fastlatent.nn import seeded
+from fastlatent.noise import generator
 
 VERSION = 1  # rises with every change of the network or of its training
 FEATURES = 128
@@ -57,6 +58,8 @@ class Classifier(nn.Module):
 
     `forward` gives features, so that it is an extractor; `logits` the classes or attributes.
     """
+
+    distance_name = "FD(classifier)"
 
     def __init__(self, description: Description):
         super().__init__()
@@ -168,9 +171,12 @@ def train_classifier(
     as many epochs as show 120,000 images, but 3 at least and 20 at most. `progress` hears after
     each epoch: its number, how many there will be, and the mean loss.
 
-    The same arguments on the same machine and number of threads give the same weights; global
-    random state is left alone. Raises ValueError where images have no labels, or labels do not fit.
+    The same arguments give the same weights, on one CPU with one number of threads; global random
+    state is left alone. Raises ValueError where images have no labels, or labels do not fit.
     """
+    for name, value in (("batch", batch), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise ValueError(f"train_classifier: {name} must be at least 1; got {value}")
     sources = {"train": train, "test": test}
     shown = {name: _batches(data, batch, seed) for name, data in sources.items()}
     first = next(_pairs("train", shown["train"](0), classes), None)
@@ -221,12 +227,12 @@ def stored_classifier(
     labels: Labels = "class",
     seed: int = 0,
     device: torch.device | str = "cpu",
-    **training: Any,
+    progress: Callable[[int, int, float], None] | None = None,
 ) -> Classifier:
     """The classifier that `folder` holds for this data set, seed and shape, else a new one.
 
     `dataset` names the images and labels, with all that changes them (size, chosen classes). A new
-    classifier is trained by `train_classifier`, which takes what else is given, and is stored.
+    classifier is trained by `train_classifier`, as its defaults say, and stored.
     """
     path = Description(dataset, tuple(image_shape), classes, labels, seed).path(folder)
     if path.is_file():
@@ -239,7 +245,7 @@ def stored_classifier(
         dataset=dataset,
         seed=seed,
         device=device,
-        **training,
+        progress=progress,
     )
     if model.description.labels != labels:
         raise ValueError(
@@ -261,7 +267,7 @@ def _batches(data: Batches | tuple[Tensor, Tensor], batch: int, seed: int) -> Ba
         )
 
     def shuffled(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        make = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        make = generator(seed, epoch, "classifier")
         for rows in torch.randperm(len(images), generator=make).split(batch):
             yield images[rows.to(images.device)], labels[rows.to(labels.device)]
 

@@ -20,6 +20,7 @@ from fastlatent.metrics.features.images import (
     image_files,
     resize,
     same_size,
+    to_unit,
 )
 from fastlatent.metrics.statistics import FeatureStatistics
 
@@ -87,7 +88,7 @@ class _Folder:
         same_size(paths, images, self._shape)
         # Those that had the size already are still in 8 bits.
         if len({image.dtype for image in images}) > 1:
-            images = [image if image.is_floating_point() else image / 255 for image in images]
+            images = [to_unit(image) for image in images]
         return torch.stack(images)
 
 

@@ -24,7 +24,7 @@ class Features:
         self,
         source: Source,
         extractor: Extractor | None,
-        prepare: Callable[[Tensor], Tensor],
+        prepare: Callable[[str, Tensor], Tensor],  # where they come from, for messages; images
         batch: int,
         device: torch.device | None,
         rank: int,
@@ -63,8 +63,7 @@ class Features:
             if self._extractor is None:
                 raise ValueError(f"extract: {where} holds images; an extractor is needed")
             given = given if self._device is None else given.to(self._device)
-            images = self._prepare(given)
-            check_images(f"extract: {where}", images)
+            images = self._prepare(where, given)
             with torch.no_grad(), evaluation_mode(self._extractor):
                 features = self._extractor(images)
             features, rows = _one_row_each(features), len(images)
@@ -126,16 +125,29 @@ def extract(
         raise ValueError(f"extract: size must be a side or (height, width); got {size}")
     opened = open_source(source, size=sides, channels=channels, recursive=recursive, key=key)
 
-    def prepare(images: Tensor) -> Tensor:
-        check_images(f"extract: {opened.name}", images)
+    def prepare(where: str, images: Tensor) -> Tensor:
+        check_images(f"extract: {where}", images)
         if sides is not None:
             images = resize(images, sides)
         if transform is not None:
             images = transform(images)
+            check_images(f"extract: {where}, transformed", images)
         return to_uint8(images) if takes == "uint8" else to_unit(images)
 
     place = torch.device(device) if device is not None else _device_of(extractor)
     return Features(opened, extractor, prepare, batch, place, rank, world)
+
+
+def distance_name(extractor: Extractor | None) -> str:
+    """What a Frechet distance between its features is called: "FID" for FID's network alone.
+
+    "FD(classifier)", "FD(dinov2)", "FD(<type or function>)" for others; "FD" for raw features.
+    """
+    if extractor is None:
+        return "FD"
+    own = getattr(extractor, "distance_name", None)
+    name = getattr(extractor, "__name__", type(extractor).__name__)
+    return own if isinstance(own, str) else f"FD({name})"
 
 
 def _device_of(extractor: Extractor | None) -> torch.device | None:

@@ -27,9 +27,10 @@ class Inception(nn.Module):
     does; grey ones are repeated to three channels. The features are those of the last pooling.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, published: bool):
         super().__init__()
         self.network = network
+        self.distance_name = "FID" if published else "FD(inception)"
 
     def forward(self, images: Tensor) -> Tensor:
         check_images("inception", images)
@@ -58,14 +59,13 @@ def inception(
     path = _downloaded() if weights is None else Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"inception: there is no file of weights {path}")
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(
-                f"inception: {path} has the SHA-256 {found}, expected {sha256}: it is damaged or "
-                "another file; sha256=None takes it as it is"
-            )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise ValueError(
+            f"inception: {path} has the SHA-256 {found}, expected {sha256}: it is damaged or "
+            "another file; sha256=None takes it as it is"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can end in any of them
@@ -84,7 +84,7 @@ def inception(
             ) from None
         finally:
             port.load_state_dict_from_url = fetch
-    return Inception(network).eval()
+    return Inception(network, found == WEIGHTS_SHA256).eval()
 
 
 def _downloaded() -> Path:

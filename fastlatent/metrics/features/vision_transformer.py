@@ -20,6 +20,8 @@ class DINOv2(nn.Module):
     normalised by the mean and deviation of ImageNet.
     """
 
+    distance_name = "FD(dinov2)"
+
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
