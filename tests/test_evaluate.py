@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fastlatent import evaluate, train
+from fastlatent.arguments import Trained
 from fastlatent.data import load
 from fastlatent.evaluation import extractors
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
@@ -90,8 +91,6 @@ def test_the_numbers_are_those_of_the_metrics(run: Path) -> None:
 def test_sets_are_of_the_images_they_say(run: Path) -> None:
     opened = Run.open(run)
     data, model = load(opened.config.data), opened.model("last")
-    from fastlatent.arguments import Trained
-
     trained = Trained(evaluate.Options(run))
     sets = made_by_model(model, data.train, data.test, 33, 7, 0, trained.copula("clip"))
     assert {s.name: s.count for s in sets} == {
@@ -105,11 +104,11 @@ def test_sets_are_of_the_images_they_say(run: Path) -> None:
         assert whole.shape == (33, 16)
         assert torch.equal(features_of(images, pixels, 7, to_uint8), whole)
     real = real_images(data.test, 33, 7, CPU)
-    want = pixels(data.test.images(torch.arange(33)))
+    want = pixels(data.test.images(torch.arange(33)) / 255)
     torch.testing.assert_close(features_of(real, pixels, 7, to_uint8), want)
     stored = features_of(real, pixels, 7, jpeg_round_trip)
     assert not torch.equal(stored, want)
-    torch.testing.assert_close(stored, want, rtol=0, atol=4)
+    torch.testing.assert_close(stored, want, rtol=0, atol=4 / 255)
 
 
 def test_the_classifier_is_trained_once(run: Path, capsys: pytest.CaptureFixture) -> None:
@@ -196,7 +195,7 @@ def bad_sets(tmp_path: Path) -> None:
         ("damaged", ("--features", "classifier", "--data", "digits"), "a.png"),
         ("empty", ("--features", "classifier"), "needs --data, the data set whose"),
         ("empty", ("--features", "dinov2"), "needs --feature-weights"),
-        ("empty", ("--features", "inception", "--feature-weights", "none.pth"), "none.pth"),
+        ("empty", ("--features", "inception", "--feature-weights", "none.pth"), "inception: "),
     ],
 )
 def test_bad_sets_are_named(fake, options, sentence, tmp_path, capsys) -> None:

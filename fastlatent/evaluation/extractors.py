@@ -39,16 +39,20 @@ def open_extractor(
 ) -> Extractor:
     """The network of that kind, ready on the device.
 
-    Raises ValueError, OSError or ModuleNotFoundError where it cannot be had, in one sentence.
+    Raises ValueError or OSError where it cannot be had, in one sentence.
     """
     if kind == "inception":
-        return Extractor(inception(weights).to(device), kind, "Inception network of the FID")
+        try:
+            network = inception(weights)
+        except ModuleNotFoundError as error:
+            raise ValueError(str(error)) from None
+        return Extractor(network.to(device), kind, "Inception network of the FID")
     if kind == "dinov2":
         if weights is None:
             raise ValueError("--features dinov2 needs --feature-weights, the network's file")
         folder = weights.expanduser().parent if name is not None else weights
-        network = dinov2(folder, name, weights if name is not None else None)
-        return Extractor(network.to(device), kind, f"DINOv2 network of {weights.name}")
+        transformer = dinov2(folder, name, weights if name is not None else None)
+        return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
     if data is None:
         raise ValueError(
             "--features classifier needs --data, the data set whose training images it learns"
