@@ -143,7 +143,7 @@ KERNELS = {
 @pytest.mark.parametrize("rows", [2_000, 5_000, 10_000, 20_000])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_distance(timed, name, rows):
-    """The more rows there are, the fewer pairs are in two subsets, and the less there is to share."""
+    """The more rows there are, the fewer pairs are in two subsets, and the less can be shared."""
     size = f"{SUBSETS} subsets of {SUBSET_SIZE} of {rows} x {FEATURES}, float32"
     timed("kernel distance", size, name, KERNELS[name](rows))
 

@@ -60,7 +60,9 @@ def pair_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor, scale: float) -> 
     """Squared distances of the pairs x[i], y[j] from their differences: (p,) float64."""
     squared = [x.new_empty(0, dtype=torch.float64)]
     for rows, columns in zip(*(k.split(max(1, _PAIRS // x.shape[1])) for k in (i, j)), strict=True):
-        difference = (x[rows].double() - y[columns].double()).mul_(scale)
+        difference = x[rows].double().sub_(y[columns])
+        if scale != 1:
+            difference.mul_(scale)
         squared.append(torch.linalg.vecdot(difference, difference))
     return torch.cat(squared)
 
@@ -150,9 +152,11 @@ def _neighbours(
             low = torch.addmm(shrink * norms[there], left, right.mT, alpha=-2)
             low.add_(shrink * own[here, None])
             # No row is its own neighbour.
-            low.masked_fill_(
-                chosen[here, None] == torch.arange(n, device=x.device)[there], math.inf
-            )
+            if rows is not None:
+                every = torch.arange(n, device=x.device)[there]
+                low.masked_fill_(chosen[here, None] == every, math.inf)
+            elif column == first:
+                low.fill_diagonal_(math.inf)
             best.add(here, low, column)
             if rows is None and column > first:
                 best.add(there, low.mT, first)
