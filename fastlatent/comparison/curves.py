@@ -11,6 +11,7 @@ from fastlatent.comparison.subject import Subject
 
 WIDTH, HEIGHT = 440, 270  # of a panel, in units that a screen scales
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 40  # around its frame
+SPARE = 5  # for half a mark
 MOST = 400  # points of a line; of more, the means of as many stretches are drawn
 MARKED = 60  # points of a line that get marks, at most
 BEGINNING = 0.03  # share of the highest training losses that may lie above the frame
@@ -109,11 +110,11 @@ def panel_svg(panel: Panel) -> str:
         f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" '
         'text-anchor="middle">optimizer steps</text>'
     )
-    # Its own coordinates cut off what lies above the frame.
-    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    # Its own coordinates cut off what lies above the frame; marks at the other sides are whole.
+    width, height = WIDTH - LEFT - RIGHT + 2 * SPARE, HEIGHT - TOP - BOTTOM + SPARE
     parts.append(
-        f'<svg x="{LEFT}" y="{TOP}" width="{width}" height="{height}" '
-        f'viewBox="{LEFT} {TOP} {width} {height}">'
+        f'<svg x="{LEFT - SPARE}" y="{TOP}" width="{width}" height="{height}" '
+        f'viewBox="{LEFT - SPARE} {TOP} {width} {height}">'
     )
     for curve in sorted(panel.curves, key=lambda curve: curve.kind == "test"):
         parts.append(_curve_svg(curve, frame))

@@ -72,7 +72,7 @@ def read_evaluation(run: Run) -> Evaluation | None:
         split=str(stored.get("split", "test")),
         images=_count(stored.get("images"), path, "images"),
         weights=weights,
-        unit=stored.get("unit"),
+        unit=_text(stored.get("unit"), path, "unit"),
         current=_is_current(run, weights, stored.get("fingerprint")),
         values=values,
         bits=bits,
@@ -130,6 +130,12 @@ def _scaled(measured: Measured, value: float) -> Measured:
 def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged: {where} must be a JSON object; got {value!r}")
+    return value
+
+
+def _text(value: Any, path: Path, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise RunError(f"{path} is damaged: {where} must be text; got {value!r}")
     return value
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 
 from fastlatent import __version__
-from fastlatent.comparison.columns import LAYERS, Cell, Column
+from fastlatent.comparison.columns import LAYERS, Column
 from fastlatent.comparison.curves import key_svg, panel_svg, panels_of
 from fastlatent.comparison.pictures import KINDS, Picture, by_kind
 from fastlatent.comparison.subject import Subject
@@ -92,7 +92,7 @@ def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
             f'<th scope="row" data-value="{escape(label)}">{key_svg(place)}{escape(label)}</th>'
         ]
         for column, first, places in zip(columns, firsts, best, strict=True):
-            cells.append(_cell(column.cells[place], first, places.get(place)))
+            cells.append(_cell(column, place, first, places.get(place)))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<div class="wide"><table><thead>'
@@ -116,21 +116,20 @@ def _title(column: Column, classes: str) -> str:
     )
 
 
-def _cell(cell: Cell | None, first: bool, best: bool | None) -> str:
+def _cell(column: Column, place: int, first: bool, best: bool | None) -> str:
     """A cell; best is None unless it holds the best value, then whether that is clear."""
-    classes = " ".join(["start"] * first + ["best"] * (best is not None))
+    cell = column.cells[place]
+    classes = ["start"] * first + ["text"] * column.is_text + ["best"] * (best is not None)
+    opening = f'<td class="{" ".join(classes)}"'
     if cell is None:
-        return f'<td class="{classes}"></td>'
+        return f"{opening}></td>"
     value = cell.text if cell.value is None else cell.value
+    # What is no number stays at the end of the order, as what is not there.
+    order = "" if value != value else f' data-value="{escape(str(value))}"'
     number, sign, error = escape(cell.text).partition(" ± ")
     shown = f"{number}<small>{sign}{error}</small>" if sign else number
-    if cell.value is None:
-        classes += " text"
     star = "" if best is None else f"<b>{'★' if best else '☆'}</b>"
-    return (
-        f'<td class="{classes}" data-value="{escape(str(value))}" title="{escape(cell.note)}">'
-        f"{star}{shown}</td>"
-    )
+    return f'{opening}{order} title="{escape(cell.note)}">{star}{shown}</td>'
 
 
 def _notes(columns: Sequence[Column]) -> str:

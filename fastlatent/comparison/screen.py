@@ -17,13 +17,14 @@ def screen_table(columns: Sequence[Column], labels: Sequence[str], width: int) -
     left = max(map(len, [*titles, ""])) + 2
     cells = [_cells(column, len(labels)) for column in columns]
     widths = [
-        max(LEAST, len(label), *(len(row[place]) for row in cells)) + 2
+        max(LEAST, len(label) + 2, *(len(row[place]) for row in cells)) + 2
         for place, label in enumerate(labels)
     ]
     lines: list[str] = []
     for block in _blocks(widths, width - left):
         lines += [""] * bool(lines)
-        lines.append(" " * left + "".join(f"{labels[place]:>{widths[place]}}" for place in block))
+        names = "".join(f"{labels[place] + '  ':>{widths[place]}}" for place in block)
+        lines.append((" " * left + names).rstrip())
         group = ""
         for column, title, row in zip(columns, titles, cells, strict=True):
             if not any(row[place].strip() for place in block):

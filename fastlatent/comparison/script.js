@@ -3,7 +3,7 @@
 // Sorting: a click on a heading, again for the other way round. Runs without a value stay last.
 function sort(table, column) {
   const heads = [...table.tHead.rows[1].cells];
-  const up = heads[column].ariaSort !== "ascending";
+  const up = heads[column].getAttribute("aria-sort") !== "ascending";
   heads.forEach((head) => head.removeAttribute("aria-sort"));
   heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
   const value = (row) => row.cells[column].dataset.value;
@@ -69,10 +69,11 @@ for (const panel of document.querySelectorAll(".panel")) {
     title.textContent = "step " + at.toLocaleString("en");
     tip.replaceChildren(title, ...lines);
     tip.hidden = false;
+    // Below the frame, where it hides none of the curves.
+    const x = svg.offsetLeft + place / width * box.width - tip.offsetWidth / 2;
     const room = panel.clientWidth - tip.offsetWidth - 8;
-    const x = svg.offsetLeft + place / width * box.width;
-    tip.style.left = Math.max(8, Math.min(room, place > width / 2 ? x - tip.offsetWidth - 12 : x + 12)) + "px";
-    tip.style.top = "48px";
+    tip.style.left = Math.max(8, Math.min(room, x)) + "px";
+    tip.style.top = svg.offsetTop + 0.88 * box.height + "px";
   };
   const hide = () => { tip.hidden = true; cross.style.visibility = "hidden"; };
   svg.addEventListener("pointermove", show);
