@@ -18,6 +18,11 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("bspline forward + backward", "dense matmul", 2),
     ("metric, BiGAN decoder", "original procedure, 2 of the points", 300),
     ("metric, BiGAN decoder", "vmap(jacfwd)", 2),
+    ("trace_sqrtm", "scipy.linalg.sqrtm, as pytorch-fid", 6),
+    ("trace_sqrtm", "eigvals of the product, as torchmetrics", 1.9),
+    ("trace_sqrtm", "Cholesky and eigvalsh by hand", 0.95),
+    ("trace_sqrtm", "torch.linalg.matrix_sqrth", 1),
+    ("Frechet distance", "by eigvals", 10),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

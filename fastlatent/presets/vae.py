@@ -31,7 +31,8 @@ def _like_mnist(name: str, description: str, data: DataConfig, dim: int = 16) ->
 
 VAE_PRESETS = (
     Preset(
-        "1,797 handwritten digits as 16 latents; needs no files. Not trained yet.",
+        "1,797 handwritten digits as 16 latents; needs no files. Test loss 935.7 nats per image "
+        "after 96 s on 2 CPU cores.",
         replace(
             _MNIST,
             name="vae-digits",
