@@ -743,6 +743,11 @@ def test_pictures_and_curves_work_in_a_browser(written: Path, browse: Callable) 
         at(1);
         const tip = document.querySelector(".tip");
         report.end = tip.innerText.split(/\\s*\\n\\s*/);
+        const place = tip.getBoundingClientRect();
+        const outer = document.querySelector(".panel").getBoundingClientRect();
+        report.below = (place.top - box.top) / box.height;
+        report.left = place.left - outer.left;
+        report.right = outer.right - place.right;
         const legend = document.querySelectorAll(".legend button");
         legend[0].click();
         at(0);
@@ -778,6 +783,8 @@ def test_pictures_and_curves_work_in_a_browser(written: Path, browse: Callable) 
         "second train",
         "920.5",
     ]
+    assert 0.85 < report["below"] < 0.95
+    assert report["left"] > report["right"] >= 0
     assert report["begin"] == ["step 50", "second test", "930", "second train", "931"]
     assert sorted(report["shown"]) == ["inline", "inline", "none", "none"]
     assert report["gone"] and report["open"] and report["large"] and report["closed"]

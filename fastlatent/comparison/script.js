@@ -70,10 +70,11 @@ for (const panel of document.querySelectorAll(".panel")) {
     tip.replaceChildren(title, ...lines);
     tip.hidden = false;
     // Below the frame, where it hides none of the curves.
-    const x = svg.offsetLeft + place / width * box.width - tip.offsetWidth / 2;
+    const outer = panel.getBoundingClientRect();
+    const x = box.left - outer.left + place / width * box.width - tip.offsetWidth / 2;
     const room = panel.clientWidth - tip.offsetWidth - 8;
     tip.style.left = Math.max(8, Math.min(room, x)) + "px";
-    tip.style.top = svg.offsetTop + 0.88 * box.height + "px";
+    tip.style.top = box.top - outer.top + 0.88 * box.height + "px";
   };
   const hide = () => { tip.hidden = true; cross.style.visibility = "hidden"; };
   svg.addEventListener("pointermove", show);
