@@ -238,7 +238,7 @@ def test_training_says_what_is_wrong() -> None:
 
 
 @pytest.mark.slow  # about a minute
-def test_the_classifier_reads_mnist() -> None:
-    data = load(DataConfig(name="mnist"))
+def test_the_classifier_reads_mnist(data_root: Path) -> None:
+    data = load(DataConfig(name="mnist", root=str(data_root)))
     model = train_classifier(pair(data.train), pair(data.test), 10, (1, 28, 28))
     assert model.accuracy > 0.985
