@@ -28,14 +28,17 @@ def _like_mnist(name: str, description: str, data: DataConfig) -> Preset:
 
 BIGAN_PRESETS = (
     Preset(
-        "1,797 handwritten digits as 16 latents; needs no files. Not trained yet.",
+        "1,797 handwritten digits as 16 latents; needs no files. The discriminator learns so few "
+        "images by heart, so the digits stay blurred: squared error of reconstructions 0.29.",
         replace(
             _MNIST,
             name="bigan-digits",
+            model=BiGANConfig(discriminator_rate=4),
             data=DataConfig(name="digits", size=28),
-            epochs=100,
+            epochs=45,
             batch=32,
-            lr_decay=0.97,
+            lr=1e-3,
+            lr_decay=0.94,
             log_every="10 steps",
             eval_every="5 epochs",
             checkpoint_every="10 epochs",
