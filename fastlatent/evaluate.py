@@ -25,7 +25,7 @@ from fastlatent.evaluation.report import Comparisons, Losses
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.latents import Repair
 from fastlatent.metrics import Weighing, score
-from fastlatent.metrics.features import extract, jpeg_round_trip, to_uint8
+from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip, to_uint8
 from fastlatent.models import LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.progress import is_main_process, say, track
@@ -209,9 +209,13 @@ def compare_with_real(options: Options, trained: Trained, images: int) -> Compar
     return compared
 
 
-def comparisons(extractor: Extractor, reference: str) -> Comparisons:
-    features = {"extractor": extractor.about, "short": extractor.short, "reference": reference}
-    return Comparisons(extractor.heading(), features)
+def comparisons(extractor: Extractor | None, reference: str) -> Comparisons:
+    """No set yet next to the reference; None: features come as they are."""
+    if extractor is None:
+        about = {"extractor": "features as given", "short": "features"}
+        return Comparisons(distance_name(None), about | {"reference": reference})
+    about = {"extractor": extractor.about, "short": extractor.short}
+    return Comparisons(distance_name(extractor.features), about | {"reference": reference})
 
 
 def evaluate_sets(options: Options) -> None:
@@ -245,8 +249,7 @@ def evaluate_sets(options: Options) -> None:
         parts = track(features, f"features of {path}", features.batches or 0)
         sets.append(torch.cat(list(parts))[: options.limit])
     real, fake = sets
-    raw = Extractor(lambda x: x, "features", "features as given")
-    compared = comparisons(extractor or raw, str(options.real))
+    compared = comparisons(extractor, str(options.real))
     compared.sets[options.fake.name] = score(real, fake, options.seed or 0)
     compared.counts[options.fake.name] = len(fake)
     say(f"{len(real):,} of {options.real} and {len(fake):,} of {options.fake}:")

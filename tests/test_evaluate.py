@@ -150,7 +150,7 @@ def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
     results = tmp_path / "results.jsonl"
     assert evaluate.main([*sets, "--results", str(results)]) == 0
-    assert "FD(features)" in capsys.readouterr().out
+    assert " FD " in capsys.readouterr().out
     (line,) = map(json.loads, results.read_text().splitlines())
     want = float(frechet_from_features(torch.tensor(x[:30]), torch.tensor(x[30:] + 3)))
     found = line["sets"]["fake.npz"]["metrics"]["frechet_distance"]["value"]

@@ -19,15 +19,11 @@ CLASSIFIER_SEED = 0  # one for all runs on a data set, whose features could not 
 
 
 class Extractor(NamedTuple):
-    """A network with the name that its distances carry."""
+    """A network, in one word and in a sentence."""
 
     features: Callable[[Tensor], Tensor]  # images (n, c, h, w) in [0, 1] or uint8 -> (n, d)
-    short: str  # FD(short) heads the Frechet distance, but for "inception", whose name is FID
+    short: str
     about: str
-
-    def heading(self) -> str:
-        """What its Frechet distance is called."""
-        return "FID" if self.short == "inception" else f"FD({self.short})"
 
 
 def open_extractor(
