@@ -22,11 +22,7 @@ class Factor(NamedTuple):
     """W (..., d, r) of A = W W^T in float64."""
 
     w: Tensor
-    triangular: bool  # lower, from a Cholesky factorisation without pivots
-
-    @property
-    def full_rank(self) -> bool:
-        return self.triangular
+    triangular: bool  # lower and of full rank, from a Cholesky factorisation without pivots
 
 
 def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:

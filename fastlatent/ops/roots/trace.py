@@ -106,7 +106,7 @@ def _backward_kernel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     def gradient(of: Factor, turned: Tensor) -> Tensor:
         block = (turned * inverse) @ turned.mT
-        if of.full_rank:
+        if of.triangular:
             return block
         outside = _outside(of.w)
         return block - outside @ block @ outside
