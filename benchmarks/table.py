@@ -54,9 +54,9 @@ def table(path: Path) -> str:
 
     for row in rows:
         mark = "**" if row["implementation"] == "fastlatent" else ""
-        apart = f", off by {row['apart']:.1g}" if row.get("apart") else ""
+        off = f", off by {row['off']:.1g}" if "off" in row else ""
         lines.append(
-            f"| {row['what']} | {row['size']} | {mark}{row['implementation']}{mark}{apart} "
+            f"| {row['what']} | {row['size']} | {mark}{row['implementation']}{mark}{off} "
             f"| {1e3 * row['median']:.3g} | {1e3 * row['q1']:.3g} to {1e3 * row['q3']:.3g} "
             f"| {ratio_of(row):.3g} |"
         )

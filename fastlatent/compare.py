@@ -12,7 +12,7 @@ from fastlatent.comparison import columns_of, page, screen_table, subjects
 from fastlatent.comparison.pictures import Picture, pictures_of
 from fastlatent.console import command, parse
 from fastlatent.progress import say, track
-from fastlatent.runs.files import written_whole
+from fastlatent.runs.files import RESULTS, written_whole
 
 DESCRIPTION = """Put runs side by side: a table on the screen, and one page for the browser.
 The page holds the table, which sorts, the curves of the losses, and the samples, reconstructions
@@ -46,7 +46,8 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, read the runs, print the table and write the page."""
     options = parse(Options, argv, "compare", DESCRIPTION)
-    runs = subjects(options.runs)
+    # What evaluations leave beside the runs, as in runs/*.
+    runs = subjects([path for path in options.runs if path.name != RESULTS])
     columns = columns_of(runs)
     say("\n".join(screen_table(columns, [run.label for run in runs], screen_width())))
     say("* best of the runs that can be compared, ~ by less than two standard errors")

@@ -22,14 +22,14 @@ from fastlatent.data.config import BINARY_SIZES
 from fastlatent.evaluation.extractors import Extractor, Kind, open_extractor
 from fastlatent.evaluation.ranks import joined_ranks
 from fastlatent.evaluation.report import Comparisons, Losses
-from fastlatent.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.evaluation.sets import STEPS, features_of, made_by_model, real_images
 from fastlatent.latents import Repair
-from fastlatent.metrics import Weighing, score
-from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip, to_uint8
+from fastlatent.metrics import FeatureStatistics, Weighing, frechet_distance, score
+from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip, read_npz, to_uint8
 from fastlatent.models import LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.progress import is_main_process, say, track
-from fastlatent.runs.files import fingerprint, write_json
+from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
@@ -45,7 +45,7 @@ taken with the Inception network, else it is FD(classifier) or FD(dinov2).
 
 The numbers are printed, stored as evaluation.json in the run folder, and added as a line to
 results.jsonl beside it; PRD curves are drawn as images/prd.png, the KL of layers as
-images/kl-layers.png. Under torchrun each process takes a share of the images.
+images/kl-layers.png. Under torchrun each process takes a share of a run's images.
 
 Examples:
   python -m fastlatent.evaluate runs/lbae-digits
@@ -55,6 +55,13 @@ Examples:
   torchrun --nproc-per-node 2 -m fastlatent.evaluate runs/lbae-mnist"""
 
 FOLDER_BATCH = 64  # images of two sets at a time
+# What standard errors, which take images as independent, leave out.
+DEPENDENT = {
+    "reconstruction": ["of the very images they are compared with, so errors are too large"],
+    "interpolation": [
+        f"{STEPS - 2} inner images of each walk, so errors are too small; ends are left out"
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,10 @@ class Options(RunOptions):
     feature_weights: Path | None = None
     """File of the weights of --features inception (default: downloaded once) or dinov2."""
     feature_name: str | None = None
-    """With --features dinov2: name of the network where the weights lie in a clone of its
-    repository."""
+    """Name of the DINOv2 network, if the weights lie in a clone of its repository."""
+    reference: Path | None = None
+    """Compare with these real images or their features, a folder or an .npz file; default: with
+    the images of the split."""
     data: str | None = None
     """With --real and --fake: data set whose training images a classifier learns."""
     real: Path | None = None
@@ -103,6 +112,8 @@ class Options(RunOptions):
             raise ValueError("name a run folder, or two sets by --real and --fake")
         if self.data is not None and self.run is not None:
             raise ValueError("--data goes with --real and --fake; a run knows its data set")
+        if self.reference is not None and self.run is None:
+            raise ValueError("--reference goes with a run; two sets are --real and --fake")
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor]:
@@ -114,9 +125,10 @@ class Options(RunOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION)
-    with joined_ranks():
+    with joined_ranks(choose_device(options.device)):
         if options.run is None:
-            evaluate_sets(options)
+            if is_main_process():
+                evaluate_sets(options)
         else:
             evaluate_run(options)
 
@@ -141,7 +153,6 @@ def evaluate_run(options: Options) -> None:
     say(f"{options.split} split of {trained.data.name}, {images:,} images:")
     say("\n".join(losses.lines(model.loss_unit)))
 
-    compared = compare_with_real(options, trained, images)
     path = trained.run.path / "evaluation.json"
     found = {
         "weights": options.weights,
@@ -154,6 +165,9 @@ def evaluate_run(options: Options) -> None:
         "unit": model.loss_unit,
         "values": losses.values(),
     }
+    if is_main_process():
+        write_json(path, found)
+    compared = compare_with_real(options, trained, images)
     if compared is not None:
         found |= {"jpeg": options.jpeg, **compared.values()}
         say("\n".join(compared.lines()))
@@ -161,7 +175,7 @@ def evaluate_run(options: Options) -> None:
         return
     write_json(path, found)
     say(f"numbers: {path}")
-    results = options.results or trained.run.path.parent / "results.jsonl"
+    results = options.results or trained.run.path.parent / RESULTS
     append_line(results, {"run": str(trained.run.path)} | found)
     if compared is not None and any(scores.prd for scores in compared.sets.values()):
         say(f"picture: {plots.save(compared.picture(), trained.place(None, 'prd'))}")
@@ -195,16 +209,31 @@ def compare_with_real(options: Options, trained: Trained, images: int) -> Compar
     transform = options.transform
     batch = min(trained.batch, images)
     train, test = trained.split("train"), trained.split(options.split)
-    reference = real_images(test, images, batch, trained.device)
-    real = features_of(reference, extractor.features, batch, transform)
+    if options.reference is None:
+        reference = f"{images:,} {options.split} images of {trained.data.name}"
+        shown = real_images(test, images, batch, trained.device)
+        real = features_of(shown, extractor.features, batch, transform)
+    else:
+        reference = str(options.reference)
+        real = extract(
+            options.reference,
+            extractor.features,
+            batch=batch,
+            device=trained.device,
+            transform=transform,
+            size=trained.model.image_shape[1:],
+            channels=trained.model.image_shape[0],
+        ).all()
     made = made_by_model(
         trained.model, train, test, images, batch, trained.seed, trained.copula(options.repair)
     )
-    compared = comparisons(extractor, f"{images:,} {options.split} images of {trained.data.name}")
+    compared = comparisons(extractor, reference)
     for images_of in made:
         fake = features_of(images_of, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
-            compared.sets[images_of.name] = score(real, fake, trained.seed)
+            scores = score(real, fake, trained.seed)
+            scores.notes.extend(DEPENDENT.get(images_of.name, ()))
+            compared.sets[images_of.name] = scores
             compared.counts[images_of.name] = len(fake)
     return compared
 
@@ -223,39 +252,79 @@ def evaluate_sets(options: Options) -> None:
     assert options.real is not None and options.fake is not None
     device = choose_device(options.device)
     extractor = None
-    if options.features not in ("auto", "none"):
+    kind = options.features
+    if kind == "auto" and options.data is not None:
+        kind = "classifier"
+    if kind not in ("auto", "none"):
         data = None
         if options.data is not None:
             root = None if options.root is None else options.root.expanduser()
             config = DataConfig(options.data, root)
             data = config, load(config)
         extractor = open_extractor(
-            options.features, options.feature_weights, options.feature_name, data, device
+            kind, options.feature_weights, options.feature_name, data, device
         )
         say(f"features: {extractor.about}")
-    sets = []
-    for path in (options.real, options.fake):
-        if extractor is None and (path.suffix != ".npz" or path.is_dir()):
-            raise UsageError(
-                f"{path} holds images: name the network whose features are compared, by --features"
-            )
-        features = extract(
-            path,
-            None if extractor is None else extractor.features,
-            batch=options.batch or FOLDER_BATCH,
-            device=device,
-            transform=options.transform,
+    real, fake = (
+        features_in(path, extractor, options, device) for path in (options.real, options.fake)
+    )
+    if isinstance(real, FeatureStatistics) or isinstance(fake, FeatureStatistics):
+        moments = [moments_of(features) for features in (real, fake)]
+        distance = float(frechet_distance(*moments[0], *moments[1]))
+        say(
+            f"{distance_name(None)} of {options.real} and {options.fake}, by moments: {distance:.6g}"
         )
-        parts = track(features, f"features of {path}", features.batches or 0)
-        sets.append(torch.cat(list(parts))[: options.limit])
-    real, fake = sets
+        return
     compared = comparisons(extractor, str(options.real))
     compared.sets[options.fake.name] = score(real, fake, options.seed or 0)
     compared.counts[options.fake.name] = len(fake)
     say(f"{len(real):,} of {options.real} and {len(fake):,} of {options.fake}:")
     say("\n".join(compared.lines()))
-    if options.results is not None and is_main_process():
+    if options.results is not None:
         append_line(options.results, {"fake": str(options.fake)} | compared.values())
+
+
+def features_in(
+    path: Path, extractor: Extractor | None, options: Options, device: torch.device
+) -> Tensor | FeatureStatistics:  # (n, d)
+    """Features of the images in a folder or .npz file, or the features or moments that it holds.
+
+    Raises UsageError for features where a network is named and for images where none is.
+    """
+    stored = read_npz(path) if path.suffix == ".npz" and not path.is_dir() else None
+    holds_images = stored is None or (isinstance(stored, Tensor) and stored.dim() == 4)
+    if holds_images and extractor is None:
+        raise UsageError(
+            f"{path} holds images: name the network whose features are compared, by --features, "
+            "or by --data the data set whose classes a small one learns"
+        )
+    if not holds_images and extractor is not None:
+        raise UsageError(f"{path} holds features already; --features goes with images")
+    if isinstance(stored, FeatureStatistics):
+        return stored
+    features = extract(
+        path if stored is None else stored[: options.limit],
+        None if extractor is None else extractor.features,
+        batch=options.batch or FOLDER_BATCH,
+        device=device,
+        transform=options.transform if holds_images else None,
+    )
+    parts, count = [], 0
+    for part in track(features, f"features of {path}", features.batches or 0):
+        parts.append(part)
+        count += len(part)
+        if options.limit is not None and count >= options.limit:
+            break
+    return torch.cat(parts)[: options.limit]
+
+
+def moments_of(features: Tensor | FeatureStatistics) -> tuple[Tensor, Tensor]:
+    """Mean and covariance."""
+    if isinstance(features, FeatureStatistics):
+        return features.mu, features.sigma
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.update(features)
+    return statistics.mu, statistics.sigma
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

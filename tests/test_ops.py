@@ -561,7 +561,7 @@ BAD = [
         ValueError,
         "at least the reference row",
     ),
-    (lambda: ops.use("gpu"), ValueError, "'auto', 'cpp', 'cuda', 'triton', 'torch'; got 'gpu'"),
+    (lambda: ops.use("gpu"), ValueError, "'triton', 'linalg', 'torch'; got 'gpu'"),
 ]
 
 

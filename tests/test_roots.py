@@ -77,7 +77,7 @@ def test_singular_matrices_against_the_factors_they_are_made_of(rank_a, rank_b):
 def test_more_blocks_of_a_pivoted_factor_than_one():
     w = low_rank(400, 150, 0)
     a = w @ w.mT
-    factor = factors.pivoted_cholesky(a, F64)
+    factor = factors.pivoted_cholesky(a)
     assert factor.shape == (400, 150) and factors.PANEL < 150
     torch.testing.assert_close(factor @ factor.mT, a, rtol=0, atol=1e-11 * float(a.abs().max()))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.data import DataConfig, Dataset, epoch_order
+from fastlatent.evaluation.ranks import main_process_first
 from fastlatent.metrics.features import dinov2, inception, stored_classifier
 from fastlatent.progress import say
 
@@ -69,21 +70,21 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
         return train.batches(TRAINING_BATCH, device, order=order)
 
     def heard(epoch: int, epochs: int, loss: float) -> None:
-        if epoch == 1:
-            say(f"training a classifier of {data.name} for its features, {epochs} epochs")
+        say(f"classifier of {data.name} for its features: epoch {epoch} of {epochs}")
 
-    classifier = stored_classifier(
-        cache_folder(),
-        batches,
-        lambda _: test.batches(TRAINING_BATCH, device),
-        len(data.label_names),
-        train.shape,
-        dataset=repr(described),
-        labels="class" if data.train.labels.dim() == 1 else "attributes",
-        seed=CLASSIFIER_SEED,
-        device=device,
-        progress=heard,
-    )
+    with main_process_first():
+        classifier = stored_classifier(
+            cache_folder(),
+            batches,
+            lambda _: test.batches(TRAINING_BATCH, device),
+            len(data.label_names),
+            train.shape,
+            dataset=repr(described),
+            labels="class" if data.train.labels.dim() == 1 else "attributes",
+            seed=CLASSIFIER_SEED,
+            device=device,
+            progress=heard,
+        )
     about = f"classifier of {data.name}, right on {classifier.accuracy:.1%} of its test images"
     return Extractor(classifier, "classifier", about)
 

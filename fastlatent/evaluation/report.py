@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LIKELIHOOD = "log_likelihood"
 HIGHER_IS_BETTER = ("elbo", LIKELIHOOD)  # bits per dimension count their negative
-TITLES = {"kernel_distance": "KD", "prd_f8": "F8", "prd_f1/8": "F1/8"}
+TITLES = {"prd_f8": "F8", "prd_f1/8": "F1/8"}
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,20 @@ class Comparisons:
     counts: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """A row for each set, with the standard error under each number."""
+        """A row for each set; a standard error behind each number."""
         names = list(
             dict.fromkeys(name for scores in self.sets.values() for name in scores.metrics)
         )
-        titles = [
-            self.heading if name == "frechet_distance" else TITLES.get(name, name) for name in names
-        ]
-        lines = [f"  {'':16}{'images':>8}" + "".join(f"{title:>15}" for title in titles)]
+        kernel = "KID" if self.heading == "FID" else "kernel distance"
+        titled = TITLES | {"frechet_distance": self.heading, "kernel_distance": kernel}
+        titles = [titled.get(name, name) for name in names]
+        lines = [f"  {'':16}{'images':>8}" + "".join(f"{title:>20}" for title in titles)]
         for name, scores in self.sets.items():
             numbers = [scores.metrics.get(metric) for metric in names]
             lines.append(f"  {name:16}{self.counts[name]:8,}" + "".join(map(_cell, numbers)))
-        notes = dict.fromkeys(note for scores in self.sets.values() for note in scores.notes)
+        notes = dict.fromkeys(
+            f"{name}: {note}" for name, scores in self.sets.items() for note in scores.notes
+        )
         return [*lines, *(f"  {note}" for note in notes)]
 
     def values(self) -> dict[str, Any]:
@@ -119,13 +121,13 @@ class Comparisons:
 
 def _cell(found: Estimate | None) -> str:
     if found is None:
-        return f"{'':>15}"
+        return f"{'':>20}"
     if not math.isfinite(found.error):
-        return f"{found.value:15.4g}"
+        return f"{found.value:20.4g}"
     # Two digits of the error, and as many places of the number.
-    places = 0 if found.error <= 0 else max(0, 1 - math.floor(math.log10(found.error)))
+    places = 4 if found.error <= 0 else max(0, 1 - math.floor(math.log10(found.error)))
     places = min(places, 6)
-    return f"{f'{found.value:.{places}f} ±{found.error:.{places}f}':>15}"
+    return f"{f'{found.value:.{places}f} ±{found.error:.{places}f}':>20}"
 
 
 def _known(error: float) -> float | None:

@@ -103,7 +103,7 @@ def features_of(
 ) -> Tensor:  # (n, d)
     """Features of the whole set, on every rank."""
     rows: list[tuple[int, Tensor]] = []
-    total = -(-images.count // batch)
+    total = len(shares(images.count, batch))
     for start, made in track(images.made(), f"features of {images.name}", total):
         rows.append((start, extract(made.clamp(0, 1), extractor, transform=transform).all()))
     if not (dist.is_available() and dist.is_initialized()):

@@ -52,8 +52,12 @@ def frechet_distance(
             + ", ".join(f"{name} {tuple(value.shape)}" for name, value in arguments.items())
         )
     wide1, wide2 = _wide("sigma1", sigma1), _wide("sigma2", sigma2)
+    how = None
     try:
-        root, how = trace_sqrtm(wide1, wide2, diagnostics=True)
+        if diagnostics:
+            root, how = trace_sqrtm(wide1, wide2, diagnostics=True)
+        else:
+            root = trace_sqrtm(wide1, wide2)
     except ValueError as error:
         words = (
             str(error).replace("trace_sqrtm: a ", "sigma1 ").replace("trace_sqrtm: b ", "sigma2 ")
@@ -62,7 +66,7 @@ def frechet_distance(
     means = (mu1.double() - mu2.double()).square().sum(-1)
     traces = (wide1 + wide2).diagonal(dim1=-2, dim2=-1).sum(-1)
     distance = (means + traces - 2 * root).clamp_min(0)
-    return (distance, how) if diagnostics else distance
+    return distance if how is None else (distance, how)
 
 
 def _wide(name: str, sigma: Tensor) -> Tensor:
@@ -192,7 +196,7 @@ class Extrapolated(NamedTuple):
     """A distance extrapolated to infinitely many samples."""
 
     value: float
-    error: float  # standard error of the straight line's value at 1 / n = 0
+    error: float  # of the fit of the straight line at 1 / n = 0; not of the choice of either set
     sizes: list[int]
     distances: list[float]
 

@@ -43,7 +43,7 @@ def score(
     kernel = kernel_distance(real, fake, seed=seed)
     metrics["kernel_distance"] = Estimate(kernel.value, kernel.error)
     if kernel.subsets == 1:
-        notes.append(f"kernel distance of one subset of {kernel.subset_size:,}, as there are fewer")
+        notes.append(f"kernel distance of one subset, of {kernel.subset_size:,} images")
     few = min(len(real), len(fake))
     if few > max(NEIGHBOURS):
         around = Neighbourhoods(real, fake, NEIGHBOURS)

@@ -1,6 +1,7 @@
 """Mean and covariance of features that arrive in batches, in float64."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class FeatureStatistics:
         features = features.detach()
         if not features.isfinite().all():
             raise ValueError("FeatureStatistics: features must be finite; got NaN or infinity")
-        self._waiting.append(features.to(self._mean))
+        self._waiting.append(features.to(self._mean, copy=True))
         if sum(map(len, self._waiting)) >= BUFFER:
             self._count_waiting()
 
@@ -125,21 +126,28 @@ class FeatureStatistics:
             with np.load(path, allow_pickle=False) as archive:
                 found = {key: archive[key] for key in ("mu", "sigma", "n") if key in archive.files}
                 keys = ", ".join(archive.files) or "nothing"
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"FeatureStatistics: {path} is not a readable .npz: {error}") from None
         if "mu" not in found or "sigma" not in found:
             raise ValueError(f"FeatureStatistics: {path} must hold mu and sigma; it holds {keys}")
-        mu, sigma = found["mu"], found["sigma"]
-        n = int(found["n"]) if "n" in found else None
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        mu, sigma, n = found["mu"], found["sigma"], found.get("n")
+        if (
+            mu.ndim != 1
+            or sigma.shape != (len(mu), len(mu))
+            or {mu.dtype.kind, sigma.dtype.kind} != {"f"}
+        ):
             raise ValueError(
-                f"FeatureStatistics: {path} must hold mu (d,) and sigma (d, d); "
-                f"got {mu.shape} and {sigma.shape}"
+                f"FeatureStatistics: {path} must hold floating-point mu (d,) and sigma (d, d); "
+                f"got {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}"
+            )
+        if n is not None and (n.shape != () or n.dtype.kind not in "iu" or n < 2):
+            raise ValueError(
+                f"FeatureStatistics: {path} must hold n as a number from 2 up; got {n}"
             )
         statistics = FeatureStatistics(len(mu))
-        statistics._count = n
+        statistics._count = None if n is None else int(n)
         statistics._mean.copy_(torch.from_numpy(mu))
-        statistics._spread.copy_(torch.from_numpy(sigma) * (1 if n is None else n - 1))
+        statistics._spread.copy_(torch.from_numpy(sigma) * (1 if n is None else int(n) - 1))
         return statistics
 
     def _count_waiting(self) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fastlatent.console import RunError
 
+RESULTS = "results.jsonl"  # beside run folders: a line for each evaluation
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastlatent.ops.roots.matrices import check_psd
 from fastlatent.ops.roots.square_root import Eigen
 
+EPS = torch.finfo(torch.float64).eps
 PANEL = 64  # columns between two updates of the whole remainder
 
 
@@ -33,23 +34,21 @@ def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
     w, failed = torch.linalg.cholesky_ex(a)
     if not failed.any():
         return Factor(w, True)
-    if a.dim() > 2 or a.device.type != "cpu":
-        # Many small matrices, or a device that would wait for each pivot.
-        eigen = Eigen(a)
-        check_psd(op, name, eigen.values, dtype)
-        kept = eigen.values > a.shape[-1] * _eps(dtype) * eigen.values[..., -1:]
-        return Factor(eigen.vectors * (eigen.roots * kept)[..., None, :], False)
-    pivoted = pivoted_cholesky(a, dtype)
-    if pivoted is None:
-        eigen = Eigen(a)
-        check_psd(op, name, eigen.values, dtype)
-        return Factor(eigen.vectors * eigen.roots, False)
-    return Factor(pivoted, False)
+    # Pivots are for one matrix, on a device that need not wait for each, and where rounding in
+    # float64 is all that makes it indefinite.
+    if a.dim() == 2 and a.device.type == "cpu" and dtype == torch.float64:
+        pivoted = pivoted_cholesky(a)
+        if pivoted is not None:
+            return Factor(pivoted, False)
+    eigen = Eigen(a)
+    check_psd(op, name, eigen.values, dtype)
+    kept = eigen.values > a.shape[-1] * EPS * eigen.values[..., -1:]
+    columns = kept.reshape(-1, kept.shape[-1]).any(0)
+    return Factor((eigen.vectors * (eigen.roots * kept)[..., None, :])[..., columns], False)
 
 
 def pivoted_cholesky(
     a: Tensor,  # (d, d) float64
-    dtype: torch.dtype,  # of what it comes from: its rounding decides the rank
 ) -> Tensor | None:  # (d, rank)
     """A factor of the matrix scaled to unit diagonal, scaled back; None if that leaves a remainder.
 
@@ -58,14 +57,14 @@ def pivoted_cholesky(
     """
     d = len(a)
     scale = a.diagonal().clamp_min(0).sqrt()
-    if (a[scale == 0].abs() > d * _eps(dtype) * a.abs().amax()).any():
+    if (a[scale == 0].abs() > d * EPS * a.abs().amax()).any():
         return None
     inverse = torch.where(scale > 0, 1 / scale, 0)
     remainder = a * inverse[:, None] * inverse
     diagonal = remainder.diagonal().clone()
     unused = torch.ones_like(diagonal)
     rows = torch.zeros_like(a)  # of W^T
-    least = d * _eps(dtype)
+    least = d * EPS
     rank = start = 0
     while start < d:
         stop = min(start + PANEL, d)
@@ -92,7 +91,3 @@ def pivoted_cholesky(
     if left.numel() and float(left.abs().amax()) > 16 * least:
         return None
     return (rows[:rank] * scale).mT
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps

@@ -28,7 +28,7 @@ class Nuclear(NamedTuple):
     """Nuclear norms (...) of float64 matrices."""
 
     value: Tensor
-    bound: Tensor  # on the error by rounding, to first order
+    bound: Tensor  # on the error by rounding: proven by the polar route, else an estimate
     smallest: Tensor  # singular value, of as many as the matrix has
     largest: Tensor
     route: Route

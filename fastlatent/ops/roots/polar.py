@@ -36,14 +36,14 @@ def polar_trace(c: Tensor, smallest: float = LEAST) -> tuple[Tensor, Tensor]:
 
     `smallest` guesses the smallest singular value that counts, as a part of the Frobenius norm; a
     wrong guess costs steps or shows in the bound. For any X, whatever rounding did to it, duality
-    and the triangle inequality give, with the spectral norm |X|, E = I - X X^T and S, K the
-    symmetric and skew parts of M = X C^T,
+    and C = C X^T X + (C - C X^T X) give, with the spectral norm |X| and S, K the symmetric and
+    skew parts of M = X C^T,
 
-        tr(M) / |X| <= |C|_* <= |X| (|S|_* + sqrt(m) |K|_F) + sqrt(m) |E C|_F.
+        tr(M) / |X| <= |C|_* <= |X| (|S|_* + sqrt(m) |K|_F) + sqrt(m) |C - M^T X|_F.
 
-    |X|^2 is at most 1 + e where E + e I has a Cholesky factor, |S|_* at most tr(S) + 2 e m where
-    S + e I has. Only the rounding in evaluating this is not part of the bound but added by its
-    order, eps |C|_F. Where a factor is missing the bound is infinite.
+    |X|^2 is at most 1 + e where (1 + e) I - X X^T has a Cholesky factor, |S|_* at most
+    tr(S) + 2 e m where S + e I has. Only the rounding in evaluating this is not part of the bound
+    but added by its order, eps |C|_F. Where a factor is missing the bound is infinite.
     """
     m = c.shape[-2]
     length = torch.linalg.vector_norm(c, dim=(-2, -1), keepdim=True)
@@ -54,14 +54,14 @@ def polar_trace(c: Tensor, smallest: float = LEAST) -> tuple[Tensor, Tensor]:
         x = a * x + (b * gram + k * (gram @ gram)) @ x
     slack = m * torch.finfo(c.dtype).eps
     shift = slack * torch.eye(m, dtype=c.dtype, device=c.device)
-    error = torch.eye(m, dtype=c.dtype, device=c.device) - x @ x.mT
+    left = torch.eye(m, dtype=c.dtype, device=c.device) - x @ x.mT
     product = x @ (c / safe).mT
     even, odd = (product + product.mT) / 2, (product - product.mT) / 2
     trace = product.diagonal(dim1=-2, dim2=-1).sum(-1)
-    failed = sum(torch.linalg.cholesky_ex(part + shift).info for part in (error, even))
+    failed = sum(torch.linalg.cholesky_ex(part + shift).info for part in (left, even))
     norm = math.sqrt(1 + slack)
-    rest = _length(odd) + _length(error @ (c / safe))
-    most = norm * (trace + 2 * slack * m + math.sqrt(m) * rest)
+    rest = norm * _length(odd) + _length(c / safe - product.mT @ x)
+    most = norm * (trace + 2 * slack * m) + math.sqrt(m) * rest
     apart = torch.maximum(most - trace, trace - trace / norm)
     length = length[..., 0, 0]
     bound = length * (apart + 8 * torch.finfo(c.dtype).eps * math.sqrt(m))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register
+from fastlatent.ops._register import register, strict
 from fastlatent.ops.roots.matrices import DTYPES, check_psd, shape_of, symmetric, whole, with_nan
 
 ORDER = 2  # of the derivatives that references give
@@ -33,24 +33,24 @@ class Eigen:
         half = self.vectors * self.roots.sqrt()[..., None, :]
         return half @ half.mT
 
-    def sylvester(self, roots: Tensor, g: Tensor) -> Tensor:
+    def sylvester(self, roots: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
         """X of R X + X R = G, where R has the eigenvalues `roots`; 0 in its null space."""
         sums = roots[..., :, None] + roots[..., None, :]
-        q, least = self.vectors, 2 * cut(roots)[..., None]
+        q, least = self.vectors, 2 * cut(roots, dtype)[..., None]
         inverse = torch.where(sums > least, 1 / sums, 0)
         return q @ (inverse * (q.mT @ g @ q)) @ q.mT
 
-    def null(self) -> Tensor:
+    def null(self, dtype: torch.dtype) -> Tensor:
         """The projection (..., d, d) onto what counts as the null space."""
         roots = self.roots
-        outside = self.vectors * (roots <= cut(roots))[..., None, :]
+        outside = self.vectors * (roots <= cut(roots, dtype))[..., None, :]
         return outside @ outside.mT
 
 
-def cut(roots: Tensor) -> Tensor:
-    """Below this a square root (..., d) of an eigenvalue is rounding of 0: (..., 1)."""
+def cut(roots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Below this the root (..., d) of an eigenvalue of a matrix in `dtype` is that of rounding."""
     d = max(1, roots.shape[-1])
-    return (d * torch.finfo(roots.dtype).eps) ** 0.5 * largest(roots)
+    return (d * torch.finfo(dtype).eps) ** 0.5 * largest(roots)
 
 
 def largest(x: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def largest(x: Tensor) -> Tensor:
     return x.amax(-1, keepdim=True)
 
 
-def differentiable_root(a: Tensor) -> Tensor:
-    """The root of a float64 symmetric matrix (..., d, d), with its derivatives up to ORDER.
+def differentiable_root(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """The root of a symmetric matrix (..., d, d), with its derivatives up to ORDER; float64.
 
     Newton's iteration started at the root changes no value; each step makes one more derivative
     right, whether or not eigenvalues are equal.
@@ -70,20 +70,21 @@ def differentiable_root(a: Tensor) -> Tensor:
     start = eigen.root()
     root = start
     for _ in range(ORDER):
-        step = eigen.sylvester(eigen.roots, a - root @ root)
+        step = eigen.sylvester(eigen.roots, a - root @ root, dtype)
         root = root + (step - step.detach())
     return root
 
 
 def _reference(a: Tensor) -> Tensor:
     clean, bad = whole(a)
-    return with_nan(differentiable_root(clean), bad).to(a.dtype)
+    return with_nan(differentiable_root(clean, a.dtype), bad).to(a.dtype)
 
 
 def _kernel(a: Tensor) -> Tensor:
     clean, bad = whole(a)
     eigen = Eigen(clean)
-    check_psd("sqrtm_psd", "a", eigen.values, a.dtype)
+    if a.device.type == "cpu" or strict():  # elsewhere it would wait for the device
+        check_psd("sqrtm_psd", "a", eigen.values, a.dtype)
     return with_nan(eigen.root(), bad).to(a.dtype)
 
 
@@ -111,9 +112,9 @@ def _sylvester_reference(r: Tensor, g: Tensor) -> Tensor:
     clean_g, bad_g = whole(g)
     eigen = Eigen(clean_r)
     roots = eigen.values.clamp_min(0)
-    x = eigen.sylvester(roots, clean_g)
+    x = eigen.sylvester(roots, clean_g, r.dtype)
     for _ in range(ORDER):
-        step = eigen.sylvester(roots, clean_g - clean_r @ x - x @ clean_r)
+        step = eigen.sylvester(roots, clean_g - clean_r @ x - x @ clean_r, r.dtype)
         x = x + (step - step.detach())
     return with_nan(x, bad_r | bad_g).to(g.dtype)
 
@@ -122,7 +123,7 @@ def _sylvester_kernel(r: Tensor, g: Tensor) -> Tensor:
     clean_r, bad_r = whole(r)
     clean_g, bad_g = whole(g)
     eigen = Eigen(clean_r)
-    x = eigen.sylvester(eigen.values.clamp_min(0), clean_g)
+    x = eigen.sylvester(eigen.values.clamp_min(0), clean_g, r.dtype)
     return with_nan(x, bad_r | bad_g).to(g.dtype)
 
 

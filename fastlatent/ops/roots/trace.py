@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import register
-from fastlatent.ops.roots.factors import Factor, factor
+from fastlatent.ops.roots.factors import EPS, Factor, factor
 from fastlatent.ops.roots.matrices import DTYPES, shape_of, whole, with_nan
 from fastlatent.ops.roots.nuclear import Nuclear, Route, nuclear_norm_of_product
 from fastlatent.ops.roots.square_root import ORDER, Eigen, cut, differentiable_root, largest, psd
@@ -29,18 +29,18 @@ class Diagnostics(NamedTuple):
     """How a trace was found."""
 
     route: Route
-    rank: tuple[int, int]  # columns of the factors of a and b: their rank, or d where it is full
+    rank: tuple[int, int]  # of a and of b; of a batch the largest
     condition: Tensor  # (...): largest over smallest singular value of C; NaN by the polar route
-    bound: Tensor  # (...): on the error by rounding, to first order; by the polar route proven
+    bound: Tensor  # (...): on the error by rounding: proven by the polar route, else an estimate
 
 
 def _reference(a: Tensor, b: Tensor) -> Tensor:
     clean_a, bad_a = whole(a)
     clean_b, bad_b = whole(b)
-    outside = Eigen(clean_b).null()
+    outside = Eigen(clean_b).null(b.dtype)
     inside = clean_b - outside @ (clean_b - clean_b.detach()) @ outside
-    root = differentiable_root(clean_a)
-    trace = _trace(differentiable_root(root @ inside @ root))
+    root = differentiable_root(clean_a, a.dtype)
+    trace = _trace(differentiable_root(root @ inside @ root, a.dtype))
     value = torch.linalg.svdvals(root.detach() @ Eigen(clean_b).root()).sum(-1)
     return with_nan(value + (trace - trace.detach()), bad_a | bad_b).to(a.dtype)
 
@@ -74,19 +74,20 @@ def _backward_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     bad = bad_a | bad_b
 
     def gradient(of: Tensor, other: Tensor) -> Tensor:
-        root = differentiable_root(other)
-        whole_block = root @ _inverse(differentiable_root(root @ of @ root)) @ root / 2
-        outside = Eigen(of).null()
+        root = differentiable_root(other, a.dtype)
+        middle = differentiable_root(root @ of @ root, a.dtype)
+        whole_block = root @ _inverse(middle, a.dtype) @ root / 2
+        outside = Eigen(of).null(a.dtype)
         return whole_block - outside @ whole_block @ outside
 
     grads = gradient(clean_a, clean_b), gradient(clean_b, clean_a)
     return with_nan(grads[0], bad).to(a.dtype), with_nan(grads[1], bad).to(b.dtype)
 
 
-def _inverse(t: Tensor) -> Tensor:
+def _inverse(t: Tensor, dtype: torch.dtype) -> Tensor:
     """The pseudo-inverse of a PSD matrix, with its derivatives up to ORDER within the range."""
     eigen = Eigen(t)
-    kept = eigen.values > cut(eigen.values.clamp_min(0))
+    kept = eigen.values > cut(eigen.values.clamp_min(0), dtype)
     inverse = torch.where(kept, 1 / eigen.values, 0)
     start = (eigen.vectors * inverse[..., None, :]) @ eigen.vectors.mT
     x = start
@@ -102,7 +103,8 @@ def _backward_kernel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     bad = bad_a | bad_b
     v, w = (factor("trace_sqrtm", *named, a.dtype) for named in (("a", clean_a), ("b", clean_b)))
     p, s, q = torch.linalg.svd(v.w.mT @ w.w, full_matrices=False)
-    inverse = torch.where(s > cut(s), s, torch.inf).reciprocal()[..., None, :] / 2
+    least = a.shape[-1] * EPS * largest(s)
+    inverse = torch.where(s > least, s, torch.inf).reciprocal()[..., None, :] / 2
 
     def gradient(of: Factor, turned: Tensor) -> Tensor:
         block = (turned * inverse) @ turned.mT
@@ -118,7 +120,7 @@ def _backward_kernel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _outside(w: Tensor) -> Tensor:
     """The projection onto what is orthogonal to the columns of W (..., d, r): (..., d, d)."""
     u, s, _ = torch.linalg.svd(w, full_matrices=False)
-    inside = u * (s > w.shape[-2] * torch.finfo(w.dtype).eps * largest(s))[..., None, :]
+    inside = u * (s > w.shape[-2] * EPS * largest(s))[..., None, :]
     return torch.eye(w.shape[-2], dtype=w.dtype, device=w.device) - inside @ inside.mT
 
 
@@ -167,7 +169,8 @@ def trace_sqrtm(
     Covariances of rank r < d cost an r x r problem. Cholesky factors where they exist, with pivots
     otherwise; then eigenvalues where the condition allows, singular values where it does not, and
     matrix products alone on a GPU while their bound is met. The error stays below 1e-9 of
-    tr A + tr B. NaN or infinity in a matrix gives NaN.
+    tr A + tr B. Where there is no Cholesky factor, what lies below d eps of the largest eigenvalue
+    counts as 0. NaN or infinity in a matrix gives NaN.
 
     Where an argument is singular the derivative along directions that leave its range is infinite:
     that block of its gradient is set to 0. Second derivatives hold for positive definite
