@@ -271,9 +271,8 @@ def evaluate_sets(options: Options) -> None:
     if isinstance(real, FeatureStatistics) or isinstance(fake, FeatureStatistics):
         moments = [moments_of(features) for features in (real, fake)]
         distance = float(frechet_distance(*moments[0], *moments[1]))
-        say(
-            f"{distance_name(None)} of {options.real} and {options.fake}, by moments: {distance:.6g}"
-        )
+        say(f"{options.real} and {options.fake}, by their moments alone:")
+        say(f"  {distance_name(None)} {distance:.6g}")
         return
     compared = comparisons(extractor, str(options.real))
     compared.sets[options.fake.name] = score(real, fake, options.seed or 0)
@@ -303,7 +302,7 @@ def features_in(
     if isinstance(stored, FeatureStatistics):
         return stored
     features = extract(
-        path if stored is None else stored[: options.limit],
+        path,
         None if extractor is None else extractor.features,
         batch=options.batch or FOLDER_BATCH,
         device=device,

@@ -26,6 +26,7 @@ TINY = (
     *("bigan-digits", "--model.image-shape", "1", "8", "8", "--data.size", "8", "--model.dim", "2"),
     *("--batch", "32", "--data.per-class", "16", "--device", "cpu", "--log-every", "1 step"),
     *("--eval-every", "3 steps", "--checkpoint-every", "2 steps", "--pictures-every", "never"),
+    *("--model.discriminator-rate", "0.6"),
 )
 
 

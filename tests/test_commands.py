@@ -25,6 +25,7 @@ from fastlatent import (
     evaluate,
     geodesics,
     interpolate,
+    latents,
     layers,
     progress,
     reconstruct,
@@ -147,7 +148,7 @@ def test_samples_are_the_same_in_any_batch_and_are_not_all_drawn_at_once(
     bits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sample.main([str(bits), "--n", "1000000000", "--no-quality"]) == 0
-    monkeypatch.setattr(sample, "PART", 5)
+    monkeypatch.setattr(latents, "PART", 5)
     for batch in ("2", "8"):
         options = ("--n", "12", "--batch", batch, "--folder", str(tmp_path / batch))
         assert sample.main([str(bits), *options, "--no-quality"]) == 0

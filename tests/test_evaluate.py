@@ -115,11 +115,12 @@ def test_the_classifier_is_trained_once(run: Path, capsys: pytest.CaptureFixture
     assert evaluate.main([str(run), "--limit", "10"]) == 0
     capsys.readouterr()
     assert evaluate.main([str(run), "--limit", "10", "--jpeg"]) == 0
-    assert "training a classifier" not in capsys.readouterr().out
+    assert "for its features: epoch" not in capsys.readouterr().out
     assert json.loads((run / "evaluation.json").read_text())["jpeg"]
 
 
-def test_two_processes_measure_as_one(run: Path) -> None:
+def test_two_processes_measure_as_one(run: Path, tmp_path: Path) -> None:
+    """Each with a share of the images; one of them alone trains the classifier."""
     options = ("--limit", "25", "--batch", "4")
     assert evaluate.main([str(run), *options]) == 0
     one = json.loads((run / "evaluation.json").read_text())
@@ -128,11 +129,12 @@ def test_two_processes_measure_as_one(run: Path) -> None:
         [sys.executable, *launcher, "-m", "fastlatent.evaluate", str(run), *options],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "FASTLATENT_CACHE": str(tmp_path)},
+        timeout=240,
     )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("FD(classifier)") == 1
+    assert launched.stdout.count("epoch 20 of 20") == 1
     two = json.loads((run / "evaluation.json").read_text())
     for name, value in one["values"].items():
         assert two["values"][name]["mean"] == pytest.approx(value["mean"], rel=1e-5), name
@@ -178,6 +180,7 @@ def bad_sets(tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", features=np.full((10, 3), np.nan))
     np.savez(tmp_path / "wide.npz", features=make.normal(size=(10, 4)))
     np.savez(tmp_path / "other.npz", something=np.zeros((10, 3)))
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 28, 28), np.uint8))
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/a.png").write_bytes(b"no picture")
@@ -191,8 +194,10 @@ def bad_sets(tmp_path: Path) -> None:
         ("wide.npz", (), "fake must have as many features as real, 3; got 4"),
         ("other.npz", (), "other.npz holds something; expected mu and sigma, or one of"),
         ("none.npz", (), "there is no file"),
-        ("empty", ("--features", "classifier", "--data", "digits"), "empty holds no image files"),
+        ("empty", ("--data", "digits"), "empty holds no image files"),
         ("damaged", ("--features", "classifier", "--data", "digits"), "a.png"),
+        ("good.npz", ("--features", "classifier", "--data", "digits"), "holds features already"),
+        ("empty", (), "empty holds images: name the network"),
         ("empty", ("--features", "classifier"), "needs --data, the data set whose"),
         ("empty", ("--features", "dinov2"), "needs --feature-weights"),
         ("empty", ("--features", "inception", "--feature-weights", "none.pth"), "inception: "),
@@ -200,7 +205,8 @@ def bad_sets(tmp_path: Path) -> None:
 )
 def test_bad_sets_are_named(fake, options, sentence, tmp_path, capsys) -> None:
     bad_sets(tmp_path)
-    arguments = ["--real", str(tmp_path / "good.npz"), "--fake", str(tmp_path / fake)]
+    real = "images.npz" if "--features" in options or "--data" in options else "good.npz"
+    arguments = ["--real", str(tmp_path / real), "--fake", str(tmp_path / fake)]
     assert evaluate.main([*arguments, *options]) in (1, 2)
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
@@ -214,6 +220,7 @@ def test_bad_sets_are_named(fake, options, sentence, tmp_path, capsys) -> None:
         (["--real", "a"], "--real and --fake go together"),
         (["{run}", "--real", "a", "--fake", "b"], "name a run folder, or two sets"),
         (["{run}", "--data", "digits"], "--data goes with --real and --fake"),
+        (["--real", "a", "--fake", "b", "--reference", "c"], "--reference goes with a run"),
     ],
 )
 def test_what_does_not_go_together(run: Path, arguments, sentence, capsys) -> None:
@@ -221,13 +228,31 @@ def test_what_does_not_go_together(run: Path, arguments, sentence, capsys) -> No
     assert sentence in capsys.readouterr().err
 
 
-def test_statistics_are_no_features(tmp_path: Path, capsys) -> None:
+def test_moments_have_a_frechet_distance_alone(tmp_path: Path, capsys) -> None:
+    x, y = (torch.randn(9, 3, generator=torch.Generator().manual_seed(k)) for k in range(2))
     statistics = FeatureStatistics(3)
-    statistics.update(torch.randn(9, 3))
-    statistics.save(tmp_path / "statistics.npz")
-    both = str(tmp_path / "statistics.npz")
-    assert evaluate.main(["--real", both, "--fake", both]) == 1
-    assert "holds statistics (mu and sigma), of which no features" in capsys.readouterr().err
+    statistics.update(x)
+    statistics.save(tmp_path / "real.npz")
+    np.savez(tmp_path / "fake.npz", features=y.numpy())
+    sets = ["--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz")]
+    assert evaluate.main(sets) == 0
+    said = capsys.readouterr().out
+    assert float(said.split()[-1]) == pytest.approx(float(frechet_from_features(x, y)), rel=1e-5)
+
+
+def test_another_reference(run: Path, tmp_path: Path) -> None:
+    data = load(Run.open(run).config.data)
+    np.savez(tmp_path / "images.npz", images=data.test.images(torch.arange(15)).numpy())
+    options = ("--limit", "15", "--reference", str(tmp_path / "images.npz"))
+    assert evaluate.main([str(run), "--limit", "15"]) == 0
+    own = json.loads((run / "evaluation.json").read_text())
+    assert evaluate.main([str(run), *options]) == 0
+    given = json.loads((run / "evaluation.json").read_text())
+    assert given["features"]["reference"].endswith("images.npz")
+    for name in own["sets"]:
+        metrics = (found["sets"][name]["metrics"] for found in (own, given))
+        values = [found["frechet_distance"]["value"] for found in metrics]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 def test_a_run_without_labels(tmp_path: Path, capsys) -> None:

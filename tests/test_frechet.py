@@ -243,8 +243,13 @@ def test_bad_arguments_are_named(attempt, kind, sentence):
     [
         (b"no archive", "is not a readable .npz"),
         ({"mean": np.zeros(3)}, "must hold mu and sigma; it holds mean"),
-        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"got \(3,\) and \(2, 2\)"),
+        (
+            {"mu": np.zeros(3), "sigma": np.zeros((2, 2))},
+            r"got float64 \(3,\) and float64 \(2, 2\)",
+        ),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "is not a readable .npz"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "floating-point mu"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "n": 1}, "n as a number from 2 up; got 1"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, sentence):

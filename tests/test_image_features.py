@@ -251,7 +251,7 @@ def test_features_and_statistics_in_npz(tmp_path: Path) -> None:
         ({}, "holds nothing; expected"),
         (
             {"mu": np.zeros(3), "sigma": np.eye(2)},
-            r"mu \(d,\) .* got \(3,\) and \(2, 2\)",
+            r"mu \(d,\) .* got float64 \(3,\) and float64 \(2, 2\)",
         ),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "x": np.zeros((1, 2, 2))}, "name the array to be"),
         ({"features": np.zeros((3, 2)), "feats": np.zeros((3, 2))}, "name the array to be read"),

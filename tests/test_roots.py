@@ -105,7 +105,60 @@ def test_the_polar_route_says_when_it_fails():
     value, bound = polar.polar_trace(c, smallest=1e-2)
     truth = torch.linalg.svdvals(c).sum()
     assert 1e-9 * truth < (value - truth).abs() <= bound
-    assert not torch.equal(nuclear.nuclear_norm(c, truth).value, value)
+
+
+def test_the_bound_of_the_polar_route_holds_whatever_the_iteration_did():
+    """Here it ended at a matrix that has no singular vector in common with c."""
+    wrong, c = torch.zeros(2, 3, 3, dtype=F64)
+    wrong[0, 1] = c[0, 0] = 1
+    value, bound = polar.certified_trace(wrong, c)
+    assert value == 0 and bound >= 1
+
+
+@given(seed=st.integers(0, 2**16), m=st.integers(1, 6), more=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_the_bound_of_the_polar_route_holds_for_any_contraction(seed, m, more):
+    make = torch.Generator().manual_seed(seed)
+    x, c = torch.randn(2, m, m + more, dtype=F64, generator=make)
+    value, bound = polar.certified_trace(x / torch.linalg.matrix_norm(x, 2), c)
+    assert (value - torch.linalg.svdvals(c).sum()).abs() <= bound
+
+
+def test_what_the_polar_route_cannot_do_falls_to_eigenvalues(monkeypatch):
+    c = (orthogonal(80, 0) * decades(80, 6)) @ orthogonal(80, 1)
+    truth = torch.linalg.svdvals(c).sum()
+    monkeypatch.setattr(nuclear, "polar_pays", lambda c: True)
+    assert nuclear.nuclear_norm(c, truth).route == "polar"
+    monkeypatch.setattr(nuclear, "LEAST", 1e-2)
+    found = nuclear.nuclear_norm(c, truth)
+    assert found.route != "polar"
+    torch.testing.assert_close(found.value, truth, rtol=1e-9, atol=0)
+
+
+def test_small_directions_keep_their_gradient():
+    """Positive definite, of condition 1e8: the transport map between equal matrices is 1."""
+    a = torch.diag(torch.tensor([1.0, 1e-8], dtype=F64)).requires_grad_()
+    (got,) = torch.autograd.grad(ops.trace_sqrtm(a, a.detach()), a)
+    torch.testing.assert_close(got, torch.eye(2, dtype=F64) / 2)
+
+
+def test_float32_of_low_rank_keeps_the_block_of_infinite_derivative_at_0():
+    v = low_rank(12, 4, 0).float()
+    a = (v @ v.mT).requires_grad_()
+    make = torch.Generator().manual_seed(0)
+    (got,) = torch.autograd.grad((ops.sqrtm_psd(a) * torch.randn(12, 12, generator=make)).sum(), a)
+    assert got.abs().max() < 1e3 / float(v.abs().max())
+
+
+def test_unequal_singular_matrices_in_every_form():
+    """One at a time, in a batch, and in float32, against the factors they are made of."""
+    v, w = low_rank(60, 20, 0), low_rank(60, 45, 1)
+    truth = torch.linalg.svdvals(v.mT @ w).sum()
+    a, b = v @ v.mT, w @ w.mT
+    alone, how = ops.trace_sqrtm(a[None], b[None], diagnostics=True)
+    assert how.rank == (20, 45)
+    torch.testing.assert_close(alone[0], truth, rtol=1e-8, atol=0)
+    assert abs(float(ops.trace_sqrtm(a.float(), b.float())) - truth) < 2e-3 * truth
 
 
 def test_the_polar_route_of_a_batch_and_of_nothing():

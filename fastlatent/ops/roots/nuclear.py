@@ -51,7 +51,7 @@ def nuclear_norm(c: Tensor, scale: Tensor, inverse_norm: Tensor | None = None) -
         zero = c.new_zeros(c.shape[:-2])
         return Nuclear(zero, zero, zero, zero, "eigenvalues")
     c = c if c.shape[-2] <= c.shape[-1] else c.mT
-    if c.device.type != "cpu" and c.shape[-2] >= POLAR_FROM:
+    if polar_pays(c):
         found = by_polar_factor(c, inverse_norm)
         if _good(found.bound, scale):
             return found
@@ -62,6 +62,11 @@ def nuclear_norm(c: Tensor, scale: Tensor, inverse_norm: Tensor | None = None) -
             return by_singular_values(c)
     found = by_eigenvalues(c)
     return found if _good(found.bound, scale) else by_singular_values(c)
+
+
+def polar_pays(c: Tensor) -> bool:
+    """Matrix products are what a GPU is best at."""
+    return c.device.type != "cpu" and c.shape[-2] >= POLAR_FROM
 
 
 def _good(error: Tensor, scale: Tensor) -> bool:

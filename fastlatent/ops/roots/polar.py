@@ -35,9 +35,23 @@ def polar_trace(c: Tensor, smallest: float = LEAST) -> tuple[Tensor, Tensor]:
     """The nuclear norm of c (..., m, n) with m <= n, and a bound on its error: both (...).
 
     `smallest` guesses the smallest singular value that counts, as a part of the Frobenius norm; a
-    wrong guess costs steps or shows in the bound. For any X, whatever rounding did to it, duality
-    and C = C X^T X + (C - C X^T X) give, with the spectral norm |X| and S, K the symmetric and
-    skew parts of M = X C^T,
+    wrong guess costs steps or shows in the bound.
+    """
+    length = _length(c)
+    unit = c / torch.where(length > 0, length, 1)[..., None, None]
+    x = unit
+    for a, b, k in schedule(_decade(smallest)):
+        gram = x @ x.mT
+        x = a * x + (b * gram + k * (gram @ gram)) @ x
+    trace, bound = certified_trace(x, unit)
+    return length * trace, length * bound
+
+
+def certified_trace(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """tr(X C^T) and how far from it the nuclear norm of C can be: both (...), of (..., m, n).
+
+    For any X, whatever rounding did to it, duality and C = C X^T X + (C - C X^T X) give, with the
+    spectral norm |X| and S, K the symmetric and skew parts of M = X C^T,
 
         tr(M) / |X| <= |C|_* <= |X| (|S|_* + sqrt(m) |K|_F) + sqrt(m) |C - M^T X|_F.
 
@@ -45,27 +59,19 @@ def polar_trace(c: Tensor, smallest: float = LEAST) -> tuple[Tensor, Tensor]:
     tr(S) + 2 e m where S + e I has. Only the rounding in evaluating this is not part of the bound
     but added by its order, eps |C|_F. Where a factor is missing the bound is infinite.
     """
-    m = c.shape[-2]
-    length = torch.linalg.vector_norm(c, dim=(-2, -1), keepdim=True)
-    safe = torch.where(length > 0, length, 1)
-    x = c / safe
-    for a, b, k in schedule(_decade(smallest)):
-        gram = x @ x.mT
-        x = a * x + (b * gram + k * (gram @ gram)) @ x
-    slack = m * torch.finfo(c.dtype).eps
-    shift = slack * torch.eye(m, dtype=c.dtype, device=c.device)
-    left = torch.eye(m, dtype=c.dtype, device=c.device) - x @ x.mT
-    product = x @ (c / safe).mT
+    m, eps = c.shape[-2], torch.finfo(c.dtype).eps
+    slack, one = m * eps, torch.eye(m, dtype=c.dtype, device=c.device)
+    product = x @ c.mT
     even, odd = (product + product.mT) / 2, (product - product.mT) / 2
     trace = product.diagonal(dim1=-2, dim2=-1).sum(-1)
-    failed = sum(torch.linalg.cholesky_ex(part + shift).info for part in (left, even))
+    checked = ((1 + slack) * one - x @ x.mT, even + slack * one)
+    failed = sum(torch.linalg.cholesky_ex(part).info for part in checked)
     norm = math.sqrt(1 + slack)
-    rest = norm * _length(odd) + _length(c / safe - product.mT @ x)
+    rest = norm * _length(odd) + _length(c - product.mT @ x)
     most = norm * (trace + 2 * slack * m) + math.sqrt(m) * rest
     apart = torch.maximum(most - trace, trace - trace / norm)
-    length = length[..., 0, 0]
-    bound = length * (apart + 8 * torch.finfo(c.dtype).eps * math.sqrt(m))
-    return length * trace, torch.where(failed == 0, bound, torch.inf)
+    bound = apart + 8 * eps * math.sqrt(m) * _length(c)
+    return trace, torch.where(failed == 0, bound, torch.inf)
 
 
 def _length(x: Tensor) -> Tensor:
