@@ -590,7 +590,7 @@ def test_two_processes_train_like_one(tmp_path: Path, monkeypatch) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=300,
     )
     assert launched.returncode == 0, launched.stderr
     assert "fp32 on cpu on 2 processes" in launched.stdout

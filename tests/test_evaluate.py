@@ -130,7 +130,7 @@ def test_two_processes_measure_as_one(run: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "FASTLATENT_CACHE": str(tmp_path)},
-        timeout=240,
+        timeout=300,
     )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("FD(classifier)") == 1
