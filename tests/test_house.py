@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"nn", "noise"},
+    {"nn", "noise", "pictures"},
     {"data", "geometry", "metrics", "priors"},
     {"models"},
     {"patches", "presets", "progress"},

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_GREY_MODES = ("1", "L", "LA", "La")
-_WIDE_MODES = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel
+from fastlatent.pictures import open_picture, pixels_of
 
 
 @dataclass(frozen=True)
@@ -84,26 +83,11 @@ class FileImages:
 
 def _decode(path: str, mode: str | None) -> tuple[Tensor, str]:
     """The image in `path` as uint8 (c, h, w), and its mode."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise
-    # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from None
-    if image.mode.startswith(_WIDE_MODES):
-        raise ValueError(
-            f"{path} has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8"
-        )
-    grey = image.mode in _GREY_MODES
+    image, grey = open_picture(path)
     if mode == "L" and not grey:
         raise ValueError(f"{path} is a colour image where the first image is grey")
     mode = mode or ("L" if grey else "RGB")
-    pixels = torch.from_numpy(np.array(image.convert(mode)))
-    return (pixels[None] if mode == "L" else pixels.permute(2, 0, 1)), mode
+    return pixels_of(image.convert(mode)), mode
 
 
 def _resize_shorter_side(pixels: Tensor, size: int) -> Tensor:

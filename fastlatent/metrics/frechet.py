@@ -126,7 +126,11 @@ def frechet_from_features(
     means = (x.mean - y.mean).square().sum()
     d = real.shape[1]
     if min(len(x.rows), len(y.rows)) >= d:
-        root, how = trace_sqrtm(x.rows.mT @ x.rows, y.rows.mT @ y.rows, diagnostics=True)
+        covariances = (x.rows.mT @ x.rows, y.rows.mT @ y.rows)
+        if not diagnostics:
+            root, how = trace_sqrtm(*covariances), None
+        else:
+            root, how = trace_sqrtm(*covariances, diagnostics=True)
     elif torch.is_grad_enabled() and (x.rows.requires_grad or y.rows.requires_grad):
         with torch.no_grad():
             how = _low_rank(x.rows, y.rows)[1]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlatent.pictures import open_picture, pixels_of
+
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_GREY_MODES = ("1", "L", "LA", "La")
-_WIDE_MODES = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel
 
 
 def check_images(name: str, images: Tensor) -> None:
@@ -73,7 +73,7 @@ def jpeg_round_trip(images: Tensor, quality: int = 75, rgb: bool = False) -> Ten
         stored = io.BytesIO()
         picture.save(stored, "JPEG", quality=quality)
         with Image.open(stored) as read:
-            row.copy_(_pixels(read.convert("RGB" if len(row) == 3 else "L")))
+            row.copy_(pixels_of(read.convert("RGB" if len(row) == 3 else "L")))
     return out.to(images.device)
 
 
@@ -108,32 +108,13 @@ def decode(path: Path, channels: int | None = None) -> Tensor:
     Transparency is dropped. Raises ValueError, naming the file, where it is no 8-bit image, or
     a colour one where `channels` is 1.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise
-    # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from None
-    if image.mode.startswith(_WIDE_MODES):
-        raise ValueError(
-            f"{path} has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8"
-        )
-    grey = image.mode in _GREY_MODES
+    image, grey = open_picture(path)
     if channels == 1 and not grey:
         raise ValueError(
             f"{path} is a colour image among grey ones; ask for 3 channels to have all in colour"
         )
     channels = channels or (1 if grey else 3)
-    return _pixels(image.convert("L" if channels == 1 else "RGB"))
-
-
-def _pixels(image: object) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+    return pixels_of(image.convert("L" if channels == 1 else "RGB"))
 
 
 def as_channels_first(name: str, array: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 """What the roots ask of their matrices, and products of which half is enough."""
 
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -14,10 +15,14 @@ def symmetric(a: Tensor) -> Tensor:
     return (a + a.mT) / 2
 
 
-def whole(a: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric part in float64, 0 where a matrix is not finite, and which ones are not."""
-    bad = ~a.isfinite().all(-1).all(-1)
-    return symmetric(a.double()).masked_fill(bad[..., None, None], 0), bad
+def whole(*matrices: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Symmetric parts in float64, 0 where a matrix is not finite; where any of them is not."""
+    unfit = [~a.isfinite().all(-1).all(-1) for a in matrices]
+    clean = [
+        symmetric(a.double()).masked_fill(bad[..., None, None], 0)
+        for a, bad in zip(matrices, unfit, strict=True)
+    ]
+    return clean, reduce(torch.logical_or, unfit)
 
 
 def with_nan(value: Tensor, bad: Tensor) -> Tensor:

@@ -76,12 +76,12 @@ def differentiable_root(a: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _reference(a: Tensor) -> Tensor:
-    clean, bad = whole(a)
+    (clean,), bad = whole(a)
     return with_nan(differentiable_root(clean, a.dtype), bad).to(a.dtype)
 
 
 def _kernel(a: Tensor) -> Tensor:
-    clean, bad = whole(a)
+    (clean,), bad = whole(a)
     eigen = Eigen(clean)
     if a.device.type == "cpu" or strict():  # elsewhere it would wait for the device
         check_psd("sqrtm_psd", "a", eigen.values, a.dtype)
@@ -108,23 +108,21 @@ def psd(
 
 def _sylvester_reference(r: Tensor, g: Tensor) -> Tensor:
     """As a fixed point, which is differentiable at equal eigenvalues too."""
-    clean_r, bad_r = whole(r)
-    clean_g, bad_g = whole(g)
+    (clean_r, clean_g), bad = whole(r, g)
     eigen = Eigen(clean_r)
     roots = eigen.values.clamp_min(0)
     x = eigen.sylvester(roots, clean_g, r.dtype)
     for _ in range(ORDER):
         step = eigen.sylvester(roots, clean_g - clean_r @ x - x @ clean_r, r.dtype)
         x = x + (step - step.detach())
-    return with_nan(x, bad_r | bad_g).to(g.dtype)
+    return with_nan(x, bad).to(g.dtype)
 
 
 def _sylvester_kernel(r: Tensor, g: Tensor) -> Tensor:
-    clean_r, bad_r = whole(r)
-    clean_g, bad_g = whole(g)
+    (clean_r, clean_g), bad = whole(r, g)
     eigen = Eigen(clean_r)
     x = eigen.sylvester(eigen.values.clamp_min(0), clean_g, r.dtype)
-    return with_nan(x, bad_r | bad_g).to(g.dtype)
+    return with_nan(x, bad).to(g.dtype)
 
 
 def _sylvester_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:

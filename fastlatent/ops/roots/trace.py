@@ -35,21 +35,19 @@ class Diagnostics(NamedTuple):
 
 
 def _reference(a: Tensor, b: Tensor) -> Tensor:
-    clean_a, bad_a = whole(a)
-    clean_b, bad_b = whole(b)
+    (clean_a, clean_b), bad = whole(a, b)
     outside = Eigen(clean_b).null(b.dtype)
     inside = clean_b - outside @ (clean_b - clean_b.detach()) @ outside
     root = differentiable_root(clean_a, a.dtype)
     trace = _trace(differentiable_root(root @ inside @ root, a.dtype))
     value = torch.linalg.svdvals(root.detach() @ Eigen(clean_b).root()).sum(-1)
-    return with_nan(value + (trace - trace.detach()), bad_a | bad_b).to(a.dtype)
+    return with_nan(value + (trace - trace.detach()), bad).to(a.dtype)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    clean_a, bad_a = whole(a)
-    clean_b, bad_b = whole(b)
+    (clean_a, clean_b), bad = whole(a, b)
     found, _, _ = _solve(clean_a, clean_b, a.dtype)
-    return with_nan(found.value, bad_a | bad_b).to(a.dtype)
+    return with_nan(found.value, bad).to(a.dtype)
 
 
 def _solve(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Nuclear, Factor, Factor]:
@@ -69,9 +67,7 @@ def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
 
 
 def _backward_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    clean_a, bad_a = whole(a)
-    clean_b, bad_b = whole(b)
-    bad = bad_a | bad_b
+    (clean_a, clean_b), bad = whole(a, b)
 
     def gradient(of: Tensor, other: Tensor) -> Tensor:
         root = differentiable_root(other, a.dtype)
@@ -98,9 +94,7 @@ def _inverse(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _backward_kernel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    clean_a, bad_a = whole(a)
-    clean_b, bad_b = whole(b)
-    bad = bad_a | bad_b
+    (clean_a, clean_b), bad = whole(a, b)
     v, w = (factor("trace_sqrtm", *named, a.dtype) for named in (("a", clean_a), ("b", clean_b)))
     p, s, q = torch.linalg.svd(v.w.mT @ w.w, full_matrices=False)
     least = a.shape[-1] * EPS * largest(s)
@@ -187,10 +181,8 @@ def trace_sqrtm(
     if not diagnostics:
         return _op(a, b)
     with torch.no_grad():
-        clean_a, bad_a = whole(a)
-        clean_b, bad_b = whole(b)
+        (clean_a, clean_b), bad = whole(a, b)
         found, v, w = _solve(clean_a, clean_b, a.dtype)
-        bad = bad_a | bad_b
         value = with_nan(found.value, bad).to(a.dtype)
         how = Diagnostics(
             found.route,
