@@ -93,7 +93,8 @@ def main() -> None:
     for what, (real, fake) in inputs().items():
         one, two = ((x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (real, fake))
         cells = [cell(ours, one, two, 3), *(cell(run, one, two, 1) for run in rivals.values())]
-        print(f"| {what} | {truth(real, fake):.9g} | " + " | ".join(cells) + " |", flush=True)
+        found = 0.0 if real is fake else truth(real, fake)
+        print(f"| {what} | {found:.9g} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
