@@ -193,6 +193,38 @@ def drawn(figure: "Figure") -> "Image":
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
+def tiles(images: Tensor) -> "Image":
+    """Images (n, c, h, w) in rows, each pixel as it is and nothing between them."""
+    from PIL import Image
+
+    n, _, height, width = images.shape
+    columns = tile_columns(n)
+    pixels = to_bytes(images)
+    sheet = np.zeros((-(-n // columns) * height, columns * width, pixels.shape[3]), np.uint8)
+    for k, tile in enumerate(pixels):
+        row, column = divmod(k, columns)
+        sheet[row * height :, column * width :][:height, :width] = tile
+    return Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet)
+
+
+def untiled(sheet: Tensor, n: int, height: int, width: int) -> Tensor:  # (n, c, height, width)
+    """The images of a sheet (c, H, W) that `tiles` made; ValueError for one of another size."""
+    columns = tile_columns(n)
+    expected = (-(-n // columns) * height, columns * width)
+    if sheet.shape[1:] != expected:
+        raise ValueError(
+            f"untiled: a sheet of {n} images of {height}x{width} is {expected[0]}x{expected[1]} "
+            f"pixels; got {sheet.shape[1]}x{sheet.shape[2]}"
+        )
+    parts = sheet.unflatten(2, (columns, width)).unflatten(1, (-1, height))
+    return parts.permute(1, 3, 0, 2, 4).flatten(0, 1)[:n]
+
+
+def tile_columns(n: int) -> int:
+    """Images in a row of a sheet of n."""
+    return round(n**0.5) or 1
+
+
 def save(picture: "Image", path: Path) -> Path:
     """Write a PNG, whole or not at all."""
     with written_whole(path) as temporary:

@@ -68,7 +68,7 @@ def write_all(trained: Trained, options: Options) -> None:
     with evaluating(trained.model):
         for number, batch in enumerate(track(batches, "writing", steps)):
             shown = trained.model.corrupt(batch.images, Noise(trained.seed, number))
-            images = trained.model.reconstruct(shown)
+            images = trained.model.reconstruction_of(shown, split, batch.index)
             plots.save_each(images, options.folder, int(batch.index[0]))
     say(f"single images: {options.folder}")
 

@@ -12,9 +12,10 @@ import tyro
 from fastlatent.console import RunError, Signals, Stopped, UsageError, command, parse
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
+from fastlatent.latents import unit_images
 from fastlatent.models import LatentModel
-from fastlatent.passes import conclude, gather_codes, measure_bound, measure_loss
-from fastlatent.plots import loss_curve, save
+from fastlatent.passes import conclude, evaluating, gather_codes, measure_bound, measure_loss
+from fastlatent.plots import loss_curve, save, tiles
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, is_main_process, say
@@ -28,6 +29,7 @@ from fastlatent.training import (
     accelerated,
     check_bound,
     check_shapes,
+    film_index,
 )
 
 if TYPE_CHECKING:
@@ -74,8 +76,9 @@ class Training:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
         self.train, self.test = data.train.to(device), data.test.to(device)
         rank, world = accelerator.process_index, accelerator.num_processes
-        self.plan = Plan(config, len(self.train), device, rank, world)
-        self.learner = Learner(config, accelerator)
+        self.learner = Learner(config, accelerator, self.train, out.parent)
+        owned = self.learner.model.learns_codes
+        self.plan = Plan(config, len(self.train), device, rank, world, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
         self.done = 0  # optimizer steps
@@ -122,6 +125,8 @@ class Training:
                     self._bound()
                 if "pictures" in events:
                     self._draw()
+                if "film" in events:
+                    self._film()
                 if "checkpoint" in events or signal:
                     self._save()
                 if signal and self.done < last:
@@ -151,12 +156,14 @@ class Training:
     def _evaluate(self) -> None:
         """The loss on the test split, and the weights if it is the lowest so far."""
         model = self.learner.shown()
-        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
+        config = self.config
+        losses = measure_loss(model, self.test, config.test_batch, config.seed, config.test_images)
         self.test_loss = losses["loss"]
         best = self.learner.note_test_loss(self.done, self.test_loss)
         self._record("test", losses)
+        latents = self.learner.latents() if best else {}
         if best and self.main:
-            self.run.write_best(model.state_dict(), self.done, self.test_loss)
+            self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
         mark = ", the lowest so far" if best else ""
         say(f"{self._position()}: test loss {self.test_loss:.4f} {model.loss_unit}{mark}")
 
@@ -188,6 +195,20 @@ class Training:
                 save(picture, self.run.images / f"step-{self.done:08}-{name}.png")
                 self.log.picture(name, self.done, picture)
         self.accelerator.wait_for_everyone()
+
+    def _film(self) -> None:
+        """A frame of the training film."""
+        learner, film = self.learner, self.run.film
+        index = film_index(len(self.train), self.config.film_images)
+        model = learner.shown()
+        latents = None if learner.codes is None else learner.codes.gather(index)
+        if self.main:
+            images = unit_images(self.train, index, self.accelerator.device)
+            with evaluating(model):
+                shown = model.reconstruct(images) if latents is None else model.decode(latents)
+            film.mkdir(exist_ok=True)
+            save(tiles(images), film / "originals.png")
+            save(tiles(shown), film / f"{self.done:08}.png")
 
     def _save(self) -> None:
         self.learner.check_weights(self.done)
@@ -269,6 +290,7 @@ class Training:
             f"python -m fastlatent.sample {self.out} --n 100",
             f"python -m fastlatent.reconstruct {self.out}",
             f"python -m fastlatent.interpolate {self.out}",
+            *([f"python -m fastlatent.film {self.out}"] if self.run.film.is_dir() else []),
             *(geometry if studied else ()),
             f"python -m fastlatent.train --resume {self.out} {more}",
             f"tensorboard --logdir {self.out}",
@@ -307,6 +329,9 @@ class Command:
     """The command line."""
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    style: str | None = None
+    """Of a GLO preset, other settings to start from: paper, or seed for those of the original
+    program, put right."""
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
     config: Path | None = None
@@ -323,7 +348,7 @@ class Command:
 MOST_LATENTS = 128
 
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
-FIXED = {"model", "seed", "batch", "optimizer", "ema"}
+FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
 FREE_DATA = {"root", "resident", "workers", "download"}
 
 
@@ -357,6 +382,7 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
     finder.add_argument("--resume", type=Path)
+    finder.add_argument("--style")
     try:
         found, _ = finder.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -365,6 +391,8 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     given = [name for name in (preset, found.config, found.resume) if name is not None]
     if len(given) > 1:
         raise UsageError("give one of PRESET, --config and --resume, not several")
+    if found.style is not None and (found.resume or found.config):
+        raise UsageError("--style goes with a PRESET")
     if found.resume is not None:
         return Run.open(found.resume).config, arguments
     if found.config is not None:
@@ -372,7 +400,18 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
         return read_config(path), arguments
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[preset or DEFAULT_PRESET].config, arguments
+    return styled(preset or DEFAULT_PRESET, found.style), arguments
+
+
+def styled(preset: str, style: str | None) -> TrainConfig:
+    """The settings of a preset in one of its styles; UsageError for one that it does not have."""
+    chosen = PRESETS[preset]
+    if style is None:
+        return chosen.config
+    if style not in chosen.styles:
+        has = f"has {' and '.join(chosen.styles)}" if chosen.styles else "has no styles"
+        raise UsageError(f"there is no --style {style} of {preset}, which {has}")
+    return chosen.styles[style]
 
 
 def check_same_images(state: State, count: int) -> None:
@@ -404,7 +443,7 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Paths that hold wherever the run folder is used from."""
-    if data.kind in ("folder", "npz"):
+    if data.kind in ("folder", "npz", "h5"):
         data = replace(data, name=f"{data.kind}:{Path(data.detail).expanduser().absolute()}")
     if data.root is not None:
         data = replace(data, root=data.root.expanduser().absolute())

@@ -36,6 +36,7 @@ FLOORS = (
         "convert",
         "doctor",
         "evaluate",
+        "film",
         "geodesics",
         "interpolate",
         "layers",

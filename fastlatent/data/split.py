@@ -1,8 +1,10 @@
 """Batches of a split: from uint8 images on the device, or through worker processes."""
 
+import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fastlatent.data.images import FileImages
 from fastlatent.noise import generator
+
+MARKED = 1024  # images that a split's mark looks at
 
 
 @dataclass
@@ -60,6 +64,18 @@ class Split:
         if isinstance(self._images, FileImages):
             return torch.device("cpu")
         return self._images.device
+
+    @cached_property
+    def mark(self) -> Tensor:  # (16,) uint8
+        """A hash of the number and shape of the images and of up to 1,024 of them, evenly spread.
+
+        The same wherever the images lie; it tells data sets, choices and orders of them apart.
+        """
+        hashed = hashlib.blake2b(repr((len(self), self.shape)).encode(), digest_size=16)
+        places = torch.linspace(0, len(self) - 1, min(len(self), MARKED), dtype=torch.float64)
+        for index in places.round().long().split(64):
+            hashed.update(self.images(index).cpu().contiguous().numpy())
+        return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 
     def to(self, device: torch.device | str) -> "Split":
         """The split with its images and labels on `device`; a streaming split stays as it is."""

@@ -70,10 +70,11 @@ def made_by_model(
 
     def reconstructed() -> Made:
         for number, (start, end) in shares(min(n, len(test)), batch):
-            images = unit_images(test, torch.arange(start, end), device)
+            index = torch.arange(start, end)
+            images = unit_images(test, index, device)
             with evaluating(model):
                 corrupted = model.corrupt(images, Noise(seed, number))
-                yield start, model.reconstruct(corrupted)
+                yield start, model.reconstruction_of(corrupted, test, index)
 
     inner = STEPS - 2
     pairs = pick_pairs(len(train), -(-n // inner), seed)
@@ -81,9 +82,10 @@ def made_by_model(
 
     def interpolated() -> Made:
         for _, (first, last) in shares(pairs.shape[1], max(1, batch // inner)):
-            ends = unit_images(train, pairs[:, first:last].flatten(), device)
+            index = pairs[:, first:last].flatten()
+            ends = unit_images(train, index, device)
             with evaluating(model):
-                start, end = model.encode(ends).chunk(2)
+                start, end = model.latents_of(ends, train, index).chunk(2)
                 path = walk(model, WALKINGS[model.latent_kind][0], start, end, STEPS, copula)
             latents = path.latents[:, 1:-1].flatten(0, 1)[: walks - first * inner]
             yield first * inner, decode(model, latents, batch)

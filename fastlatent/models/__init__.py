@@ -2,17 +2,19 @@
 
 from fastlatent.models.base import LatentModel, Turn
 from fastlatent.models.bigan import BiGAN, BiGANConfig
+from fastlatent.models.glo import GLO, GLOConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
 from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig | GLOConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
     "vae": (VAEConfig, VAE),
     "bigan": (BiGANConfig, BiGAN),
+    "glo": (GLOConfig, GLO),
 }
 
 
@@ -25,11 +27,13 @@ def build(config: ModelConfig, seed: int) -> LatentModel:
 
 
 __all__ = [
+    "GLO",
     "LBAE",
     "MODELS",
     "VAE",
     "BiGAN",
     "BiGANConfig",
+    "GLOConfig",
     "LBAEConfig",
     "LVAEConfig",
     "LadderVAE",

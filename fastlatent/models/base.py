@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastlatent.data import Split
 from fastlatent.noise import Noise
 
 
@@ -60,6 +61,26 @@ class LatentModel(nn.Module, ABC):
         return torch.channels_last
 
     @property
+    def learns_codes(self) -> bool:
+        """Whether training learns a latent for each of its images, which `forward` is given."""
+        return False
+
+    def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+        """Latents learned with the weights for the split's images at `index` (k,): (k, d).
+
+        None where there are no such, so that images are to be encoded.
+        """
+        return None
+
+    def latents_of(self, x: Tensor, split: Split, index: Tensor) -> Tensor:
+        """Latents (k, d) of the split's images x (k, c, h, w): learned if there are, else encoded.
+
+        `index` (k,) says which images of the split they are.
+        """
+        learned = self.learned_latents(split, index)
+        return self.encode(x) if learned is None else learned
+
+    @property
     def data_dependent(self) -> bool:
         """Whether training begins with `initialise`."""
         return False
@@ -95,6 +116,11 @@ class LatentModel(nn.Module, ABC):
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)): (n, c, h, w) -> (n, c, h, w)."""
         return self.decode(self.encode(x))
+
+    def reconstruction_of(self, x: Tensor, split: Split, index: Tensor) -> Tensor:
+        """Reconstructions of the split's images x (k, c, h, w), by learned latents if there are."""
+        learned = self.learned_latents(split, index)
+        return self.reconstruct(x) if learned is None else self.decode(learned)
 
     def geometric_decoder(self) -> nn.Module:
         """The map whose geometry is studied, as a frozen copy in evaluation mode.

@@ -8,7 +8,7 @@ from fastlatent.training.learner import (
     check_bound,
     check_shapes,
 )
-from fastlatent.training.plan import Plan
+from fastlatent.training.plan import Plan, film_index
 
 __all__ = [
     "AGREE_EVERY",
@@ -18,4 +18,5 @@ __all__ = [
     "accelerated",
     "check_bound",
     "check_shapes",
+    "film_index",
 ]

@@ -26,8 +26,8 @@ class Objective(nn.Module):
         self.model = model
         self.options = {"turn": turn.name} if turn.name else {}
 
-    def forward(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
-        values = self.model(images, noise=noise, **self.options)
+    def forward(self, images: Tensor, noise: Noise, **given: Tensor) -> dict[str, Tensor]:
+        values = self.model(images, noise=noise, **self.options, **given)
         return {name: value.mean() for name, value in values.items()}
 
 
