@@ -97,9 +97,10 @@ class Learner:
             else None
         )
         self._moves = moves(self.model, accelerator)
-        groups = [{"params": move.weights, "lr": config.lr * move.rate} for move in self._moves]
+        self._rated = [rated for move in self._moves for rated in move.rated]
+        groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
         optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.lr, weight_decay=config.weight_decay
+            groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
         self.optimizer = accelerator.prepare(optimizer)
         self.meter = Meter(accelerator.device)
@@ -139,9 +140,10 @@ class Learner:
         """One optimizer step for each turn, the gradient summed up over the parts."""
         for move in self._moves:
             move.objective.train()
+        epoch = step // plan.steps_per_epoch
+        self.model.begin_epoch(epoch)
         self.model.begin_step(step)
-        if self.config.lr_decay != 1:
-            self._decay_rates(step // plan.steps_per_epoch)
+        self._decay_rates(epoch)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         noises = [plan.noise(step, part) for part in range(len(parts))]
@@ -174,6 +176,7 @@ class Learner:
                     self.accelerator.backward(values["loss"])
                     seen.append(values)
                     if self.accelerator.sync_gradients:
+                        self._rest()
                         norm = self._bound_gradient()
                         finite = not self.config.skip or self._all_finite(seen, norm)
                     if finite:
@@ -183,15 +186,23 @@ class Learner:
 
     def _decay_rates(self, epochs: int) -> None:
         """The learning rates after so many epochs."""
-        rate = self.config.lr * self.config.lr_decay**epochs
-        for group, move in zip(self.optimizer.param_groups, self._moves, strict=True):
-            group["lr"] = rate * move.rate
+        for group, part in zip(self.optimizer.param_groups, self._rated, strict=True):
+            decay = self.config.lr_decay if part.decay is None else part.decay
+            group["lr"] = self.config.lr * decay**epochs * part.rate
+
+    def _rest(self) -> None:
+        """Take the gradient from weights that this step leaves as they are."""
+        for module in self.model.resting:
+            for weight in module.parameters():
+                weight.grad = None
 
     def _bound_gradient(self) -> Tensor:
-        """The gradient's norm; the gradient is scaled down where configured."""
+        """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
         norm = nn.utils.get_total_norm([one.grad for one in parameters])
+        if self.config.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.config.clip_value)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return norm
