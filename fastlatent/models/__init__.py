@@ -1,18 +1,20 @@
 """Model families. `build` makes a model from its configuration, with seeded weights."""
 
-from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.base import Group, LatentModel, Turn
 from fastlatent.models.bigan import BiGAN, BiGANConfig
+from fastlatent.models.ladder import LaDDer, LaDDerConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
 from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig | LaDDerConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
     "vae": (VAEConfig, VAE),
     "bigan": (BiGANConfig, BiGAN),
+    "ladder": (LaDDerConfig, LaDDer),
 }
 
 
@@ -30,8 +32,11 @@ __all__ = [
     "VAE",
     "BiGAN",
     "BiGANConfig",
+    "Group",
     "LBAEConfig",
     "LVAEConfig",
+    "LaDDer",
+    "LaDDerConfig",
     "LadderVAE",
     "LatentModel",
     "ModelConfig",

@@ -124,6 +124,13 @@ class Learner:
                 dist.broadcast(buffer, 0)
         return self.chosen
 
+    def copy_buffers(self) -> None:
+        """Give the moving average of the weights what has been fitted."""
+        if self.average is not None:
+            buffers = zip(self.average.module.buffers(), self.model.buffers(), strict=True)
+            for kept, fitted in buffers:
+                kept.copy_(fitted)
+
     def initialise(self, split: Split) -> None:
         """Weights from the first batch of the split, where the model takes them from data."""
         if not self.model.data_dependent:

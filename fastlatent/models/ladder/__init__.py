@@ -6,5 +6,6 @@ be as there.
 """
 
 from fastlatent.models.ladder.config import LaDDerConfig, PriorConfig, PriorKind, PriorSchedule
+from fastlatent.models.ladder.model import LaDDer
 
-__all__ = ["LaDDerConfig", "PriorConfig", "PriorKind", "PriorSchedule"]
+__all__ = ["LaDDer", "LaDDerConfig", "PriorConfig", "PriorKind", "PriorSchedule"]
