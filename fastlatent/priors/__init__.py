@@ -1,12 +1,17 @@
-"""Distributions over latents, fitted after training.
+"""Distributions over latents, learned with the model or fitted after training.
 
 Every prior has `fit(z)`, `sample(n, *, noise=True, generator=None)`, `log_prob(z)` and `density`,
-which says what `log_prob` returns: "exact", "lower_bound", or "none" where it raises.
+which says what `log_prob` returns: "exact", "lower_bound", or "none" where it raises. The whole
+contract is `Prior`.
 """
 
+from fastlatent.priors.base import Estimate, FitReport, PathSpace, Prior, cross_entropy
 from fastlatent.priors.codes import CodeStatistics, edit_attribute, random_bits
 from fastlatent.priors.copula import BernoulliCopula, CodePath, Directions, Distortion
 from fastlatent.priors.hyperplanes import slerp
+from fastlatent.priors.mixture import GaussianMixture
+from fastlatent.priors.mixture_fit import MixtureFit
+from fastlatent.priors.normal import Normal
 
 __all__ = [
     "BernoulliCopula",
@@ -14,6 +19,14 @@ __all__ = [
     "CodeStatistics",
     "Directions",
     "Distortion",
+    "Estimate",
+    "FitReport",
+    "GaussianMixture",
+    "MixtureFit",
+    "Normal",
+    "PathSpace",
+    "Prior",
+    "cross_entropy",
     "edit_attribute",
     "random_bits",
     "slerp",
