@@ -127,7 +127,7 @@ class _FeatureMixture(torch.autograd.Function):
 
 
 class _WideMixture(torch.autograd.Function):
-    """logsumexp_k (constant_k - |z P_k - offset_k|^2 / 2): (n, d), (K,), (d, K d), (K d,) -> (n,)."""
+    """logsumexp_k (constant_k - |z P_k - offset_k|^2 / 2) of (n, d), (K,), (d, K d), (K d,)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, constant: Tensor, sheet: Tensor, offset: Tensor) -> Tensor:
