@@ -166,7 +166,7 @@ def refit(model: LatentModel, split: Split, batch: int, seed: int, epochs: int) 
             batches = split.batches(batch, device, order=order)
             title = f"images of the {split.name} split for the fit of the prior"
             images = (part.images for part in track(batches, title, -(-len(order) // batch)))
-            numbers = model.refit(images, Noise(seed, epochs).derived("refit"))
+            numbers = model.refit(images, Noise(seed, epochs).derived("refit"), epochs)
     if _world() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)

@@ -174,7 +174,8 @@ class Training:
         if best and self.main:
             self.run.write_best(model.state_dict(), self.done, self.test_loss)
         mark = ", the lowest so far" if best else ""
-        say(f"{self._position()}: {self.test.name} loss {self.test_loss:.4f} {model.loss_unit}{mark}")
+        name, unit = self.test.name, model.loss_unit
+        say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
 
     def _bound(self) -> None:
         """The importance-weighted bound on the test split."""
@@ -263,7 +264,8 @@ class Training:
     def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
         seed, batch = self.config.seed, self.config.test_batch
         say()
-        say(f"{self.test.name} loss {self.test_loss:.4f} {model.loss_unit} after {self._position()}")
+        name, unit = self.test.name, model.loss_unit
+        say(f"{name} loss {self.test_loss:.4f} {unit} after {self._position()}")
         copula = None
         if codes is not None:
             self.run.write_codes("last", codes)
@@ -298,12 +300,12 @@ class Training:
 
     def _introduce(self) -> None:
         config, weights = self.config, self.learner.model.parameters()
+        train, test, name = len(self.train), len(self.test), self.test.name
         size = sum(parameter.numel() for parameter in weights)
         ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
         say(
-            f"{config.name}: {len(self.train):,} train and {len(self.test):,} {self.test.name} images of "
-            f"{self.data.name}, {size:,} weights, {config.precision} on "
-            f"{self.accelerator.device.type}{ranks}, into {self.out}"
+            f"{config.name}: {train:,} train and {test:,} {name} images of {self.data.name}, "
+            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, into {self.out}"
         )
         if self.done >= self.plan.last_step:
             option = "--epochs" if config.steps is None else "--steps"

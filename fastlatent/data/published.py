@@ -263,7 +263,8 @@ def celeba(config: DataConfig) -> Source:
         )
     if config.detail == "random":
         if len(rows) <= CELEBA_RANDOM:
-            raise ValueError(f"celeba:random sets {CELEBA_RANDOM:,} images apart; got {len(rows):,}")
+            few = f"celeba:random sets {CELEBA_RANDOM:,} images apart; there are {len(rows):,}"
+            raise ValueError(few)
         train, test = set_apart(len(rows), CELEBA_RANDOM, config.split_seed)
     else:
         # The official partition: 0 train, 1 validation, 2 test.

@@ -99,8 +99,8 @@ class LatentModel(nn.Module, ABC):
         """How many training images `refit` wants after so many epochs; 0: none, it rests."""
         return 0
 
-    def refit(self, batches: Iterable[Tensor], noise: Noise) -> dict[str, float]:
-        """Fit anew what no gradient trains, from training images (n, c, h, w) each.
+    def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
+        """Fit anew what no gradient trains, after so many epochs, from images (n, c, h, w) each.
 
         Returns numbers to log. To be called in evaluation mode and without gradients.
         """

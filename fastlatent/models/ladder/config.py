@@ -9,7 +9,7 @@ PosteriorStd = Literal["softplus", "relu"]
 Output = Literal["relu", "linear", "sigmoid"]
 ImageScale = Literal["profile", "max_floor", "fixed"]
 PriorKind = Literal["normal", "gmm", "vamp", "hierarchical", "ladder"]
-InnerScale = Literal["profile", "trained", "fixed"]
+InnerScale = Literal["profile", "learned", "fixed"]
 InnerActivation = Literal["leaky_relu", "relu", "tanh"]
 
 SIDES: dict[Architecture, int] = {"digit": 28, "fashion": 28, "celeba": 128}
@@ -48,14 +48,16 @@ class PriorConfig:
     components: int = 50
     """Components of the mixture (gmm, ladder) or pseudo-images (vamp)."""
     scale: InnerScale = "profile"
-    """Standard deviation of p(z | t): profile: the likeliest for each batch; trained: by gradient;
-    fixed."""
+    """Standard deviation of p(z | t): profile: the likeliest for each batch; learned: by gradient,
+    from the likeliest when the prior takes over; fixed."""
     start_scale: float = 0.1
-    """Where a trained scale begins, and the value of a fixed one."""
+    """Where a learned scale begins, and the value of a fixed one."""
     least_scale: float = 0.05
     """What that standard deviation is at least."""
     most_scale: float | None = None
-    """What it is at most; default: no bound."""
+    """What it is at most; default: no bound (learned: 100 times where it begins)."""
+    predicted_std: bool = False
+    """Give p(z | t) a deviation for each latent, a function of t, in place of that one."""
     draws: int = 1
     """Draws of each image's latents at which training measures a mixture."""
     evaluation_draws: int = 100
@@ -75,8 +77,8 @@ class PriorConfig:
         for name in ("start_scale", "least_scale"):
             _require(self, name, 0 < getattr(self, name) < math.inf, "positive")
         most = self.most_scale
-        good = most is None or self.least_scale <= most < math.inf
-        _require(self, "most_scale", good, f"at least least_scale, {self.least_scale}")
+        good = most is None or self.least_scale < most < math.inf
+        _require(self, "most_scale", good, f"more than least_scale, {self.least_scale}")
         _require(self, "ridge", 0 <= self.ridge < math.inf, "at least 0")
 
 
@@ -102,7 +104,7 @@ class PriorSchedule:
     """Whether the prior learns and its mixture is fitted."""
     mask_from: int | None = None
     """Epochs after which collapsed latents, whose mean posterior deviation over the training images
-    is above --mask-above, get a factor N(0, 1) instead of the inner VAE's; default: never."""
+    is above --mask-above, get a factor N(0, 1) in place of the inner VAE's; default: never."""
     mask_above: float = 0.9
     """The deviation that makes a latent a collapsed one."""
     scale_rate: float = 5 / 3
@@ -121,8 +123,8 @@ class PriorSchedule:
         first = self.prior_from
         good = first is None or 0 <= first <= self.warmup_epochs
         _require(self, "prior_from", good, f"from 0 to warmup_epochs, {self.warmup_epochs}")
-        good = self.mask_from is None or self.mask_from >= 0
-        _require(self, "mask_from", good, "at least 0")
+        good = self.mask_from is None or self.mask_from >= self.warmup_epochs
+        _require(self, "mask_from", good, f"at least warmup_epochs, {self.warmup_epochs}")
         for name in ("mask_above", "scale_rate", "prior_rate", "prior_scale_rate", "prior_decay"):
             _require(self, name, 0 < getattr(self, name) < math.inf, "positive")
         _require(self, "train_prior", self.train_model or self.train_prior, "on without the model")

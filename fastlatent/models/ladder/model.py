@@ -11,9 +11,9 @@ from fastlatent.models.base import Group, LatentModel, Turn
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace, gaussian_log_q
 from fastlatent.models.ladder.networks import Decoder, Encoder
-from fastlatent.models.ladder.prior import build_prior
+from fastlatent.models.ladder.prior import build_prior, start_scale_
 from fastlatent.noise import Noise
-from fastlatent.priors import Normal
+from fastlatent.priors import Hierarchical, Normal, Prior
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over images, above which it is in use
 
@@ -24,7 +24,8 @@ class LaDDer(LatentModel):
     `forward` returns "loss", "elbo" = R - Q + P and its parts, "reconstruction" = -R = -log p(x|z),
     "log_posterior" = Q = E log q(z|x) and "log_prior" = P = E log p(z) or a lower bound on it, "kl"
     = Q - P, and for all images alike "image_scale", "latent_std" (the mean of q's deviations),
-    "active_units" (latents whose mean varies over the images), "prior_scale" where there is one.
+    "active_units" (latents whose mean varies over the images). Where an inner VAE rules: the parts
+    of P, "inner_reconstruction", "inner_entropy" and "inner_log_prior", and "prior_scale", tau.
     In evaluation also "bits_per_dim": -elbo, its pixels in 8 bits, in bits per pixel and channel.
 
     In the first epochs p(z) is N(0, I). The last of them already trains the prior, whose loss is
@@ -55,7 +56,7 @@ class LaDDer(LatentModel):
         return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
 
     @property
-    def current_prior(self) -> nn.Module:
+    def current_prior(self) -> Prior:
         """The prior as it is now."""
         return self.prior if self.ruling else self.standard
 
@@ -118,11 +119,12 @@ class LaDDer(LatentModel):
         return (self.encoder, self.decoder, self.likelihood)
 
     def train(self, mode: bool = True) -> "LaDDer":
-        """A model that is not to learn stays in evaluation mode."""
+        """What is not to learn stays in evaluation mode."""
         super().train(mode)
-        if not self.config.schedule.train_model:
-            for part in self._outer:
-                part.eval()
+        schedule = self.config.schedule
+        kept = () if schedule.train_model else self._outer
+        for part in (*kept, *(() if schedule.train_prior else (self.prior,))):
+            part.eval()
         return self
 
     def refit_images(self, epochs: int) -> int:
@@ -135,8 +137,8 @@ class LaDDer(LatentModel):
         masked = kind in INNER and epochs == schedule.mask_from
         return schedule.refit_samples if due or first or masked else 0
 
-    def refit(self, batches: Iterable[Tensor], noise: Noise) -> dict[str, float]:
-        """Fit the mixture, and what else follows from them, to latents of training images.
+    def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
+        """Fit the mixture, the start of the inner scale and the mask to latents of the images.
 
         There are `refit_samples` latents, several of each image where there are fewer images.
         """
@@ -144,9 +146,13 @@ class LaDDer(LatentModel):
         mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
         draws = max(1, round(self.config.schedule.refit_samples / len(mean)))
         shape = (draws, *mean.shape)
-        z = mean + std * noise.normal("latent", shape, mean.device, mean.dtype)
-        seed = noise.stream("fit").initial_seed() % (1 << 32)
-        report = self.prior.refit(z.flatten(0, 1), seed=seed)
+        z = (mean + std * noise.normal("latent", shape, mean.device, mean.dtype)).flatten(0, 1)
+        if isinstance(self.prior, Hierarchical):
+            if epochs == self.config.schedule.mask_from:
+                self.prior.mask_unused(std.mean(0), self.config.schedule.mask_above)
+            if epochs == self.config.schedule.warmup_epochs:
+                start_scale_(self.prior, z)
+        report = self.prior.refit(z, seed=noise.stream("fit").initial_seed() % (1 << 32))
         if report is None:
             return {}
         numbers = {
@@ -186,7 +192,7 @@ class LaDDer(LatentModel):
         scale = self.likelihood.scale(error)
         reconstruction = -self.likelihood.log_prob(image, target, scale)
         log_posterior = gaussian_log_q(std)
-        log_prior = self._log_prior(self.current_prior, mean, std, z, noise)
+        log_prior, parts = self._log_prior(self.current_prior, mean, std, z, noise)
         kl = log_posterior - log_prior
         loss = reconstruction + kl
         values = {
@@ -196,6 +202,7 @@ class LaDDer(LatentModel):
             "kl": kl,
             "log_posterior": log_posterior,
             "log_prior": log_prior,
+            **parts,
             **self._spread(mean, std, scale),
         }
         if turn is None and self.training and self._learning and not self.ruling:
@@ -206,21 +213,31 @@ class LaDDer(LatentModel):
         return values
 
     def _log_prior(
-        self, prior: nn.Module, mean: Tensor, std: Tensor, z: Tensor, noise: Noise
-    ) -> Tensor:  # (n,)
-        """E log p(z) over q, or a lower bound on it; of inner VAEs at the draw that is decoded."""
+        self, prior: Prior, mean: Tensor, std: Tensor, z: Tensor, noise: Noise
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # (n,), and what it is made of
+        """E log p(z) over q, or a lower bound on it at the draw that is decoded."""
         settings = self.config.prior
         draws = settings.draws if self.training else settings.evaluation_draws
-        draws = 1 if settings.kind in INNER else draws
         stream = self._stream(noise, mean)
-        return prior.expected_log_prob(mean, std, z, draws, generator=stream)
+        if not isinstance(prior, Hierarchical):
+            return prior.expected_log_prob(mean, std, z, draws, generator=stream), {}
+        bound = prior.bound(z, draws, generator=stream)
+        parts = {
+            "inner_reconstruction": -bound.reconstruction,
+            "inner_entropy": bound.entropy,
+            "inner_log_prior": bound.prior,
+            "prior_scale": prior.scale.value.detach().expand(len(z)),
+        }
+        return bound.total, parts
 
     def _apart_log_prior(self, mean: Tensor, std: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """The same of the learned prior, without a gradient for the encoder."""
+        if not self._learning:  # nor is it to note anything
+            return sum(0 * weight.sum() for weight in self.prior.parameters()).expand(len(z))
         self._encoder_apart = True
         try:
-            parts = (part.detach() for part in (mean, std, z))
-            return self._log_prior(self.prior, *parts, noise)
+            mean, std, z = (part.detach() for part in (mean, std, z))
+            return self._log_prior(self.prior, mean, std, z, noise)[0]
         finally:
             self._encoder_apart = False
 
@@ -236,17 +253,11 @@ class LaDDer(LatentModel):
             return {name: value.detach().expand(len(mean)) for name, value in values.items()}
 
     def _pseudo_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The posteriors of pseudo-images (k, c * h * w), under the running batch norms."""
-        training = self.encoder.training
-        self.encoder.eval()
-        try:
-            x = images.reshape(-1, *self.image_shape)
-            if not self._encoder_apart:
-                return self.encoder(x)
-            weights = {name: value.detach() for name, value in self.encoder.named_parameters()}
-            return functional_call(self.encoder, weights, (x,))
-        finally:
-            self.encoder.train(training)
+        """Mean and deviation of pseudo-images' posteriors: (k, c, h, w) -> (k, d) each."""
+        if not self._encoder_apart:
+            return self.encoder(images)
+        weights = {name: value.detach() for name, value in self.encoder.named_parameters()}
+        return functional_call(self.encoder, weights, (images,))
 
     # What others ask of it
 
