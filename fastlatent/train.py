@@ -305,7 +305,8 @@ class Training:
         ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
         say(
             f"{config.name}: {train:,} train and {test:,} {name} images of {self.data.name}, "
-            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, into {self.out}"
+            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, "
+            f"into {self.out}"
         )
         if self.done >= self.plan.last_step:
             option = "--epochs" if config.steps is None else "--steps"

@@ -187,7 +187,7 @@ class LaDDer(LatentModel):
             return {"loss": -self._apart_log_prior(mean, std, z, noise)}
         image = self.decoder(z)
         error = None
-        if self.training:
+        if self.likelihood.training:
             error = self.likelihood.observe(image, target, keep=turn in (None, "model"))
         scale = self.likelihood.scale(error)
         reconstruction = -self.likelihood.log_prob(image, target, scale)
