@@ -1,8 +1,9 @@
 """Log-densities of Gaussian mixtures, with closed-form gradients in bounded memory.
 
 log p(z) = logsumexp_k (a_k - |y_k|^2 / 2). The gradient is a mean over components weighted by the
-responsibilities r_k = exp(a_k - |y_k|^2 / 2 - log p(z)), which the backward pass computes again,
-so that between the passes only log p(z) is kept.
+responsibilities r_k = exp(a_k - |y_k|^2 / 2 - log p(z)). Where only z wants a gradient, it is
+computed with the value, one chunk of points at a time while that is in the cache; else the backward
+pass computes the responsibilities again. So nothing of size (n, K) is ever kept.
 """
 
 import math
@@ -17,6 +18,8 @@ from fastlatent.nn import at_least_float32
 _LOG_2PI = math.log(2 * math.pi)
 _FEATURES = 8  # dimensions up to which z z^T is written out
 _NUMBERS = 1 << 18  # in an intermediate result, so that it stays in the cache
+_COLUMNS = 1 << 13  # components at a time
+_LEAST = torch.finfo(torch.float64).min  # in place of -inf, whose differences are NaN
 
 
 def log_diagonal_mixture(
@@ -70,7 +73,7 @@ def log_full_mixture(
 def _of_features(z: Tensor, centre: Tensor, table: Tensor) -> Tensor:
     dtype = at_least_float32(z).dtype
     points = z.double().reshape(-1, z.shape[-1]) - centre
-    return _FeatureMixture.apply(points, table).reshape(z.shape[:-1]).to(dtype)
+    return _FeatureMixture.apply(points, table, dtype).reshape(z.shape[:-1]).to(dtype)
 
 
 def _features(z: Tensor, width: int) -> Tensor:
@@ -89,41 +92,61 @@ def _pull_back(gradient: Tensor, z: Tensor) -> Tensor:
 
 
 class _FeatureMixture(torch.autograd.Function):
-    """logsumexp over columns of features(z) @ table: (n, d), (width, K) -> (n,)."""
+    """logsumexp over columns of features(z) @ table: (n, d), (width, K) -> (n,) float64.
+
+    Exponentials are taken in `dtype`, after the largest term is subtracted in float64.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, table: Tensor) -> Tensor:
-        values = z.new_empty(len(z))
-        columns = _parts(table.shape[1], 1 << 13)
-        for rows in _parts(len(z), _NUMBERS // min(table.shape[1], 1 << 13)):
+    def forward(ctx: Any, z: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+        only_z = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        values, slope = z.new_empty(len(z)), torch.empty_like(z) if only_z else None
+        columns = _parts(table.shape[1], _COLUMNS)
+        for rows in _parts(len(z), _NUMBERS // min(table.shape[1], _COLUMNS)):
             features = _features(z[rows], len(table))
-            total = None
+            total, back = None, None
             for part in columns:
-                some = (features @ table[:, part]).logsumexp(1)
+                exponents = features @ table[:, part]
+                peak = exponents.amax(1, keepdim=True).clamp_min(_LEAST)
+                shares = _exp_((exponents - peak).to(dtype))
+                some = shares.sum(1).to(z.dtype)
+                if slope is not None:
+                    part_back = shares.to(z.dtype) @ table[:, part].mT
+                    if back is None:
+                        back = part_back / some[:, None]
+                    else:
+                        log_some = some.log() + peak[:, 0]
+                        weight = (log_some - total).sigmoid()[:, None]
+                        back = torch.lerp(back, part_back / some[:, None], weight)
+                some = some.log_().add_(peak[:, 0])
                 total = some if total is None else torch.logaddexp(total, some)
             values[rows] = total
-        ctx.save_for_backward(z, table, values)
+            if slope is not None:
+                slope[rows] = _pull_back(back, z[rows])
+        ctx.dtype = dtype
+        ctx.save_for_backward(*((slope,) if only_z else (z, table, values)))
         return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            return ctx.saved_tensors[0] * gradient[:, None], None, None
         z, table, values = ctx.saved_tensors
         to_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
-        to_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        columns = _parts(table.shape[1], 1 << 13)
-        for rows in _parts(len(z), _NUMBERS // min(table.shape[1], 1 << 13)):
+        to_table = torch.zeros_like(table)
+        for rows in _parts(len(z), _NUMBERS // min(table.shape[1], _COLUMNS)):
             features = _features(z[rows], len(table))
             back = torch.zeros_like(features)
-            for part in columns:
-                share = (features @ table[:, part]).sub_(values[rows, None]).exp_()
-                share *= gradient[rows, None]
-                back.addmm_(share, table[:, part].mT)
-                if to_table is not None:
-                    to_table[:, part] += features.mT @ share
+            for part in _parts(table.shape[1], _COLUMNS):
+                exponents = features @ table[:, part] - values[rows, None]
+                shares = _exp_(exponents.to(ctx.dtype)).to(z.dtype) * gradient[rows, None]
+                to_table[:, part] += features.mT @ shares
+                if to_z is not None:
+                    back.addmm_(shares, table[:, part].mT)
             if to_z is not None:
                 to_z[rows] = _pull_back(back, z[rows])
-        return to_z, to_table
+        return to_z, to_table, None
 
 
 class _WideMixture(torch.autograd.Function):
@@ -131,40 +154,49 @@ class _WideMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, constant: Tensor, sheet: Tensor, offset: Tensor) -> Tensor:
-        values = z.new_empty(len(z))
-        for rows in _parts(len(z), 4 * _NUMBERS // len(offset)):
-            values[rows] = _exponents(z[rows], constant, sheet, offset)[1].logsumexp(1)
-        ctx.save_for_backward(z, constant, sheet, offset, values)
+        only_z = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:])
+        values, slope = z.new_empty(len(z)), torch.empty_like(z) if only_z else None
+        for rows in _parts(len(z), _NUMBERS // len(offset)):
+            y, exponents = _exponents(z[rows], constant, sheet, offset)
+            peak = exponents.amax(1, keepdim=True).clamp_min(torch.finfo(z.dtype).min)
+            shares = _exp_(exponents.sub_(peak))
+            total = shares.sum(1, keepdim=True)
+            values[rows] = (total.log() + peak)[:, 0]
+            if slope is not None:
+                y.mul_((shares / total)[..., None])
+                torch.mm(y.flatten(1), sheet.mT, out=slope[rows])
+        ctx.save_for_backward(*((slope,) if only_z else (z, constant, sheet, offset, values)))
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            return -ctx.saved_tensors[0] * gradient[:, None], None, None, None
         z, constant, sheet, offset, values = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        out = [
-            torch.zeros_like(x) if need else None
-            for x, need in zip((z, constant, sheet, offset), needs, strict=True)
-        ]
-        for rows in _parts(len(z), 4 * _NUMBERS // len(offset)):
+        to_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
+        to_constant, to_sheet, to_offset = map(torch.zeros_like, (constant, sheet, offset))
+        for rows in _parts(len(z), _NUMBERS // len(offset)):
             y, exponents = _exponents(z[rows], constant, sheet, offset)
-            share = exponents.sub_(values[rows, None]).exp_().mul_(gradient[rows, None])
-            y = y.mul_(share[..., None]).flatten(1)
-            if out[0] is not None:
-                torch.mm(y, sheet.mT, out=out[0][rows]).neg_()
-            if out[1] is not None:
-                out[1] += share.sum(0)
-            if out[2] is not None:
-                out[2].addmm_(z[rows].mT, y, alpha=-1)
-            if out[3] is not None:
-                out[3] += y.sum(0)
-        return tuple(out)
+            shares = _exp_(exponents.sub_(values[rows, None])).mul_(gradient[rows, None])
+            y = y.mul_(shares[..., None]).flatten(1)
+            to_constant += shares.sum(0)
+            to_sheet.addmm_(z[rows].mT, y, alpha=-1)
+            to_offset += y.sum(0)
+            if to_z is not None:
+                torch.mm(y, sheet.mT, out=to_z[rows]).neg_()
+        return to_z, to_constant, to_sheet, to_offset
 
 
 def _exponents(z: Tensor, constant: Tensor, sheet: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """y (n, K, d) and constant - |y|^2 / 2 (n, K)."""
     y = torch.addmm(offset, z, sheet, beta=-1).unflatten(1, (len(constant), -1))
-    return y, constant - 0.5 * y.square().sum(-1)
+    return y, constant - 0.5 * torch.linalg.vector_norm(y, dim=-1).square()
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """exp in place, without the subnormal results that take a processor ten times as long."""
+    return x.clamp_min_(math.log(torch.finfo(x.dtype).tiny) + 8).exp_()
 
 
 def _parts(n: int, size: int) -> list[slice]:
