@@ -49,7 +49,7 @@ class Small:
     def __init__(self, model, **changes):
         self.config = trained_config(model, **changes)
         self.split = Split("train", (images(48) * 255).to(torch.uint8))
-        self.learner = Learner(self.config, Accelerator(cpu=True))
+        self.learner = Learner(self.config, Accelerator(cpu=True), self.split, Path())
         self.plan = Plan(self.config, 48, torch.device("cpu"))
 
     @property
