@@ -45,9 +45,10 @@ def load(config: DataConfig) -> Dataset:
     streams = _streams(config, train_images, test_images)
     if not streams:
         train_images, test_images = _resident(train_images), _resident(test_images)
+    served = {"streams": streams, "workers": config.workers}
     splits = (
-        Split("train", train_images, train_labels, streams=streams, workers=config.workers),
-        Split("test", test_images, test_labels, streams=streams, workers=config.workers),
+        Split("train", train_images, train_labels, ids=source.train_ids, **served),
+        Split("test", test_images, test_labels, ids=source.test_ids, **served),
     )
     if splits[0].shape != splits[1].shape:
         raise ValueError(
@@ -164,4 +165,5 @@ _READERS: dict[str, Callable[[DataConfig], Source]] = {
     "multi-mnist": published.multi_objects,
     "folder": own.folder,
     "npz": own.npz,
+    "h5": own.h5,
 }
