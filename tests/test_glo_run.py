@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastlatent import evaluate, film, interpolate, reconstruct, sample, train
-from fastlatent.data import load
+from fastlatent.data import DataConfig, load
 from fastlatent.models import GLO
 from fastlatent.models.glo import project
 from fastlatent.passes import measure_loss
@@ -308,3 +308,84 @@ def test_a_run_without_frames_has_no_film(tmp_path: Path, capsys) -> None:
     assert "holds no frames of a film; train with --film-every" in capsys.readouterr().err
     assert film.main([str(run.path), "--out", "film.mp4"]) == 2
     assert "--out must end in .gif" in capsys.readouterr().err
+
+
+def write_h5(folder: Path, count: int = 64) -> np.ndarray:
+    """The layout of the original program: (n, h, w, c) images by id, in the order of id.txt."""
+    h5py = pytest.importorskip("h5py")
+    images = np.random.default_rng(0).integers(0, 255, (count, 32, 32, 1), dtype=np.uint8)
+    with h5py.File(folder / "data.hdf5", "w") as file:
+        for k, image in enumerate(images):
+            group = file.create_group(f"img{k}")
+            group["image"] = image
+            group["code"] = np.zeros(10)
+    (folder / "id.txt").write_text("".join(f"img{k}\n" for k in reversed(range(count))))
+    return images
+
+
+@pytest.mark.parametrize("name", ["", "data.hdf5"])
+def test_data_of_the_original_program(tmp_path: Path, name: str) -> None:
+    images = write_h5(tmp_path)
+    data = load(DataConfig(f"h5:{tmp_path / name}"))
+    assert (len(data.train), len(data.test)) == (57, 7)
+    assert data.test.ids == ("img63", "img53", "img43", "img33", "img23", "img13", "img3")
+    index = data.train.find(["img0", "img62"])
+    assert index.tolist() == [56, 0]
+    got = data.train.images(index).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(got, images[[0, 62]])
+    (tmp_path / "id.txt").unlink()
+    assert load(DataConfig(f"h5:{tmp_path}")).test.ids[0] == "img0"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda f: (f / "id.txt").write_text("img0\nother\n"), "has no image of the id 'other'"),
+        (lambda f: (f / "id.txt").write_text("img0\nimg0\n"), "names an image twice"),
+        (lambda f: (f / "id.txt").write_text("img0\n"), "at least 2 images; got 1"),
+        (lambda f: (f / "data.hdf5").write_bytes(b"x" * 99), "is no h5 file of images, or damaged"),
+        (lambda f: (f / "data.hdf5").unlink(), "there is no file"),
+    ],
+)
+def test_damaged_data_of_the_original_program(tmp_path: Path, spoil, sentence) -> None:
+    write_h5(tmp_path, 12)
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        load(DataConfig(f"h5:{tmp_path}"))
+
+
+def test_images_of_two_sizes_in_one_file(tmp_path: Path) -> None:
+    write_h5(tmp_path, 12)
+    with pytest.importorskip("h5py").File(tmp_path / "data.hdf5", "a") as file:
+        del file["img3"]["image"]
+        file["img3"]["image"] = np.zeros((8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"image of 'img3' is uint8 \(8, 8, 1\) where that of"):
+        load(DataConfig(f"h5:{tmp_path}"))
+
+
+def test_chosen_ids(tmp_path: Path, capsys) -> None:
+    write_h5(tmp_path)
+    options = [*TINY[:3], *TINY[6:], "--data.name", f"h5:{tmp_path}", "--steps", "1"]
+    out = str(tmp_path / "run")
+    assert train.main([*options, "--out", out]) == 0
+    capsys.readouterr()
+    folder = tmp_path / "single"
+    chosen = ("--data-id", "img13", "img63", "--folder", str(folder))
+    assert reconstruct.main([out, *chosen]) == 0
+    assert "mean over 2 images" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png"]
+    assert reconstruct.main([out, "--split", "train", "--data-id", "img0", "img62"]) == 0
+    assert reconstruct.main([out, "--data-id", "img0"]) == 1
+    assert "no test image has the id 'img0'" in capsys.readouterr().err
+
+
+def test_ids_are_numbers_without_names(run: Run, capsys) -> None:
+    data, model = load(run.config.data), run.model("last")
+    assert reconstruct.main([str(run.path), "--split", "train", "--data-id", "7", "3"]) == 0
+    said = capsys.readouterr().out
+    x = data.train.images(torch.tensor([7, 3])) / 255
+    with torch.no_grad():
+        loss = model(x, latents=codes_of(run)[[7, 3]])["loss"].mean()
+    assert f"train loss {float(loss):.4f} Laplacian L1, mean over 2 images" in said
+    assert reconstruct.main([str(run.path), "--data-id", "60"]) == 1
+    assert "no test image has the id '60'; ids go from 0 to 59" in capsys.readouterr().err

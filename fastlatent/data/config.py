@@ -7,10 +7,10 @@ from typing import Literal, get_args
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
 BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
-KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz")
+KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz", "h5")
 KNOWN = (
     "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
-    "celeba:valid, celeba:random, multi-dsprites, multi-mnist, folder:PATH, npz:PATH"
+    "celeba:valid, celeba:random, multi-dsprites, multi-mnist, folder:PATH, npz:PATH, h5:PATH"
 )
 
 Resident = Literal["auto", "device", "stream"]
@@ -22,7 +22,7 @@ class DataConfig:
 
     # digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist, svhn,
     # cifar10, celeba (celeba:valid tests on the validation images, celeba:random on 20,000 of all,
-    # drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH or npz:PATH
+    # drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH, npz:PATH or h5:PATH
     name: str = "digits"
     # folder that holds the data sets; default: the environment variable FASTLATENT_DATA
     root: Path | None = None
@@ -94,7 +94,7 @@ def _check_name(name: str) -> None:
         known = detail in EMNIST_SPLITS
     elif kind == "celeba" and colon:
         known = detail in ("valid", "random")
-    elif kind in ("folder", "npz"):
+    elif kind in ("folder", "npz", "h5"):
         known = bool(detail)
     else:
         known = name in ("digits", *BINARY_SIZES, *DOWNLOADABLE)

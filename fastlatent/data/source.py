@@ -20,6 +20,8 @@ class Source:
     train_labels: Tensor | None = None  # (n,) int64 class ids or (n, A) uint8 attributes
     test_labels: Tensor | None = None
     label_names: tuple[str, ...] | None = None
+    train_ids: tuple[str, ...] | None = None  # names of images; only of sets without labels
+    test_ids: tuple[str, ...] | None = None
     mode: str | None = None  # of image files: "L", "RGB", or None to follow the first
 
 

@@ -46,8 +46,10 @@ class Split:
         *,
         streams: bool = False,
         workers: int = 2,
+        ids: tuple[str, ...] | None = None,  # a name for each image, where they have such
     ) -> None:
         self.name = name
+        self.ids = ids
         self.labels = labels
         self.streams = streams
         self.workers = workers
@@ -82,7 +84,23 @@ class Split:
         if self.streams or isinstance(self._images, FileImages):
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return Split(self.name, self._images.to(device), labels, workers=self.workers)
+        images = self._images.to(device)
+        return Split(self.name, images, labels, workers=self.workers, ids=self.ids)
+
+    def find(self, wanted: Sequence[str]) -> Tensor:  # (k,) int64
+        """Where the images with these ids are; ids are names, or numbers from 0 without names.
+
+        Raises ValueError for an id that no image has.
+        """
+        known = self.ids or tuple(map(str, range(len(self))))
+        place = {name: k for k, name in enumerate(known)}
+        unknown = [name for name in wanted if name not in place]
+        if unknown:
+            raise ValueError(
+                f"no {self.name} image has the id {unknown[0]!r}; ids go from {known[0]} to "
+                f"{known[-1]}"
+            )
+        return torch.tensor([place[name] for name in wanted], dtype=torch.int64)
 
     def images(self, index: Tensor) -> Tensor:
         """The samples at `index` (k,), in the order given: uint8 (k, c, h, w) on `device`.

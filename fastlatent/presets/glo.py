@@ -67,14 +67,13 @@ _SVHN = _paper("glo-svhn", DataConfig(name="svhn"), 3, 32, epochs=25)
 _CIFAR10 = _paper("glo-cifar10", DataConfig(name="cifar10"), 3, 32, epochs=25)
 _CELEBA = _paper("glo-celeba", DataConfig(name="celeba", size=64), 3, 64, epochs=25)
 _DIGITS = replace(
-    _paper("glo-digits", DataConfig(name="digits", size=32), 1, 32, epochs=100),
-    model=GLOConfig(width=0.25, dim=32, fit_steps=50, fit_starts=2),
+    _paper("glo-digits", DataConfig(name="digits", size=32), 1, 32, epochs=40),
+    model=GLOConfig(width=0.25, dim=16, fit_steps=50, fit_starts=2),
     batch=64,
-    eval_every="20 epochs",
+    eval_every="never",
     test_images=None,
-    pictures_every="50 epochs",
-    checkpoint_every="20 epochs",
-    film_every="2 epochs",
+    pictures_every="never",
+    checkpoint_every="10 epochs",
 )
 _DIGITS_SEED = replace(
     _seed(_DIGITS, dim=10, alpha=5.0, batch=32), steps=4000, lr=1e-3, log_every="10 steps"
