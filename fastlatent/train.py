@@ -12,7 +12,8 @@ import tyro
 from fastlatent.console import RunError, Signals, Stopped, UsageError, command, parse
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
-from fastlatent.models import LatentModel
+from fastlatent.models import LaDDerConfig, LatentModel
+from fastlatent.models.ladder import PriorKind
 from fastlatent.passes import conclude, gather_codes, measure_bound, measure_loss, refit
 from fastlatent.plots import loss_curve, save
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
@@ -333,6 +334,9 @@ class Command:
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
+    prior: PriorKind | None = None
+    """Prior of a ladder preset, short for --model.prior.kind; without --out the run then goes to
+    runs/NAME-PRIOR."""
     config: Path | None = None
     """Start from the settings in this config.json (or run folder) instead of a preset."""
     resume: Path | None = None
@@ -358,6 +362,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, arguments = starting_point(arguments)
     chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
+    if chosen.prior is not None:
+        config = with_prior(config, chosen.prior, rename=chosen.resume is None)
     if chosen.resume is None:
         if chosen.from_step is not None:
             raise UsageError("--from-step needs --resume RUN")
@@ -397,6 +403,15 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     return PRESETS[preset or DEFAULT_PRESET].config, arguments
+
+
+def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfig:
+    """The settings under another prior; UsageError for models that have no choice of it."""
+    if not isinstance(config.model, LaDDerConfig):
+        family = config.model.family
+        raise UsageError(f"--prior goes with the family ladder; {config.name} is of {family}")
+    model = replace(config.model, prior=replace(config.model.prior, kind=kind))
+    return replace(config, model=model, name=f"{config.name}-{kind}" if rename else config.name)
 
 
 def check_same_images(state: State, count: int) -> None:
@@ -449,6 +464,7 @@ def description() -> str:
             "Examples:",
             "  python -m fastlatent.train",
             "  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x",
+            "  python -m fastlatent.train ladder-digits --prior gmm",
             "  python -m fastlatent.train --resume runs/x --epochs 200",
             "  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data",
         ]

@@ -79,7 +79,7 @@ def test_aggregate_posterior_is_the_mean_of_posteriors():
     std = torch.tensor([[0.5, 0.2], [0.1, 1.0]])
     points = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     each = torch.distributions.Normal(mean, std).log_prob(points[:, None]).sum(2)
-    expected = (each.logsumexp(1) - math.log(2))
+    expected = each.logsumexp(1) - math.log(2)
     found = aggregate_posterior("q", mean, std, mean).log_density(points)
     assert found.allclose(expected, rtol=1e-4)
 

@@ -52,6 +52,7 @@ def aggregate_posterior(title: str, mean: Tensor, std: Tensor, dots: Tensor) -> 
     )
 
 
+@torch.no_grad()
 def prior_panel(title: str, prior: Prior, dots: Tensor, generator: torch.Generator) -> Panel:
     """A prior of two latents; of an inner VAE p(z) is averaged over draws of t."""
     if isinstance(prior, Hierarchical):
@@ -66,6 +67,7 @@ def prior_panel(title: str, prior: Prior, dots: Tensor, generator: torch.Generat
     return Panel(title, prior.log_prob, dots, *components(prior))
 
 
+@torch.no_grad()
 def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     """Weights and outlines of a prior's components, of an inner VAE's as it lifts them.
 
@@ -91,6 +93,7 @@ def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     return weights, means[:, None] + circle.to(means) @ factors.mT
 
 
+@torch.no_grad()
 def densities(
     panels: Sequence[Panel], window: tuple[float, float, float, float], rows: int = 1
 ) -> "Image":
