@@ -15,7 +15,7 @@ from fastlatent.gallery import show_model
 from fastlatent.models import LaDDerConfig, LatentModel
 from fastlatent.models.ladder import PriorKind
 from fastlatent.passes import conclude, gather_codes, measure_bound, measure_loss, refit
-from fastlatent.plots import loss_curve, save
+from fastlatent.plots import loss_curve, save, term_curves
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, is_main_process, say
@@ -276,7 +276,10 @@ class Training:
                 self._record("samples", quality.values())
                 say("\n".join(quality.lines()))
         pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
-        pictures["loss"] = loss_curve(read_metrics(self.out), model.loss_unit)
+        metrics = read_metrics(self.out)
+        pictures["loss"] = loss_curve(metrics, model.loss_unit)
+        if model.terms:
+            pictures["terms"] = term_curves(metrics, model.terms)
         for name, picture in pictures.items():
             save(picture, self.run.images / f"{name}.png")
             self.log.picture(name, self.done, picture)
