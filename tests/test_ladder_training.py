@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig
@@ -187,6 +188,23 @@ def test_groups_have_rates_of_their_own():
     assert rates["likelihood.raw"] == pytest.approx(0.9e-3 * 5 / 3)
     assert rates["prior.decoder.0.weight"] == pytest.approx(1.01e-3 * 0.5)
     assert rates["prior.scale.logit"] == pytest.approx(1.01e-3 * 0.25)
+
+
+@pytest.mark.parametrize(("clip", "largest"), [(None, 1e-3), (1e-3, 1e-3)])
+def test_gradients_are_cut_entry_by_entry_before_they_are_scaled(monkeypatch, clip, largest):
+    seen = []
+    small = Small(config_of("normal"), clip_value=1e-3, clip=clip)
+    step = small.learner.optimizer.step
+
+    def noted():
+        seen.append(torch.cat([weight.grad.flatten() for weight in small.model.parameters()]))
+        step()
+
+    monkeypatch.setattr(small.learner.optimizer, "step", noted)
+    small.run(0, 1)
+    assert seen[0].abs().max() <= largest
+    assert (seen[0].norm() <= 1e-3 * 1.001) == (clip is not None)
+    assert small.learner.meter.read()["gradient_norm"] > 1
 
 
 def test_refits_come_when_they_are_due():
@@ -384,7 +402,7 @@ def test_presets_hold_the_published_settings():
         ("--model.schedule.prior-from", "50", "prior_from must be from 0 to warmup_epochs"),
         ("--model.schedule.mask-from", "1", "mask_from must be at least warmup_epochs"),
         ("--betas", "0.9 1.0", "betas must be two numbers"),
-        ("--clip-value", "1.0", "clip must be left out where clip_value is given"),
+        ("--clip-value", "0", "clip_value must be positive"),
     ],
 )
 def test_bad_settings_are_one_sentence(tmp_path, capsys, option, value, words):
@@ -417,6 +435,7 @@ def test_prior_by_its_short_name(tmp_path, monkeypatch, capsys):
 def test_samples_with_and_without_the_inner_noise(tmp_path, capsys):
     run = tmp_path / "run"
     assert train_digits(run, "--model.prior.kind", "ladder", "--epochs", "2") == 0
+    assert Image.open(run / "images/terms.png").width > Image.open(run / "images/loss.png").width
     model = Run.open(run).model("last")
     loud, quiet = (
         draw(model, "prior", 4000, torch.Generator().manual_seed(0), noise=noise)

