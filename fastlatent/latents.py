@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.data import Split
-from fastlatent.models import LatentModel
+from fastlatent.models import LaDDer, LatentModel
 from fastlatent.noise import generator as stream_of
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula, random_bits, slerp
@@ -31,10 +31,12 @@ def draw(
     n: int,
     generator: torch.Generator,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    noise: bool = True,  # False: without the last, independent noise of a prior in two steps
 ) -> Tensor:  # (n, d)
     """Latents by the method: the fitted copula, fair random bits, or the model's prior.
 
-    Raises ValueError for a method of the other kind of latent.
+    Raises ValueError for a method of the other kind of latent, and without noise for a model whose
+    prior cannot leave it out.
     """
     check_method("sampling", method, SAMPLINGS[model.latent_kind], model)
     if method == "copula":
@@ -44,7 +46,11 @@ def draw(
     if method == "random":
         return random_bits(n, model.latent_dim, generator=generator)
     with evaluating(model):
-        return model.draw_prior(n, generator)
+        if noise:
+            return model.draw_prior(n, generator)
+        if not isinstance(model, LaDDer):
+            raise ValueError("draw: only models of the family ladder draw latents without noise")
+        return model.draw_prior(n, generator, noise=False)
 
 
 def draw_in_parts(
@@ -53,12 +59,13 @@ def draw_in_parts(
     n: int,
     seed: int,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    noise: bool = True,  # as in `draw`
 ) -> Iterator[Tensor]:  # each (k, d)
     """n latents in parts, so that memory does not bound n; always the same for the same seed."""
     stream = stream_of(seed, 0, f"samples/{method}")
     part = max(1, min(PART, PART_NUMBERS // model.latent_dim))
     for start in range(0, n, part):
-        yield draw(model, method, min(part, n - start), stream, copula)
+        yield draw(model, method, min(part, n - start), stream, copula, noise)
 
 
 class Walk(NamedTuple):

@@ -31,7 +31,8 @@ from fastlatent.quality import compare_samplers
 DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
-- Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned
+- Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned,
+  or from the learned prior of LaDDer, --no-noise for its means
 - a data set in place of a run: its first images, as many of each class, as PNGs in --folder
 
 Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read.
@@ -53,6 +54,9 @@ class Options(RunOptions):
     """How many images to draw."""
     method: Sampling | None = None
     """How to draw the latents; default: copula for bits, prior for Gaussian latents."""
+    noise: bool = True
+    """Of the family ladder: with the noise of p(z | t), as draws have it; without, pictures are
+    smoother but no draws of the prior."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_method("sampling", method, choices, trained.model)
     copula = trained.copula(options.repair) if method == "copula" else None
 
-    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula)
+    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, options.noise)
     first = next(parts)
     shown = first[:SHOWN]
     picture = plots.samples(

@@ -13,7 +13,8 @@ from fastlatent.console import RunError, Signals, Stopped, UsageError, command, 
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
-from fastlatent.models import LatentModel
+from fastlatent.models import LaDDerConfig, LatentModel
+from fastlatent.models.ladder import PriorKind
 from fastlatent.passes import (
     conclude,
     evaluating,
@@ -22,7 +23,7 @@ from fastlatent.passes import (
     measure_loss,
     refit,
 )
-from fastlatent.plots import loss_curve, save, tiles
+from fastlatent.plots import loss_curve, save, term_curves, tiles
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, is_main_process, say
@@ -303,7 +304,10 @@ class Training:
                 self._record("samples", quality.values())
                 say("\n".join(quality.lines()))
         pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
-        pictures["loss"] = loss_curve(read_metrics(self.out), model.loss_unit)
+        metrics = read_metrics(self.out)
+        pictures["loss"] = loss_curve(metrics, model.loss_unit)
+        if model.terms:
+            pictures["terms"] = term_curves(metrics, model.terms)
         for name, picture in pictures.items():
             save(picture, self.run.images / f"{name}.png")
             self.log.picture(name, self.done, picture)
@@ -365,6 +369,9 @@ class Command:
     program, put right."""
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
+    prior: PriorKind | None = None
+    """Prior of a ladder preset, short for --model.prior.kind; without --out the run then goes to
+    runs/NAME-PRIOR."""
     config: Path | None = None
     """Start from the settings in this config.json (or run folder) instead of a preset."""
     resume: Path | None = None
@@ -390,6 +397,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, arguments = starting_point(arguments)
     chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
+    if chosen.prior is not None:
+        config = with_prior(config, chosen.prior, rename=chosen.resume is None)
     if chosen.resume is None:
         if chosen.from_step is not None:
             raise UsageError("--from-step needs --resume RUN")
@@ -445,6 +454,15 @@ def styled(preset: str, style: str | None) -> TrainConfig:
     return chosen.styles[style]
 
 
+def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfig:
+    """The settings under another prior; UsageError for models that have no choice of it."""
+    if not isinstance(config.model, LaDDerConfig):
+        family = config.model.family
+        raise UsageError(f"--prior goes with the family ladder; {config.name} is of {family}")
+    model = replace(config.model, prior=replace(config.model.prior, kind=kind))
+    return replace(config, model=model, name=f"{config.name}-{kind}" if rename else config.name)
+
+
 def check_same_images(state: State, count: int) -> None:
     """RunError when the checkpoint's epochs were of another length."""
     if state.values["images"] != count:
@@ -495,6 +513,7 @@ def description() -> str:
             "Examples:",
             "  python -m fastlatent.train",
             "  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x",
+            "  python -m fastlatent.train ladder-digits --prior gmm",
             "  python -m fastlatent.train --resume runs/x --epochs 200",
             "  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data",
         ]

@@ -128,6 +128,11 @@ class LatentModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has nothing to fit between epochs")
 
     @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        """Values of `forward` whose curves are drawn, those of one title together."""
+        return {}
+
+    @property
     def concluding_images(self) -> int:
         """How many training images `conclude` wants at most; 0: training ends without it."""
         return 0

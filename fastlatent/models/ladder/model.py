@@ -261,6 +261,17 @@ class LaDDer(LatentModel):
 
     # What others ask of it
 
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        terms = {
+            "reconstruction (nats)": ("reconstruction",),
+            "posterior and prior (nats)": ("log_posterior", "log_prior", "kl"),
+            "scales": ("image_scale", "latent_std", "prior_scale"),
+            "latents in use": ("active_units",),
+        }
+        inner = ("inner_reconstruction", "inner_entropy", "inner_log_prior")
+        return terms | ({"inner VAE (nats)": inner} if self.config.prior.kind in INNER else {})
+
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means: (n, c, h, w) -> (n, d)."""
         self._check_images("x", x)
