@@ -22,8 +22,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"nn", "noise", "pictures"},
-    {"data", "geometry", "metrics", "priors"},
+    {"graphs", "nn", "noise", "pictures"},
+    {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
     {"patches", "presets", "progress"},
     {"console"},
