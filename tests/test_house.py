@@ -29,6 +29,7 @@ FLOORS = (
     {"console"},
     {"passes", "runs"},
     {"latents", "plots"},
+    {"walking"},
     {"arguments", "gallery", "quality", "training"},
     {"comparison", "evaluation", "experiments"},
     {
