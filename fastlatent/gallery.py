@@ -9,18 +9,16 @@ from fastlatent import plots
 from fastlatent.data import Split
 from fastlatent.latents import (
     SAMPLINGS,
-    WALKINGS,
     Sampling,
-    Walking,
     decode,
     draw,
     unit_images,
-    walk,
 )
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula
+from fastlatent.walking import WALKINGS, Walking, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image

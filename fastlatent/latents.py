@@ -1,7 +1,7 @@
-"""Latents to decode: drawn by a named method, or along a path between two."""
+"""Latents to decode, drawn by a named method."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,11 +10,9 @@ from fastlatent.data import Split
 from fastlatent.models import LaDDer, LatentModel
 from fastlatent.noise import generator as stream_of
 from fastlatent.passes import evaluating
-from fastlatent.priors import BernoulliCopula, random_bits, slerp
+from fastlatent.priors import BernoulliCopula, random_bits
 
 Sampling = Literal["copula", "random", "prior"]
-Walking = Literal["copula", "linear", "spherical"]
-Direction = Literal["margin", "split"]
 Repair = Literal["clip", "nearest_correlation", "exact_means"]
 
 SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "real": ("prior",)}
@@ -22,7 +20,6 @@ SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "rea
 # into memory later on.
 PART = 1 << 14
 PART_NUMBERS = 1 << 26
-WALKINGS: dict[str, tuple[Walking, ...]] = {"bits": ("copula",), "real": ("spherical", "linear")}
 
 
 def draw(
@@ -66,44 +63,6 @@ def draw_in_parts(
     part = max(1, min(PART, PART_NUMBERS // model.latent_dim))
     for start in range(0, n, part):
         yield draw(model, method, min(part, n - start), stream, copula, noise)
-
-
-class Walk(NamedTuple):
-    """Latents along k paths."""
-
-    latents: Tensor  # (k, steps, d)
-    wrong_bits: Tensor | None  # (k, 2): bits in which both ends differ from those asked for
-    hamming: Tensor | None  # (k, steps, 2): bits in which a step differs from either end
-
-
-def walk(
-    model: LatentModel,
-    method: Walking,
-    start: Tensor,  # (k, d)
-    end: Tensor,  # (k, d)
-    steps: int,  # at least 2, both ends among them
-    copula: BernoulliCopula | None = None,
-    direction: Direction = "margin",
-) -> Walk:
-    """Latents from each start to its end: along the copula's arcs, straight, or around the origin.
-
-    "spherical" turns the direction along the arc between the two and changes the length evenly.
-    Raises ValueError for a method of the other kind of latent.
-    """
-    check_method("interpolation", method, WALKINGS[model.latent_kind], model)
-    if method == "copula":
-        if copula is None:
-            raise ValueError("walk: the method copula needs a fitted copula")
-        codes, hamming, wrong = copula.interpolate(start, end, steps, direction)
-        return Walk(codes, wrong, hamming)
-    t = torch.linspace(0, 1, steps, device=start.device)[:, None]  # (steps, 1)
-    a, b = start[:, None], end[:, None]  # (k, 1, d)
-    if method == "linear":
-        return Walk(torch.lerp(a, b, t), None, None)
-    lengths = torch.lerp(a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True), t)
-    unit = torch.nn.functional.normalize
-    directions = slerp(unit(a, dim=-1), unit(b, dim=-1), t[:, 0])
-    return Walk(lengths * directions, None, None)
 
 
 def check_method(what: str, method: str, choices: tuple[str, ...], model: LatentModel) -> None:

@@ -22,13 +22,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"nn", "noise", "pictures"},
-    {"data", "geometry", "metrics", "priors"},
+    {"graphs", "nn", "noise", "pictures"},
+    {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
     {"patches", "presets", "progress"},
     {"console"},
     {"passes", "runs"},
     {"latents", "plots"},
+    {"walking"},
     {"arguments", "gallery", "quality", "training"},
     {"comparison", "evaluation", "experiments"},
     {

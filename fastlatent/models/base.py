@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlatent.data import Split
 from fastlatent.noise import Noise
+from fastlatent.priors import Normal, Prior
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class LatentModel(nn.Module, ABC):
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Real latents from the prior (n, d): N(0, I) unless the family has another."""
         return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+
+    @property
+    def latent_prior(self) -> Prior | None:
+        """The distribution of real latents, if its density is known: N(0, I), as drawn above.
+
+        None where latents are bits, or `draw_prior` has been given another distribution; a family
+        that knows the density of that one says so here.
+        """
+        own = type(self).draw_prior is not LatentModel.draw_prior
+        return None if own or self.latent_kind == "bits" else Normal(self.latent_dim)
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """How training lays out the weights, and by them the features, on a device."""
