@@ -36,6 +36,7 @@ FLOORS = (
         "convert",
         "doctor",
         "evaluate",
+        "fit_prior",
         "geodesics",
         "interpolate",
         "layers",
