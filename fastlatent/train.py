@@ -14,7 +14,6 @@ from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
 from fastlatent.models import LaDDerConfig, LatentModel
-from fastlatent.models.ladder import PriorKind
 from fastlatent.passes import (
     conclude,
     evaluating,
@@ -25,7 +24,7 @@ from fastlatent.passes import (
 )
 from fastlatent.plots import loss_curve, save, term_curves, tiles
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
-from fastlatent.priors import BernoulliCopula, CodeStatistics
+from fastlatent.priors import BernoulliCopula, CodeStatistics, PriorKind
 from fastlatent.progress import Progress, Stopwatch, is_main_process, say
 from fastlatent.quality import compare_samplers
 from fastlatent.runs import Log, Run, State, read_config, read_metrics

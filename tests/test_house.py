@@ -39,6 +39,7 @@ FLOORS = (
         "doctor",
         "evaluate",
         "film",
+        "fit_prior",
         "geodesics",
         "interpolate",
         "layers",
