@@ -23,6 +23,7 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("trace_sqrtm", "Cholesky and eigvalsh by hand", 0.95),
     ("trace_sqrtm", "torch.linalg.matrix_sqrth", 1),
     ("Frechet distance", "by eigvals", 10),
+    ("likely paths", "one pair at a time, 5 of the pairs", 100),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": "draw new images from a trained model",
     "reconstruct": "show images next to their reconstructions, measure the loss",
     "interpolate": "walk between images through the latent space",
+    "walks": "compare all ways to walk through the latents of runs, in a table",
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "layers": "show what each layer of a Ladder VAE holds",
     "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
