@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": "draw new images from a trained model",
     "reconstruct": "show images next to their reconstructions, measure the loss",
     "interpolate": "walk between images through the latent space",
+    "walks": "compare all ways to walk through the latents of runs, in a table",
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "film": "show how reconstructions came about in training",
     "densities": "draw two latents' density next to their prior",

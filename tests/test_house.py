@@ -31,7 +31,8 @@ FLOORS = (
     {"latents", "plots"},
     {"walking"},
     {"arguments", "gallery", "quality", "training"},
-    {"comparison", "evaluation", "experiments"},
+    {"evaluation"},
+    {"comparison", "experiments"},
     {
         "compare",
         "convert",
@@ -46,6 +47,7 @@ FLOORS = (
         "reconstruct",
         "sample",
         "train",
+        "walks",
     },
     {"__main__"},
 )
