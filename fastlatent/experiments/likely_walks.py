@@ -19,11 +19,12 @@ from fastlatent.latents import decode
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.paths import LikelihoodPaths, Objective, typical_level
-from fastlatent.priors import GaussianMixture, Hierarchical, Ladder, Normal, PathSpace, Prior
+from fastlatent.priors import PathSpace, Prior, PriorSettings
 from fastlatent.progress import say
+from fastlatent.runs.priors import prior_file
 from fastlatent.walking import Measured, Space, Walk, measured, space_of, walk
 
-PriorKind = Literal["own", "normal", "gmm", "hierarchical", "ladder"]
+Density = Literal["own", "normal", "gmm", "vamp", "hierarchical", "ladder"]
 Search = Literal["adam", "original"]
 
 FITTED = 20_000  # latents of training images to fit a prior to, at most
@@ -37,9 +38,9 @@ CHECKED = 8  # walks in the picture of histories, at most
 class LikelyOptions:
     """How likely paths are searched for, on the command line."""
 
-    prior: PriorKind = "own"
-    """Whose density makes a point likely: the model's own prior, or one that is fitted here to
-    the encoded training images."""
+    prior: Density = "own"
+    """Whose density makes a point likely: the model's own prior, or one that fit_prior has fitted
+    or, where it has not, is fitted here in the same way."""
     space: Space = "t"
     """Where paths run: in the prior's own space, which for a hierarchical one are the latents
     below, or (z) in the model's latents."""
@@ -116,10 +117,10 @@ class Likely:
         return typical_level(self.space.log_prob, self.space.encode(drawn).double())
 
 
-def prior_of(trained: Trained, kind: PriorKind) -> Prior:
+def prior_of(trained: Trained, kind: Density) -> Prior:
     """The model's own prior, or one fitted to the encoded training images.
 
-    Raises UsageError where there is none.
+    Raises UsageError where there is none, RunError where only fit_prior can fit it.
     """
     model = trained.model
     if model.latent_kind != "real":
@@ -135,17 +136,12 @@ def prior_of(trained: Trained, kind: PriorKind) -> Prior:
                 "by --prior normal, gmm, hierarchical or ladder"
             )
         return prior.to(trained.device).eval()
-    d = model.latent_dim
-    made: dict[str, Prior] = {
-        "normal": Normal(d, "full"),
-        "gmm": GaussianMixture(d),
-        "hierarchical": Hierarchical(d),
-        "ladder": Ladder(d),
-    }
+    if kind == "vamp" or prior_file(trained.run, trained.options.weights, kind).is_file():
+        return trained.prior(kind)
     latents = training_latents(trained, FITTED)
     say(f"fitting the prior {kind} to {len(latents):,} encoded training images")
-    fitted = made[kind].to(trained.device)
-    return fitted.fit(latents, seed=trained.seed).eval()
+    made = PriorSettings(prior=kind).build(model.latent_dim, model.image_shape)
+    return made.to(trained.device).fit(latents, seed=trained.seed).eval()
 
 
 def training_latents(trained: Trained, most: int) -> Tensor:  # (n, d)
