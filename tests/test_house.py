@@ -30,8 +30,8 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"walking"},
-    {"arguments", "gallery", "quality", "training"},
-    {"evaluation"},
+    {"arguments", "gallery", "quality"},
+    {"evaluation", "training"},
     {"comparison", "experiments"},
     {
         "compare",
