@@ -13,6 +13,7 @@ COMMANDS = {
     "interpolate": "walk between images through the latent space",
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "film": "show how reconstructions came about in training",
+    "densities": "draw two latents' density next to their prior",
     "layers": "show what each layer of a Ladder VAE holds",
     "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
     "compare": "put runs side by side, in a table and a page for the browser",

@@ -159,6 +159,26 @@ def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
         model.conclude(images, Noise(seed, 0).derived("conclude"))
 
 
+def refit(model: LatentModel, split: Split, batch: int, seed: int, epochs: int) -> dict[str, float]:
+    """Let the model fit anew what no gradient trains, to images of the split, after so many epochs.
+
+    The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
+    the others its weights; the numbers to log are its own, {} elsewhere.
+    """
+    numbers: dict[str, float] = {}
+    if _rank() == 0:
+        with evaluating(model) as device:
+            order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
+            batches = split.batches(batch, device, order=order)
+            title = f"images of the {split.name} split for the fit of the prior"
+            images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+            numbers = model.refit(images, Noise(seed, epochs).derived("refit"), epochs)
+    if _world() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, 0)
+    return numbers
+
+
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Add to each name's (2,) the sum of its values (n,) and the sum of their squares."""
     for name, value in values.items():

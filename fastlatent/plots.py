@@ -125,12 +125,13 @@ def walks(
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
-    """Training and test loss over the epochs, from the lines of metrics.jsonl."""
+    """Training and held-out loss over the epochs, from the lines of metrics.jsonl."""
     axes = figure().add_subplot()
     # Of a training step with several turns, the losses of each: their sum is of no use.
     turns = sorted({name for line in metrics for name in line if name.endswith("_loss")})
     thin, thick = {"alpha": 0.6, "lw": 1}, {"marker": ".", "lw": 1.5}
-    curves = [("train", name, thin) for name in turns or ["loss"]] + [("test", "loss", thick)]
+    curves = [("train", name, thin) for name in turns or ["loss"]]
+    curves += [("validation", "loss", thick), ("test", "loss", thick)]
     for kind, name, style in curves:
         lines = (line for line in metrics if line["kind"] == kind and name in line)
         points = [(line["epoch"], line[name]) for line in lines]

@@ -14,7 +14,14 @@ from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
 from fastlatent.models import LatentModel
-from fastlatent.passes import conclude, evaluating, gather_codes, measure_bound, measure_loss
+from fastlatent.passes import (
+    conclude,
+    evaluating,
+    gather_codes,
+    measure_bound,
+    measure_loss,
+    refit,
+)
 from fastlatent.plots import loss_curve, save, tiles
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
@@ -74,7 +81,9 @@ class Training:
     ):
         device, self.main = accelerator.device, accelerator.is_main_process
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
-        self.train, self.test = data.train.to(device), data.test.to(device)
+        self.train = data.train.to(device)
+        # What progress is measured on: the test images only where none are set apart for it.
+        self.test = (data.validation or data.test).to(device)
         rank, world = accelerator.process_index, accelerator.num_processes
         self.learner = Learner(config, accelerator, self.train, out.parent)
         owned = self.learner.model.learns_codes
@@ -117,6 +126,8 @@ class Training:
                 if events or signal:
                     self.learner.check_losses()
                     watch.pause()
+                if "refit" in events:
+                    self._refit()
                 if "log" in events:
                     progress.note = self._log_loss(watch)
                 if "eval" in events:
@@ -153,6 +164,18 @@ class Training:
         self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
         return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
 
+    def _refit(self) -> None:
+        """What the model fits between epochs."""
+        model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
+        if not model.refit_images(epochs):
+            return
+        numbers = refit(model, self.train, self.config.test_batch, self.config.seed, epochs)
+        self.learner.copy_buffers()
+        if numbers:
+            self._record("refit", numbers)
+            told = (f"{name.replace('_', ' ')} {value:.5g}" for name, value in numbers.items())
+            say(f"{self._position()}: prior fitted anew: {', '.join(told)}")
+
     def _evaluate(self) -> None:
         """The loss on the test split, and the weights if it is the lowest so far."""
         model = self.learner.shown()
@@ -160,12 +183,13 @@ class Training:
         losses = measure_loss(model, self.test, config.test_batch, config.seed, config.test_images)
         self.test_loss = losses["loss"]
         best = self.learner.note_test_loss(self.done, self.test_loss)
-        self._record("test", losses)
+        self._record(self.test.name, losses)
         latents = self.learner.latents() if best else {}
         if best and self.main:
             self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
         mark = ", the lowest so far" if best else ""
-        say(f"{self._position()}: test loss {self.test_loss:.4f} {model.loss_unit}{mark}")
+        name, unit = self.test.name, model.loss_unit
+        say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
 
     def _bound(self) -> None:
         """The importance-weighted bound on the test split."""
@@ -229,6 +253,11 @@ class Training:
         if self.test_loss is None:
             self._evaluate()
         model = self.learner.shown()
+        if self.data.validation is not None:
+            test = self.data.test.to(self.accelerator.device)
+            losses = measure_loss(model, test, self.config.test_batch, self.config.seed)
+            self._record("test", losses)
+            say(f"{self._position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
         if model.concluding_images:
             self._conclude_model(model)
         codes = None
@@ -263,7 +292,8 @@ class Training:
     def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
         seed, batch = self.config.seed, self.config.test_batch
         say()
-        say(f"test loss {self.test_loss:.4f} {model.loss_unit} after {self._position()}")
+        name, unit = self.test.name, model.loss_unit
+        say(f"{name} loss {self.test_loss:.4f} {unit} after {self._position()}")
         copula = None
         if codes is not None:
             self.run.write_codes("last", codes)
@@ -299,12 +329,13 @@ class Training:
 
     def _introduce(self) -> None:
         config, weights = self.config, self.learner.model.parameters()
+        train, test, name = len(self.train), len(self.test), self.test.name
         size = sum(parameter.numel() for parameter in weights)
         ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
         say(
-            f"{config.name}: {len(self.train):,} train and {len(self.test):,} test images of "
-            f"{self.data.name}, {size:,} weights, {config.precision} on "
-            f"{self.accelerator.device.type}{ranks}, into {self.out}"
+            f"{config.name}: {train:,} train and {test:,} {name} images of {self.data.name}, "
+            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, "
+            f"into {self.out}"
         )
         if self.done >= self.plan.last_step:
             option = "--epochs" if config.steps is None else "--steps"

@@ -34,6 +34,7 @@ FLOORS = (
     {
         "compare",
         "convert",
+        "densities",
         "doctor",
         "evaluate",
         "film",

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlatent.data import own, published
 from fastlatent.data.config import DataConfig
 from fastlatent.data.images import FileImages, Fit
-from fastlatent.data.source import Images, Source, take
+from fastlatent.data.source import Images, Source, set_apart, take
 from fastlatent.data.split import Split
 
 # What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
@@ -20,12 +20,13 @@ _RESIDENT_FILES = 10_000
 
 @dataclass
 class Dataset:
-    """A data set: two splits of images of one shape; `label_names` is None without labels."""
+    """A data set: splits of images of one shape; `label_names` is None without labels."""
 
     name: str
     train: Split
     test: Split
     label_names: tuple[str, ...] | None
+    validation: Split | None = None  # training images that were set apart
 
 
 def load(config: DataConfig) -> Dataset:
@@ -37,25 +38,55 @@ def load(config: DataConfig) -> Dataset:
     source = _read_source(config)
     label_names = source.label_names
     fit = Fit(config.size, config.crop)
-    train, train_labels = _chosen(config, source.train, source.train_labels, label_names, "train")
-    test, test_labels = _chosen(config, source.test, source.test_labels, label_names, "test")
-    train_images = _fitted(train, fit, source.mode)
-    mode = train_images.mode if isinstance(train_images, FileImages) else None
-    test_images = _fitted(test, fit, mode)
-    streams = _streams(config, train_images, test_images)
-    if not streams:
-        train_images, test_images = _resident(train_images), _resident(test_images)
-    served = {"streams": streams, "workers": config.workers}
-    splits = (
-        Split("train", train_images, train_labels, ids=source.train_ids, **served),
-        Split("test", test_images, test_labels, ids=source.test_ids, **served),
-    )
-    if splits[0].shape != splits[1].shape:
+    parts = {
+        "train": _chosen(config, source.train, source.train_labels, label_names, "train"),
+        "test": _chosen(config, source.test, source.test_labels, label_names, "test"),
+    }
+    if config.validation:
+        parts["train"], parts["validation"] = _apart(config, *parts["train"])
+    images: dict[str, Tensor | FileImages] = {}
+    mode = source.mode
+    for name, (chosen, _) in parts.items():
+        images[name] = _fitted(chosen, fit, mode)
+        if name == "train":
+            mode = images[name].mode if isinstance(images[name], FileImages) else None
+    streams = _streams(config, *images.values())
+    # Images that are set apart leave the others without their names.
+    ids = {"train": None if config.validation else source.train_ids, "test": source.test_ids}
+    splits = {
+        name: Split(
+            name,
+            images[name] if streams else _resident(images[name]),
+            labels,
+            streams=streams,
+            workers=config.workers,
+            ids=ids.get(name),
+        )
+        for name, (_, labels) in parts.items()
+    }
+    train, test = splits["train"], splits["test"]
+    if train.shape != test.shape:
         raise ValueError(
-            f"{config.name}: train images are {splits[0].shape} and test images {splits[1].shape} "
+            f"{config.name}: train images are {train.shape} and test images {test.shape} "
             "(channels, height, width); they must be of one shape"
         )
-    return Dataset(config.name, *splits, label_names)
+    return Dataset(config.name, train, test, label_names, splits.get("validation"))
+
+
+def _apart(
+    config: DataConfig, images: Images, labels: Tensor | None
+) -> tuple[tuple[Images, Tensor | None], tuple[Images, Tensor | None]]:
+    """The training images that stay, and those set apart by data.validation."""
+    if config.validation >= len(images):
+        raise ValueError(
+            f"data.validation must be less than the {len(images):,} training images of "
+            f"{config.name}; got {config.validation}"
+        )
+    rest, apart = (
+        (take(images, rows), None if labels is None else labels[rows])
+        for rows in set_apart(len(images), config.validation, config.split_seed)
+    )
+    return rest, apart
 
 
 def _read_source(config: DataConfig) -> Source:

@@ -22,6 +22,15 @@ class Turn:
     rate: float = 1.0  # factor of the learning rate
 
 
+@dataclass(frozen=True)
+class Group:
+    """Weights that learn at a rate of their own."""
+
+    modules: tuple[nn.Module, ...]
+    rate: float = 1.0  # factor of the learning rate, on top of that of their turn
+    decay: float | None = None  # factor after each epoch; None: that of all, --lr-decay
+
+
 class LatentModel(nn.Module, ABC):
     """Images x (n, c, h, w) in [0, 1] on one side, latents z (n, d) on the other.
 
@@ -93,6 +102,30 @@ class LatentModel(nn.Module, ABC):
     def turns(self) -> tuple[Turn, ...]:
         """The turns of a training step, where it does not just move all weights down the loss."""
         return ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The weights that learn at rates of their own; a weight is in one group at most."""
+        return ()
+
+    @property
+    def resting(self) -> tuple[nn.Module, ...]:
+        """Modules whose weights the coming step leaves as they are."""
+        return ()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take up what changes with the epoch, counted from 0; nothing by default."""
+
+    def refit_images(self, epochs: int) -> int:
+        """How many training images `refit` wants after so many epochs; 0: none, it rests."""
+        return 0
+
+    def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
+        """Fit anew what no gradient trains, after so many epochs, from images (n, c, h, w) each.
+
+        Returns numbers to log. To be called in evaluation mode and without gradients.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has nothing to fit between epochs")
 
     @property
     def concluding_images(self) -> int:

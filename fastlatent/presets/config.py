@@ -62,10 +62,14 @@ class TrainConfig:
     """Factor of the learning rate after each epoch, or each --lr-decay-every; 1: it is constant."""
     lr_decay_every: str = "1 epoch"
     """Interval of that: "10000 steps" or "2 epochs"."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Memories of adam's and adamax's running means of the gradient and of its square."""
     weight_decay: float = 0.0
     """Factor of the L2 penalty that the optimizer adds to the gradient."""
     clip: float | None = None
     """Scale the gradient down to this norm where it is longer."""
+    clip_value: float | None = None
+    """Cut every entry of the gradient down to this size."""
     skip: int = 0
     """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
     them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
@@ -137,7 +141,13 @@ class TrainConfig:
         require(self.optimizer in ("adam", "adamax", "sgd"), "optimizer", "adam, adamax or sgd")
         require(self.code_table in ("device", "file"), "code_table", "device or file")
         require(self.skip >= 0, "skip", "at least 0")
-        require(self.clip is None or self.clip > 0, "clip", "positive")
+        for name in ("clip", "clip_value"):
+            bound = getattr(self, name)
+            require(bound is None or bound > 0, name, "positive")
+        both = self.clip is not None and self.clip_value is not None
+        require(not both, "clip", "left out where clip_value is given")
+        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(good, "betas", "two numbers, each at least 0 and less than 1")
         require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")
         for interval in fields(self):
             if interval.name.endswith("_every"):

@@ -104,9 +104,11 @@ class Learner:
             else None
         )
         self._moves = moves(self.model, accelerator)
-        groups = [{"params": move.weights, "lr": config.lr * move.rate} for move in self._moves]
+        self._rated = [rated for move in self._moves for rated in move.rated]
+        groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
+        memories = {} if config.optimizer == "sgd" else {"betas": config.betas}
         optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.lr, weight_decay=config.weight_decay
+            groups, lr=config.lr, weight_decay=config.weight_decay, **memories
         )
         self.optimizer = accelerator.prepare(optimizer)
         self.codes = learned_codes(config, self.model, split, accelerator, place)
@@ -133,6 +135,13 @@ class Learner:
                 dist.broadcast(buffer, 0)
         return self.chosen
 
+    def copy_buffers(self) -> None:
+        """Give the moving average of the weights what has been fitted."""
+        if self.average is not None:
+            buffers = zip(self.average.module.buffers(), self.model.buffers(), strict=True)
+            for kept, fitted in buffers:
+                kept.copy_(fitted)
+
     def initialise(self, split: Split) -> None:
         """Codes, and weights from the first batch of the split, where the model has such."""
         if self.codes is not None:
@@ -150,11 +159,10 @@ class Learner:
         """One optimizer step for each turn, the gradient summed up over the parts."""
         for move in self._moves:
             move.objective.train()
+        epoch = step // plan.steps_per_epoch
+        self.model.begin_epoch(epoch)
         self.model.begin_step(step)
-        every = Interval.parse(self.config.lr_decay_every)
-        period = every.count * (plan.steps_per_epoch if every.unit == "epoch" else 1)
-        if self.config.lr_decay != 1 and period:
-            self._decay_rates(step // period)
+        self._decay_rates(step, plan)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         noises = [plan.noise(step, part) for part in range(len(parts))]
@@ -192,6 +200,7 @@ class Learner:
                     self.accelerator.backward(values["loss"])
                     seen.append(values)
                     if self.accelerator.sync_gradients:
+                        self._rest()
                         norm = self._bound_gradient()
                         finite = not self.config.skip or self._all_finite(seen, norm)
                     if finite:
@@ -199,17 +208,29 @@ class Learner:
                     self.optimizer.zero_grad()
         return seen, norm, finite
 
-    def _decay_rates(self, times: int) -> None:
-        """The learning rates after so many decays."""
-        rate = self.config.lr * self.config.lr_decay**times
-        for group, move in zip(self.optimizer.param_groups, self._moves, strict=True):
-            group["lr"] = rate * move.rate
+    def _decay_rates(self, step: int, plan: Plan) -> None:
+        """The learning rates at a step."""
+        every = Interval.parse(self.config.lr_decay_every)
+        period = every.count * (plan.steps_per_epoch if every.unit == "epoch" else 1)
+        decayed = self.config.lr_decay ** (step // period) if period else 1.0
+        epochs = step // plan.steps_per_epoch
+        for group, part in zip(self.optimizer.param_groups, self._rated, strict=True):
+            factor = decayed if part.decay is None else part.decay**epochs
+            group["lr"] = self.config.lr * factor * part.rate
+
+    def _rest(self) -> None:
+        """Take the gradient from weights that this step leaves as they are."""
+        for module in self.model.resting:
+            for weight in module.parameters():
+                weight.grad = None
 
     def _bound_gradient(self) -> Tensor:
-        """The gradient's norm; the gradient is scaled down where configured."""
+        """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
         norm = nn.utils.get_total_norm([one.grad for one in parameters])
+        if self.config.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.config.clip_value)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return norm

@@ -66,12 +66,17 @@ class Plan:
         return order, self.rank, self.world
 
     def events(self, step: int) -> set[str]:
-        """What follows the first `step` steps: any of log, eval, film, checkpoint and so on."""
+        """What follows the first `step` steps.
+
+        Any of log, eval, bound, pictures, film, checkpoint, and after whole epochs refit.
+        """
         due = {
             event: Interval.parse(getattr(self.config, f"{event}_every"))
             for event in ("log", "eval", "bound", "pictures", "film", "checkpoint")
         }
         events = {name for name, every in due.items() if every.due(step, self.steps_per_epoch)}
+        if step % self.steps_per_epoch == 0:
+            events.add("refit")
         return events | {"eval", "checkpoint"} if step == self.last_step else events
 
     def steps_after(self, done: int, split: Split) -> Iterator[tuple[int, list[Batch]]]:

@@ -1,0 +1,91 @@
+"""Parts of the VAE inside a hierarchical prior."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["leaky_relu", "relu", "tanh"]
+ScaleKind = Literal["profile", "learned", "fixed"]
+
+_ACTIVATIONS = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU, "tanh": nn.Tanh}
+_MOMENTUM = 0.99  # of the running scale, a step
+
+
+def perceptron(
+    inputs: int, width: int, depth: int, activation: Activation, outputs: int | None = None
+) -> nn.Sequential:
+    """`depth` dense layers, each activated, and a linear one to `outputs` where that is given.
+
+    Weights start Glorot-uniform, biases at 0.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"perceptron: activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
+        )
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(inputs, width), _ACTIVATIONS[activation]()]
+        inputs = width
+    if outputs is not None:
+        layers.append(nn.Linear(inputs, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+class Scale(nn.Module):
+    """A positive scalar inside bounds: profiled out, learned or fixed.
+
+    "learned" moves the logit of the place between the bounds (of log scales), so that the gradient
+    is never cut off; an infinite upper bound is taken as 100 times the start.
+    """
+
+    running: Tensor  # () of "profile" and "fixed"
+
+    def __init__(self, kind: ScaleKind, start: float, bounds: tuple[float, float]):
+        super().__init__()
+        if kind not in ("profile", "learned", "fixed"):
+            raise ValueError(f"Scale: kind must be profile, learned or fixed; got {kind!r}")
+        low, high = bounds
+        if not (0 < low < high and 0 < start < math.inf):
+            raise ValueError(
+                f"Scale: the start must be positive and the bounds in order; got {start}, {bounds}"
+            )
+        self.kind = kind
+        self.bounds = (low, high if high < math.inf else 100 * max(start, low))
+        if kind == "learned":
+            low, high = map(math.log, self.bounds)
+            # At a bound itself the logit is infinite.
+            place = min(max((math.log(start) - low) / (high - low), 0.01), 0.99)
+            self.logit = nn.Parameter(torch.tensor(math.log(place / (1 - place))))
+        else:
+            self.register_buffer("running", torch.tensor(float(start)))
+            self.register_buffer("seen", torch.tensor(False))
+
+    @property
+    def value(self) -> Tensor:
+        """The scale () for evaluation."""
+        if self.kind != "learned":
+            return self.running
+        low, high = map(math.log, self.bounds)
+        return (low + (high - low) * self.logit.sigmoid()).exp()
+
+    def observe(self, error: Tensor, used: Tensor) -> Tensor:
+        """The scale () for a training batch with these errors (..., d), of dimensions `used` (d,).
+
+        "profile": the root of the mean square inside the bounds. It is given without gradient: at
+        the best scale the likelihood does not change with it to first order.
+        """
+        if self.kind != "profile":
+            return self.value
+        with torch.no_grad():
+            count = used.sum().clamp_min(1) * (error.numel() // error.shape[-1])
+            best = ((error.square() * used).sum() / count).sqrt().clamp(*self.bounds)
+            start = torch.where(self.seen, self.running, best.to(self.running))
+            self.running.copy_(torch.lerp(best.to(start), start, _MOMENTUM))
+            self.seen.fill_(True)
+        return best

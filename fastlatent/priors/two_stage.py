@@ -1,0 +1,86 @@
+"""Training of a prior by gradients on latents that no longer change."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlatent.priors.base import FitReport, Prior, report_log_prob
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """How a prior with gradient-trained weights is fitted to given latents."""
+
+    steps: int = 2000
+    batch: int = 256
+    rate: float = 1e-3
+    """Learning rate of Adam; it falls to 0 along a cosine."""
+    warmup: float = 0.3
+    """Part of the steps before a mixture inside is first fitted; until then it is N(0, I)."""
+    refits: int = 5
+    """How often it is fitted from then on, before the last time."""
+    clip: float = 10.0
+    """Bound on the norm of the gradient of the mean."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TwoStage: {name} must be at least 1; got {getattr(self, name)}")
+        for name in ("rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"TwoStage: {name} must be positive; got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1 or self.refits < 0:
+            raise ValueError(
+                "TwoStage: warmup must lie in [0, 1] and refits be at least 0; "
+                f"got {self.warmup} and {self.refits}"
+            )
+
+
+def train(
+    prior: Prior,
+    z: Tensor,  # (n, dim)
+    options: TwoStage,
+    seed: int,
+    refit: Callable[[Tensor, int], FitReport | None],
+    finish: Callable[[Tensor, int], FitReport | None],
+) -> FitReport:
+    """Adam on the mean of -log p(z); `refit` and `finish` fit what gradients do not train."""
+    generator = torch.Generator(z.device).manual_seed(seed)
+    scales = prior.scale_parameters()
+    others = [p for p in prior.parameters() if all(p is not scale for scale in scales)]
+    optimizer = torch.optim.Adam([{"params": others}, {"params": scales}], lr=options.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    first = int(options.warmup * options.steps)
+    every = max(1, math.ceil((options.steps - first) / max(1, options.refits)))
+    prior.train()
+    for step in range(options.steps):
+        if options.refits and step >= first and (step - first) % every == 0:
+            refit(z, seed + step)
+        rows = torch.randint(len(z), (options.batch,), generator=generator, device=z.device)
+        batch = z[rows]
+        with torch.enable_grad():
+            loss = -prior.expected_log_prob(
+                batch, torch.zeros_like(batch), batch, generator=generator
+            ).mean()
+            optimizer.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), options.clip)
+        optimizer.step()
+        schedule.step()
+    prior.eval()
+    inner = finish(z, seed)
+    log_prob = report_log_prob(prior, z, generator)
+    if inner is None or inner.components is None:
+        return FitReport(len(z), options.steps, math.isfinite(log_prob), log_prob)
+    return FitReport(
+        len(z),
+        options.steps,
+        math.isfinite(log_prob),
+        log_prob,
+        inner.components,
+        inner.active,
+        inner.dropped,
+    )
