@@ -25,6 +25,8 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("Frechet distance", "by eigvals", 10),
     ("precision, recall, density, coverage", "prdc", 5),
     ("kernel distance", "torch-fidelity", 5),
+    ("glo step of 128 codes", "nn.Embedding, SparseAdam", 1),
+    ("glo step of 128 codes", "nn.Embedding, dense Adam", 1),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

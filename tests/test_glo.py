@@ -30,6 +30,7 @@ from fastlatent.models.glo.generators import legacy_bilinear
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
 from fastlatent.noise import Noise, generator
 from fastlatent.presets import TrainConfig
+from fastlatent.training import Learner
 from fastlatent.training.codes import LearnedCodes
 from fastlatent.training.objective import Objective
 
@@ -702,3 +703,20 @@ def test_steps_of_one_image_do_not_depend_on_the_batch(order: str) -> None:
     codes.initialise()
     assert (codes.table.rows(torch.arange(8)) - found[4]).abs().amax(1).min() > 1e-3
     assert torch.equal(codes.table.rows(torch.arange(8, 16)), start)
+
+
+@pytest.mark.parametrize(("length", "factor"), [(40.0, 0.5), (10.0, 1.0)])
+def test_the_gradient_is_clipped_to_its_global_norm(length: float, factor: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    whole = noise(sum(w.numel() for w in model.parameters())).float()
+    parts = (whole * length / whole.norm()).split([w.numel() for w in model.parameters()])
+    for weights, part in zip(model.parameters(), parts, strict=True):
+        weights.grad = part.reshape(weights.shape).clone()
+    learner = SimpleNamespace(
+        accelerator=SimpleNamespace(unscale_gradients=lambda: None),
+        model=model,
+        config=TrainConfig("x", GLOConfig(), DataConfig(), clip=20.0),
+    )
+    assert float(Learner._bound_gradient(learner)) == pytest.approx(length)
+    for weights, part in zip(model.parameters(), parts, strict=True):
+        torch.testing.assert_close(weights.grad.flatten(), factor * part)
