@@ -1,6 +1,7 @@
 """Generative Latent Optimization: closed forms of its parts."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from memory import needs_linux, peak
 from torch import Tensor, nn
 
-from fastlatent.data import DataConfig, load
-from fastlatent.models import GLO, GLOConfig, build
+from fastlatent.data import Batch, DataConfig, load
+from fastlatent.latents import walk
+from fastlatent.models import GLO, GLOConfig, Turn, build
 from fastlatent.models.glo import (
     CodeTable,
     PaperGenerator,
@@ -26,7 +28,11 @@ from fastlatent.models.glo import (
 )
 from fastlatent.models.glo.generators import legacy_bilinear
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
-from fastlatent.noise import generator
+from fastlatent.noise import Noise, generator
+from fastlatent.presets import TrainConfig
+from fastlatent.training import Learner
+from fastlatent.training.codes import LearnedCodes
+from fastlatent.training.objective import Objective
 
 F64 = torch.float64
 
@@ -647,3 +653,70 @@ def test_marks_tell_data_sets_apart() -> None:
     larger = load(DataConfig("digits", size=32))
     assert not torch.equal(digits.train.mark, some.train.mark)
     assert not torch.equal(digits.train.mark, larger.train.mark)
+
+
+# Paths, and steps as training makes them
+
+
+@pytest.mark.parametrize("t", [0.5, 0.25])
+def test_lines_brought_onto_the_sphere_run_along_the_great_circle(t: float) -> None:
+    """At the angle atan2(t sin w, 1 - t + t cos w): 45 and 18.4349 degrees of 90."""
+    start, end = torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 1]])
+    model = tiny(dim=2, projection="sphere")
+    line = walk(model, "linear", start, end, 5).latents[:, round(4 * t)]
+    x, y = project(line, "sphere")[0].tolist()
+    assert math.atan2(y, x) == pytest.approx(math.atan2(t, 1 - t), abs=1e-6)
+    x, y = walk(model, "spherical", start, end, 5).latents[0, round(4 * t)].tolist()
+    assert math.atan2(y, x) == pytest.approx(t * math.pi / 2, abs=1e-6)
+    inside = walk(model, "linear", start, end, 5).latents
+    assert torch.equal(project(inside, "ball"), inside)
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_steps_of_one_image_do_not_depend_on_the_batch(order: str) -> None:
+    """With a step for each image, no batch norm and the weights as they are."""
+    split = load(DataConfig("digits", size=16)).train
+    config = GLOConfig(
+        image_shape=(1, 16, 16), dim=4, order=order, per_sample_alpha=3.0, initial="gaussian"
+    )
+    here = SimpleNamespace(
+        device=torch.device("cpu"), process_index=0, num_processes=1, unwrap_model=lambda m: m
+    )
+    found = {}
+    for size in (1, 4):
+        model = build(config, seed=0).train()
+        model.generator = Linear(0.1 * noise(256, 4).float(), 16)
+        codes = LearnedCodes(
+            TrainConfig("x", config, DataConfig(), batch=size), model, split, here, None
+        )
+        codes.initialise()
+        weights = SimpleNamespace(objective=Objective(model, Turn("", (model,))))
+        for index in torch.arange(8).split(size):
+            batch = Batch(split.images(index) / 255, index, None)
+            values = weights.objective(batch.images, Noise(0, 0), **codes.take(batch))
+            if order == "simultaneous":
+                values["loss"].backward()
+            codes.move(weights, [batch], [Noise(0, 0)])
+        found[size] = codes.table.rows(torch.arange(8))
+        start = codes.table.rows(torch.arange(8, 16))
+    assert (found[1] - found[4]).abs().max() < 1e-6
+    codes.initialise()
+    assert (codes.table.rows(torch.arange(8)) - found[4]).abs().amax(1).min() > 1e-3
+    assert torch.equal(codes.table.rows(torch.arange(8, 16)), start)
+
+
+@pytest.mark.parametrize(("length", "factor"), [(40.0, 0.5), (10.0, 1.0)])
+def test_the_gradient_is_clipped_to_its_global_norm(length: float, factor: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    whole = noise(sum(w.numel() for w in model.parameters())).float()
+    parts = (whole * length / whole.norm()).split([w.numel() for w in model.parameters()])
+    for weights, part in zip(model.parameters(), parts, strict=True):
+        weights.grad = part.reshape(weights.shape).clone()
+    learner = SimpleNamespace(
+        accelerator=SimpleNamespace(unscale_gradients=lambda: None),
+        model=model,
+        config=TrainConfig("x", GLOConfig(), DataConfig(), clip=20.0),
+    )
+    assert float(Learner._bound_gradient(learner)) == pytest.approx(length)
+    for weights, part in zip(model.parameters(), parts, strict=True):
+        torch.testing.assert_close(weights.grad.flatten(), factor * part)

@@ -389,3 +389,17 @@ def test_ids_are_numbers_without_names(run: Run, capsys) -> None:
     assert f"train loss {float(loss):.4f} Laplacian L1, mean over 2 images" in said
     assert reconstruct.main([str(run.path), "--data-id", "60"]) == 1
     assert "no test image has the id '60'; ids go from 0 to 59" in capsys.readouterr().err
+
+
+def test_the_rate_falls_at_intervals(tmp_path: Path) -> None:
+    decay = ("--lr-decay", "0.5", "--lr-decay-every", "2 steps")
+    run = trained(tmp_path / "run", *decay, "--lr", "0.8", "--steps", "5")
+    (group,) = run.load().values["optimizer"]["groups"]
+    assert group["lr"] == 0.8 / 4  # the fifth step is after two decays
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    for order in ("simultaneous", "alternating"):
+        options = ("--precision", "bf16", "--steps", "3", "--model.order", order)
+        run = trained(tmp_path / order, *options)
+        assert codes_of(run).isfinite().all()
