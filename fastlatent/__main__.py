@@ -14,6 +14,7 @@ COMMANDS = {
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "densities": "draw two latents' density next to their prior",
     "layers": "show what each layer of a Ladder VAE holds",
+    "fit_prior": "fit a prior to the latents of a trained model",
     "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
     "compare": "put runs side by side, in a table and a page for the browser",
     "convert": "turn published weights into a run folder",

@@ -37,6 +37,7 @@ FLOORS = (
         "densities",
         "doctor",
         "evaluate",
+        "fit_prior",
         "geodesics",
         "interpolate",
         "layers",

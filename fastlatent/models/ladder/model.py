@@ -282,14 +282,17 @@ class LaDDer(LatentModel):
         self._check_latents("z", z)
         return self.decoder(z).clamp(0, 1)
 
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of q(z | x): (n, c, h, w) -> (n, d) each."""
+        self._check_images("x", x)
+        return self.encoder(x)
+
     def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
         """Latents from the prior as it is now (n, d); see Prior.sample for `noise`."""
         return self.current_prior.sample(n, noise=noise, generator=generator)
 
     def features(self, x: Tensor) -> Sequence[Tensor]:
-        """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
-        self._check_images("x", x)
-        return self.encoder(x)
+        return self.gaussian_posterior(x)
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.
