@@ -24,11 +24,10 @@ from fastlatent.experiments.densities import (
 )
 from fastlatent.latents import unit_images
 from fastlatent.models import LaDDer, LaDDerConfig
-from fastlatent.models.ladder import PriorKind
 from fastlatent.models.ladder.prior import build_prior
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating
-from fastlatent.priors import Hierarchical, Prior
+from fastlatent.priors import Hierarchical, Prior, PriorKind
 from fastlatent.progress import say, track
 
 DESCRIPTION = """Draw the density of two latents next to their prior, for runs of the family ladder.
@@ -107,7 +106,7 @@ def check(trained: Trained) -> None:
     if not isinstance(model, LaDDer):
         family = trained.run.config.model.family
         raise UsageError(f"{trained.run.path} must be of the family ladder; it is of {family}")
-    prior = model.current_prior
+    prior = model.latent_prior
     inner = prior.code.dim if isinstance(prior, Hierarchical) else None
     if 2 not in (model.latent_dim, inner):
         has = f"{model.latent_dim} latents" + ("" if inner is None else f" over {inner} inner ones")
@@ -123,7 +122,7 @@ def panels_of(trained: Trained, options: Options) -> list[Panel]:
         noise = Noise(trained.seed, 0).derived("densities")
         z = mean + std * noise.normal("latent", mean.shape, device)
         stream = noise.stream("prior", device)
-        prior, kind = model.current_prior, trained.run.config.model.prior.kind
+        prior, kind = model.latent_prior, trained.run.config.model.prior.kind
         of = "Aggregate posterior"
         if model.latent_dim == 2:
             first = aggregate_posterior(of, mean, std, z)

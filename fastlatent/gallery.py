@@ -9,18 +9,16 @@ from fastlatent import plots
 from fastlatent.data import Split
 from fastlatent.latents import (
     SAMPLINGS,
-    WALKINGS,
     Sampling,
-    Walking,
     decode,
     draw,
     unit_images,
-    walk,
 )
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula
+from fastlatent.walking import WALKINGS, Walking, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +27,11 @@ NAMES: dict[Sampling, str] = {
     "copula": "fitted to the training codes (copula)",
     "random": "fair random bits",
     "prior": "from the prior",
+    "normal": "from a Gaussian fitted to the latents",
+    "gmm": "from a Gaussian mixture fitted to the latents",
+    "vamp": "from a VampPrior fitted to the latents",
+    "hierarchical": "from a VAE fitted to the latents",
+    "ladder": "from a ladder prior fitted to the latents",
 }
 
 

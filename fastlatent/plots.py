@@ -145,6 +145,31 @@ def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
     return drawn(axes.figure)
 
 
+def term_curves(
+    metrics: Sequence[dict[str, Any]],  # lines of metrics.jsonl
+    terms: dict[str, tuple[str, ...]],  # values by the title that they are drawn under
+) -> "Image":
+    """The values over the epochs, those of training thin, held-out ones with dots."""
+    whole = figure(4.2 * len(terms), 3.2)
+    thin, dotted = {"alpha": 0.5, "lw": 1}, {"marker": ".", "lw": 1.5}
+    held_out = "validation" if any(x["kind"] == "validation" for x in metrics) else "test"
+    for axes, (title, names) in zip(
+        whole.subplots(1, len(terms), squeeze=False)[0], terms.items(), strict=True
+    ):
+        for colour, name in enumerate(names):
+            for kind in ("train", held_out):
+                found = [(x["epoch"], x[name]) for x in metrics if x["kind"] == kind and name in x]
+                if found:
+                    label = f"{name.replace('_', ' ')}, {kind}"
+                    style = thin if kind == "train" else dotted
+                    axes.plot(*zip(*found, strict=True), color=f"C{colour}", label=label, **style)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    return drawn(whole)
+
+
 def layer_bars(
     values: Sequence[float],  # one for each layer, bottom first
     errors: Sequence[float],  # their standard errors

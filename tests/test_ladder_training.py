@@ -2,17 +2,22 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
-from fastlatent import train
+from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig
 from fastlatent.data.split import Split
-from fastlatent.models import LaDDerConfig, build
+from fastlatent.latents import draw
+from fastlatent.models import LaDDerConfig, VAEConfig, build
 from fastlatent.models.ladder import PriorConfig, PriorSchedule
 from fastlatent.noise import Noise
 from fastlatent.passes import refit
@@ -183,6 +188,23 @@ def test_groups_have_rates_of_their_own():
     assert rates["likelihood.raw"] == pytest.approx(0.9e-3 * 5 / 3)
     assert rates["prior.decoder.0.weight"] == pytest.approx(1.01e-3 * 0.5)
     assert rates["prior.scale.logit"] == pytest.approx(1.01e-3 * 0.25)
+
+
+@pytest.mark.parametrize(("clip", "largest"), [(None, 1e-3), (1e-3, 1e-3)])
+def test_gradients_are_cut_entry_by_entry_before_they_are_scaled(monkeypatch, clip, largest):
+    seen = []
+    small = Small(config_of("normal"), clip_value=1e-3, clip=clip)
+    step = small.learner.optimizer.step
+
+    def noted():
+        seen.append(torch.cat([weight.grad.flatten() for weight in small.model.parameters()]))
+        step()
+
+    monkeypatch.setattr(small.learner.optimizer, "step", noted)
+    small.run(0, 1)
+    assert seen[0].abs().max() <= largest
+    assert (seen[0].norm() <= 1e-3 * 1.001) == (clip is not None)
+    assert small.learner.meter.read()["gradient_norm"] > 1
 
 
 def test_refits_come_when_they_are_due():
@@ -380,7 +402,7 @@ def test_presets_hold_the_published_settings():
         ("--model.schedule.prior-from", "50", "prior_from must be from 0 to warmup_epochs"),
         ("--model.schedule.mask-from", "1", "mask_from must be at least warmup_epochs"),
         ("--betas", "0.9 1.0", "betas must be two numbers"),
-        ("--clip-value", "1.0", "clip must be left out where clip_value is given"),
+        ("--clip-value", "0", "clip_value must be positive"),
     ],
 )
 def test_bad_settings_are_one_sentence(tmp_path, capsys, option, value, words):
@@ -395,3 +417,72 @@ def test_bad_settings_are_one_sentence(tmp_path, capsys, option, value, words):
 def test_images_of_another_size_are_refused(tmp_path, capsys):
     assert train.main(["ladder-digits", "--data.size", "32", "--out", str(tmp_path / "x")]) == 2
     assert "28x28" in capsys.readouterr().err
+
+
+def test_prior_by_its_short_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.per-class", "14", "--batch", "128", "--steps", "1", "--device", "cpu"]
+    options = [*small, "--pictures-every", "never", "--model.prior.width", "8"]
+    assert train.main(["ladder-digits", "--prior", "hierarchical", *options]) == 0
+    run = tmp_path / "runs/ladder-digits-hierarchical"
+    assert Run.open(run).config.model.prior.kind == "hierarchical"
+    assert train.main(["--resume", str(run), "--prior", "gmm"]) == 2
+    assert "--model cannot change" in capsys.readouterr().err
+    assert train.main(["vae-digits", "--prior", "gmm"]) == 2
+    assert "--prior goes with the family ladder; vae-digits is of vae" in capsys.readouterr().err
+
+
+def test_samples_with_and_without_the_inner_noise(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train_digits(run, "--model.prior.kind", "ladder", "--epochs", "2") == 0
+    assert Image.open(run / "images/terms.png").width > Image.open(run / "images/loss.png").width
+    model = Run.open(run).model("last")
+    loud, quiet = (
+        draw(model, "prior", 4000, torch.Generator().manual_seed(0), noise=noise)
+        for noise in (True, False)
+    )
+    tau = model.prior.scale.value.item()
+    assert (loud - quiet).std().item() == pytest.approx(tau, rel=0.05)
+    out = ["--out", str(tmp_path / "a.png"), "--n", "4"]
+    assert sample.main([str(run), "--no-noise", *out]) == 0
+    assert reconstruct.main([str(run)]) == 0
+    assert interpolate.main([str(run), "--n", "2"]) == 0
+    assert evaluate.main([str(run), "--features", "none", "--samples", "3", "--limit", "20"]) == 0
+    table = capsys.readouterr().out
+    for name in ("elbo", "kl", "bits per dim", "inner log prior", "log-likelihood, 3 samples"):
+        assert name in table
+    vae = build(VAEConfig(dim=2), 0)
+    with pytest.raises(ValueError, match="only models of the family ladder"):
+        draw(vae, "prior", 2, torch.Generator(), noise=False)
+
+
+def test_progress_is_measured_on_images_set_apart(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train_digits(run, "--data.validation", "40", "--epochs", "1") == 0
+    kinds = [line["kind"] for line in read_metrics(run)]
+    assert kinds.count("validation") >= 1
+    assert kinds.count("test") == 1
+    shown = capsys.readouterr().out
+    assert "40 validation images" in shown and "test loss" in shown
+
+
+def test_two_ranks_train_and_fit_alike(tmp_path):
+    out = tmp_path / "run"
+    options = ["--model.prior.kind", "ladder", "--epochs", "3", "--batch", "128"]
+    common = ["--device", "cpu", "--out", str(out), "--data.per-class", "26", "--model.dim", "3"]
+    small = ["--model.prior.width", "16", "--model.schedule.warmup-epochs", "1"]
+    rest = ["--pictures-every", "never", "--model.prior.components", "3"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [
+            *[*launcher, "--nproc-per-node", "2", "-m", "fastlatent.train", "ladder-digits"],
+            *[*common, *small, *rest, *options],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "prior fitted anew" in done.stdout
+    assert Run.open(out).model("last").ruling

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from fastlatent.data.split import Split
 # What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
 _RESIDENT_BYTES = 1 << 30
 _RESIDENT_FILES = 10_000
+
+
+class Part(NamedTuple):
+    """Images of one split, as they were read."""
+
+    images: Images
+    labels: Tensor | None
+    ids: tuple[str, ...] | None
+
+    def rows(self, chosen: Tensor) -> "Part":
+        """Some of them."""
+        return Part(
+            take(self.images, chosen),
+            None if self.labels is None else self.labels[chosen],
+            None if self.ids is None else tuple(self.ids[row] for row in chosen.tolist()),
+        )
 
 
 @dataclass
@@ -38,31 +55,33 @@ def load(config: DataConfig) -> Dataset:
     source = _read_source(config)
     label_names = source.label_names
     fit = Fit(config.size, config.crop)
+    given = {
+        "train": (source.train, source.train_labels, source.train_ids),
+        "test": (source.test, source.test_labels, source.test_ids),
+    }
     parts = {
-        "train": _chosen(config, source.train, source.train_labels, label_names, "train"),
-        "test": _chosen(config, source.test, source.test_labels, label_names, "test"),
+        name: Part(*_chosen(config, images, labels, label_names, name), ids)
+        for name, (images, labels, ids) in given.items()
     }
     if config.validation:
-        parts["train"], parts["validation"] = _apart(config, *parts["train"])
-    images: dict[str, Tensor | FileImages] = {}
+        parts["train"], parts["validation"] = _apart(config, parts["train"])
+    fitted: dict[str, Tensor | FileImages] = {}
     mode = source.mode
-    for name, (chosen, _) in parts.items():
-        images[name] = _fitted(chosen, fit, mode)
+    for name, part in parts.items():
+        fitted[name] = _fitted(part.images, fit, mode)
         if name == "train":
-            mode = images[name].mode if isinstance(images[name], FileImages) else None
-    streams = _streams(config, *images.values())
-    # Images that are set apart leave the others without their names.
-    ids = {"train": None if config.validation else source.train_ids, "test": source.test_ids}
+            mode = fitted[name].mode if isinstance(fitted[name], FileImages) else None
+    streams = _streams(config, *fitted.values())
     splits = {
         name: Split(
             name,
-            images[name] if streams else _resident(images[name]),
-            labels,
+            fitted[name] if streams else _resident(fitted[name]),
+            part.labels,
+            ids=part.ids,
             streams=streams,
             workers=config.workers,
-            ids=ids.get(name),
         )
-        for name, (_, labels) in parts.items()
+        for name, part in parts.items()
     }
     train, test = splits["train"], splits["test"]
     if train.shape != test.shape:
@@ -73,20 +92,16 @@ def load(config: DataConfig) -> Dataset:
     return Dataset(config.name, train, test, label_names, splits.get("validation"))
 
 
-def _apart(
-    config: DataConfig, images: Images, labels: Tensor | None
-) -> tuple[tuple[Images, Tensor | None], tuple[Images, Tensor | None]]:
+def _apart(config: DataConfig, train: Part) -> tuple[Part, Part]:
     """The training images that stay, and those set apart by data.validation."""
-    if config.validation >= len(images):
+    count = len(train.images)
+    if config.validation >= count:
         raise ValueError(
-            f"data.validation must be less than the {len(images):,} training images of "
-            f"{config.name}; got {config.validation}"
+            f"data.validation must be less than the {count:,} training images of {config.name}; "
+            f"got {config.validation}"
         )
-    rest, apart = (
-        (take(images, rows), None if labels is None else labels[rows])
-        for rows in set_apart(len(images), config.validation, config.split_seed)
-    )
-    return rest, apart
+    rest, apart = set_apart(count, config.validation, config.split_seed)
+    return train.rows(rest), train.rows(apart)
 
 
 def _read_source(config: DataConfig) -> Source:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fastlatent.data import Split
 from fastlatent.gallery import pick_pairs
-from fastlatent.latents import SAMPLINGS, WALKINGS, decode, draw_in_parts, unit_images, walk
+from fastlatent.latents import SAMPLINGS, decode, draw_in_parts, unit_images
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating, shares
 from fastlatent.priors import BernoulliCopula
 from fastlatent.progress import track
+from fastlatent.walking import WALKINGS, walk
 
 STEPS = 12  # of an interpolation, of which both ends, two reconstructions, are left out
 Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]

@@ -20,8 +20,8 @@ from fastlatent.priors.mixture_density import log_diagonal_mixture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DRAWS = 20_000  # of t, by which the density of an inner VAE is averaged
-SIDE = 240  # points of a window in each direction
+DRAWS = 10_000  # of t, by which the density of an inner VAE is averaged
+SIDE = 180  # points of a window in each direction
 PART = 1 << 13  # points computed at a time
 LOWEST, HIGHEST = -14.0, 0.0  # nats, of the colours
 OUTLINE = 100  # points of an ellipse
@@ -52,6 +52,7 @@ def aggregate_posterior(title: str, mean: Tensor, std: Tensor, dots: Tensor) -> 
     )
 
 
+@torch.no_grad()
 def prior_panel(title: str, prior: Prior, dots: Tensor, generator: torch.Generator) -> Panel:
     """A prior of two latents; of an inner VAE p(z) is averaged over draws of t."""
     if isinstance(prior, Hierarchical):
@@ -66,6 +67,7 @@ def prior_panel(title: str, prior: Prior, dots: Tensor, generator: torch.Generat
     return Panel(title, prior.log_prob, dots, *components(prior))
 
 
+@torch.no_grad()
 def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     """Weights and outlines of a prior's components, of an inner VAE's as it lifts them.
 
@@ -91,6 +93,7 @@ def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     return weights, means[:, None] + circle.to(means) @ factors.mT
 
 
+@torch.no_grad()
 def densities(
     panels: Sequence[Panel], window: tuple[float, float, float, float], rows: int = 1
 ) -> "Image":
@@ -130,7 +133,7 @@ def circles(
         for weight, outline in zip(panel.weights, panel.outlines.cpu(), strict=True):
             width = 0.4 + 2.6 * float(weight / heaviest)
             place.plot(*outline.T, color="tab:red", lw=width, alpha=0.8)
-        place.set(xlim=window[:2], ylim=window[2:], aspect="equal")
+        place.set(xlim=window[:2], ylim=window[2:], box_aspect=1)
     return plots.drawn(figure)
 
 
@@ -145,7 +148,8 @@ def window_of(dots: Sequence[Tensor], margin: float = 0.25) -> tuple[float, floa
 
 def _axes(panels: Sequence[Panel], rows: int):  # type: ignore[no-untyped-def]
     columns = -(-len(panels) // rows)
-    figure = plots.figure(2.5 * columns + 0.7, 2.6 * rows + 0.2)
+    # Panels are square, below a title each, beside a scale of colours where there is one.
+    figure = plots.figure(2.5 * columns + 0.7, 2.75 * rows + 0.2)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for place, panel in zip(axes, panels, strict=True):
         place.set_title(panel.title, fontsize=10)

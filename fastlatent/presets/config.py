@@ -69,7 +69,7 @@ class TrainConfig:
     clip: float | None = None
     """Scale the gradient down to this norm where it is longer."""
     clip_value: float | None = None
-    """Cut every entry of the gradient down to this size."""
+    """Cut every entry of the gradient down to this size, before --clip."""
     skip: int = 0
     """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
     them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
@@ -144,8 +144,6 @@ class TrainConfig:
         for name in ("clip", "clip_value"):
             bound = getattr(self, name)
             require(bound is None or bound > 0, name, "positive")
-        both = self.clip is not None and self.clip_value is not None
-        require(not both, "clip", "left out where clip_value is given")
         good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good, "betas", "two numbers, each at least 0 and less than 1")
         require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")

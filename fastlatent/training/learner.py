@@ -228,11 +228,12 @@ class Learner:
         """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
-        norm = nn.utils.get_total_norm([one.grad for one in parameters])
+        norm = left = nn.utils.get_total_norm([one.grad for one in parameters])
         if self.config.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.config.clip_value)
+            left = nn.utils.get_total_norm([one.grad for one in parameters])
         if self.config.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, left)
         return norm
 
     def _all_finite(self, seen: list[dict[str, Tensor]], norm: Tensor) -> bool:

@@ -178,6 +178,14 @@ class GLO(LatentModel):
             )
         return self.codes[index.to(self.codes.device)].to(self.code_mean.device)
 
+    @property
+    def stored_latents(self) -> Tensor | None:
+        return self.codes
+
+    def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws of a prior fitted to the codes, in the region: (n, d) -> (n, d)."""
+        return self.project(z)
+
     @torch.no_grad()
     def describe_codes(self, mean: Tensor, covariance: Tensor, anchors: Tensor) -> None:
         """Take up moments (d,), (d, d) of the codes, and some codes (k, d) to begin searches at."""

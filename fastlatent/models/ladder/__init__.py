@@ -5,7 +5,7 @@ arXiv 2009.00088. Networks and settings as in the authors' program; what it gets
 be as there.
 """
 
-from fastlatent.models.ladder.config import LaDDerConfig, PriorConfig, PriorKind, PriorSchedule
+from fastlatent.models.ladder.config import LaDDerConfig, PriorConfig, PriorSchedule
 from fastlatent.models.ladder.model import LaDDer
 
-__all__ = ["LaDDer", "LaDDerConfig", "PriorConfig", "PriorKind", "PriorSchedule"]
+__all__ = ["LaDDer", "LaDDerConfig", "PriorConfig", "PriorSchedule"]

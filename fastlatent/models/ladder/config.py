@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from fastlatent.priors import PriorKind
+
 Architecture = Literal["digit", "fashion", "celeba"]
 PosteriorStd = Literal["softplus", "relu"]
 Output = Literal["relu", "linear", "sigmoid"]
 ImageScale = Literal["profile", "max_floor", "fixed"]
-PriorKind = Literal["normal", "gmm", "vamp", "hierarchical", "ladder"]
 InnerScale = Literal["profile", "learned", "fixed"]
 InnerActivation = Literal["leaky_relu", "relu", "tanh"]
 

@@ -56,7 +56,7 @@ class LaDDer(LatentModel):
         return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
 
     @property
-    def current_prior(self) -> Prior:
+    def latent_prior(self) -> Prior:
         """The prior as it is now."""
         return self.prior if self.ruling else self.standard
 
@@ -192,7 +192,7 @@ class LaDDer(LatentModel):
         scale = self.likelihood.scale(error)
         reconstruction = -self.likelihood.log_prob(image, target, scale)
         log_posterior = gaussian_log_q(std)
-        log_prior, parts = self._log_prior(self.current_prior, mean, std, z, noise)
+        log_prior, parts = self._log_prior(self.latent_prior, mean, std, z, noise)
         kl = log_posterior - log_prior
         loss = reconstruction + kl
         values = {
@@ -261,6 +261,17 @@ class LaDDer(LatentModel):
 
     # What others ask of it
 
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        terms = {
+            "reconstruction (nats)": ("reconstruction",),
+            "posterior and prior (nats)": ("log_posterior", "log_prior", "kl"),
+            "scales": ("image_scale", "latent_std", "prior_scale"),
+            "latents in use": ("active_units",),
+        }
+        inner = ("inner_reconstruction", "inner_entropy", "inner_log_prior")
+        return terms | ({"inner VAE (nats)": inner} if self.config.prior.kind in INNER else {})
+
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means: (n, c, h, w) -> (n, d)."""
         self._check_images("x", x)
@@ -273,12 +284,15 @@ class LaDDer(LatentModel):
 
     def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
         """Latents from the prior as it is now (n, d); see Prior.sample for `noise`."""
-        return self.current_prior.sample(n, noise=noise, generator=generator)
+        return self.latent_prior.sample(n, noise=noise, generator=generator)
+
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_images("x", x)
+        return self.encoder(x)
 
     def features(self, x: Tensor) -> Sequence[Tensor]:
         """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
-        self._check_images("x", x)
-        return self.encoder(x)
+        return self.gaussian_posterior(x)
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.
@@ -289,7 +303,7 @@ class LaDDer(LatentModel):
         drawn = self._normal(noise, mean)
         z = mean + std * drawn
         log_q = -(0.5 * drawn.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
-        log_p = self.current_prior.log_prob(z, 1, generator=self._stream(noise, mean))
+        log_p = self.latent_prior.log_prob(z, 1, generator=self._stream(noise, mean))
         image = self.decoder(z)
         return self.likelihood.log_prob(image, x, self.likelihood.scale()) + log_p - log_q
 
