@@ -25,9 +25,9 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("Frechet distance", "by eigvals", 10),
     ("precision, recall, density, coverage", "prdc", 5),
     ("kernel distance", "torch-fidelity", 5),
-    ("likely paths", "one pair at a time, 5 of the pairs", 100),
     ("glo step of 128 codes", "nn.Embedding, SparseAdam", 1),
     ("glo step of 128 codes", "nn.Embedding, dense Adam", 1),
+    ("likely paths", "one pair at a time, 5 of the pairs", 100),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

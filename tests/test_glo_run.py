@@ -403,3 +403,14 @@ def test_half_precision(tmp_path: Path) -> None:
         options = ("--precision", "bf16", "--steps", "3", "--model.order", order)
         run = trained(tmp_path / order, *options)
         assert codes_of(run).isfinite().all()
+
+
+def test_components_are_a_better_start_than_random_codes(tmp_path: Path) -> None:
+    """At as many steps."""
+    last = {}
+    for initial in ("pca", "gaussian"):
+        options = ("--steps", "60", "--model.initial", initial, "--film-every", "never")
+        run = trained(tmp_path / initial, *options)
+        losses = [line["loss"] for line in read_metrics(run.path) if line["kind"] == "train"]
+        last[initial] = np.mean(losses[-10:])
+    assert last["pca"] < 0.9 * last["gaussian"]
