@@ -23,6 +23,11 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("trace_sqrtm", "Cholesky and eigvalsh by hand", 0.95),
     ("trace_sqrtm", "torch.linalg.matrix_sqrth", 1),
     ("Frechet distance", "by eigvals", 10),
+    ("precision, recall, density, coverage", "prdc", 5),
+    ("kernel distance", "torch-fidelity", 5),
+    ("likely paths", "one pair at a time, 5 of the pairs", 100),
+    ("glo step of 128 codes", "nn.Embedding, SparseAdam", 1),
+    ("glo step of 128 codes", "nn.Embedding, dense Adam", 1),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -54,9 +59,11 @@ def table(path: Path) -> str:
 
     for row in rows:
         mark = "**" if row["implementation"] == "fastlatent" else ""
-        off = f", off by {row['off']:.1g}" if "off" in row else ""
+        more = f", off by {row['off']:.1g}" if "off" in row else ""
+        if row.get("MiB") is not None:
+            more = f", {row['MiB']:,} MiB"
         lines.append(
-            f"| {row['what']} | {row['size']} | {mark}{row['implementation']}{mark}{off} "
+            f"| {row['what']} | {row['size']} | {mark}{row['implementation']}{mark}{more} "
             f"| {1e3 * row['median']:.3g} | {1e3 * row['q1']:.3g} to {1e3 * row['q3']:.3g} "
             f"| {ratio_of(row):.3g} |"
         )

@@ -29,7 +29,7 @@ from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip,
 from fastlatent.models import LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.progress import is_main_process, say, track
-from fastlatent.runs.files import RESULTS, fingerprint, write_json
+from fastlatent.runs.files import RESULTS, fingerprint, read_json, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
@@ -165,15 +165,16 @@ def evaluate_run(options: Options) -> None:
         "unit": model.loss_unit,
         "values": losses.values(),
     }
+    before = compared_before(path, found)
     if is_main_process():
-        write_json(path, found)
+        write_json(path, found | before)
     compared = compare_with_real(options, trained, images)
     if compared is not None:
         found |= {"jpeg": options.jpeg, **compared.values()}
         say("\n".join(compared.lines()))
     if not is_main_process():
         return
-    write_json(path, found)
+    write_json(path, found if compared is not None else found | before)
     say(f"numbers: {path}")
     results = options.results or trained.run.path.parent / RESULTS
     append_line(results, {"run": str(trained.run.path)} | found)
@@ -185,6 +186,18 @@ def evaluate_run(options: Options) -> None:
         values, errors = zip(*layers, strict=True)
         picture = plots.layer_bars(values, errors, title, model.loss_unit)
         say(f"picture: {plots.save(picture, trained.place(None, 'kl-layers'))}")
+
+
+def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The comparisons that an earlier evaluation of the same weights and images left in `path`."""
+    same = ("weights", "fingerprint", "data", "split", "images", "seed")
+    try:
+        earlier = read_json(path)
+        if any(earlier[name] != found[name] for name in same):
+            return {}
+        return {name: earlier[name] for name in ("jpeg", "features", "sets")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def compare_with_real(options: Options, trained: Trained, images: int) -> Comparisons | None:

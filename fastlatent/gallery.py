@@ -9,18 +9,16 @@ from fastlatent import plots
 from fastlatent.data import Split
 from fastlatent.latents import (
     SAMPLINGS,
-    WALKINGS,
     Sampling,
-    Walking,
     decode,
     draw,
     unit_images,
-    walk,
 )
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula
+from fastlatent.walking import WALKINGS, Walking, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +42,7 @@ def reconstruction_picture(
     with evaluating(model) as device:
         images = unit_images(split, index, device)
         shown = model.corrupt(images, Noise(seed, 0))
-        reconstructed = model.reconstruct(shown)
+        reconstructed = model.reconstruction_of(shown, split, index)
     caption = f"{split.name} images and their reconstructions{note}"
     corrupted = None if shown is images else shown
     return plots.reconstructions(images, reconstructed, caption, corrupted)
@@ -74,9 +72,10 @@ def walk_picture(
 ) -> "Image":
     """Decoded walks between the latents of image pairs, one in each row."""
     device = next(model.parameters()).device
-    first, last = (unit_images(split, index, device) for index in pairs)
+    images = unit_images(split, pairs.flatten(), device)
+    first, last = images.chunk(2)
     with evaluating(model):
-        start, end = model.encode(torch.cat([first, last])).chunk(2)
+        start, end = model.latents_of(images, split, pairs.flatten()).chunk(2)
     path = walk(model, method, start, end, steps, copula)
     images = decode(model, path.latents.flatten(0, 1), batch).unflatten(0, (-1, steps))
     return plots.walks(first, images, last, f"interpolation ({method})")

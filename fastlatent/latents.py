@@ -1,21 +1,19 @@
-"""Latents to decode: drawn by a named method, or along a path between two."""
+"""Latents to decode, drawn by a named method."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fastlatent.data import Split
-from fastlatent.models import LatentModel
+from fastlatent.models import LaDDer, LatentModel
 from fastlatent.noise import generator as stream_of
 from fastlatent.passes import evaluating
-from fastlatent.priors import BernoulliCopula, Prior, PriorKind, random_bits, slerp
+from fastlatent.priors import BernoulliCopula, Prior, PriorKind, random_bits
 
 Sampling = Literal["copula", "random", "prior", "normal", "gmm", "vamp", "hierarchical", "ladder"]
 FITTED: tuple[PriorKind, ...] = get_args(PriorKind)  # priors that fit_prior has fitted to a run
-Walking = Literal["copula", "linear", "spherical"]
-Direction = Literal["margin", "split"]
 Repair = Literal["clip", "nearest_correlation", "exact_means"]
 
 SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "real": ("prior",)}
@@ -23,7 +21,6 @@ SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "rea
 # into memory later on.
 PART = 1 << 14
 PART_NUMBERS = 1 << 26
-WALKINGS: dict[str, tuple[Walking, ...]] = {"bits": ("copula",), "real": ("spherical", "linear")}
 
 
 def draw(
@@ -32,20 +29,21 @@ def draw(
     n: int,
     generator: torch.Generator,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    noise: bool = True,  # False: without the last, independent noise of a prior in two steps
     prior: Prior | None = None,  # needed by the methods that are kinds of fitted priors
 ) -> Tensor:  # (n, d)
     """Latents by the method: the fitted copula, fair random bits, the model's prior, a fitted one.
 
-    Raises ValueError for a method of the other kind of latent.
+    Raises ValueError for a method of the other kind of latent, and without noise for a model whose
+    prior cannot leave it out.
     """
     check_method("sampling", method, sampling_methods(model), model)
     if method in FITTED:
         if prior is None:
             raise ValueError(f"draw: the method {method} needs a fitted prior")
         with evaluating(model) as device:
-            return model.complete_latents(
-                prior.sample(n, generator=generator).to(device), generator
-            )
+            drawn = prior.sample(n, noise=noise, generator=generator).to(device)
+            return model.complete_latents(drawn, generator)
     if method == "copula":
         if copula is None:
             raise ValueError("draw: the method copula needs a fitted copula")
@@ -53,7 +51,11 @@ def draw(
     if method == "random":
         return random_bits(n, model.latent_dim, generator=generator)
     with evaluating(model):
-        return model.draw_prior(n, generator)
+        if noise:
+            return model.draw_prior(n, generator)
+        if not isinstance(model, LaDDer):
+            raise ValueError("draw: only models of the family ladder draw latents without noise")
+        return model.draw_prior(n, generator, noise=False)
 
 
 def draw_in_parts(
@@ -62,51 +64,14 @@ def draw_in_parts(
     n: int,
     seed: int,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    noise: bool = True,  # as in `draw`
     prior: Prior | None = None,  # needed by the methods that are kinds of fitted priors
 ) -> Iterator[Tensor]:  # each (k, d)
     """n latents in parts, so that memory does not bound n; always the same for the same seed."""
     stream = stream_of(seed, 0, f"samples/{method}")
     part = max(1, min(PART, PART_NUMBERS // model.latent_dim))
     for start in range(0, n, part):
-        yield draw(model, method, min(part, n - start), stream, copula, prior)
-
-
-class Walk(NamedTuple):
-    """Latents along k paths."""
-
-    latents: Tensor  # (k, steps, d)
-    wrong_bits: Tensor | None  # (k, 2): bits in which both ends differ from those asked for
-    hamming: Tensor | None  # (k, steps, 2): bits in which a step differs from either end
-
-
-def walk(
-    model: LatentModel,
-    method: Walking,
-    start: Tensor,  # (k, d)
-    end: Tensor,  # (k, d)
-    steps: int,  # at least 2, both ends among them
-    copula: BernoulliCopula | None = None,
-    direction: Direction = "margin",
-) -> Walk:
-    """Latents from each start to its end: along the copula's arcs, straight, or around the origin.
-
-    "spherical" turns the direction along the arc between the two and changes the length evenly.
-    Raises ValueError for a method of the other kind of latent.
-    """
-    check_method("interpolation", method, WALKINGS[model.latent_kind], model)
-    if method == "copula":
-        if copula is None:
-            raise ValueError("walk: the method copula needs a fitted copula")
-        codes, hamming, wrong = copula.interpolate(start, end, steps, direction)
-        return Walk(codes, wrong, hamming)
-    t = torch.linspace(0, 1, steps, device=start.device)[:, None]  # (steps, 1)
-    a, b = start[:, None], end[:, None]  # (k, 1, d)
-    if method == "linear":
-        return Walk(torch.lerp(a, b, t), None, None)
-    lengths = torch.lerp(a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True), t)
-    unit = torch.nn.functional.normalize
-    directions = slerp(unit(a, dim=-1), unit(b, dim=-1), t[:, 0])
-    return Walk(lengths * directions, None, None)
+        yield draw(model, method, min(part, n - start), stream, copula, noise, prior)
 
 
 def sampling_methods(model: LatentModel) -> tuple[Sampling, ...]:

@@ -41,7 +41,7 @@ class Noise:
     ) -> Tensor:
         """Standard normal numbers of the given shape."""
         return torch.randn(
-            tuple(shape), generator=self._generator(name, device), device=device, dtype=dtype
+            tuple(shape), generator=self.stream(name, device), device=device, dtype=dtype
         )
 
     def uniform(
@@ -53,8 +53,9 @@ class Noise:
     ) -> Tensor:
         """Uniform numbers in [0, 1) of the given shape."""
         return torch.rand(
-            tuple(shape), generator=self._generator(name, device), device=device, dtype=dtype
+            tuple(shape), generator=self.stream(name, device), device=device, dtype=dtype
         )
 
-    def _generator(self, name: str, device: torch.device | str) -> torch.Generator:
+    def stream(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """The generator of that name, at its beginning."""
         return generator(self.seed, self.step, f"{self.rank}/{name}", device)

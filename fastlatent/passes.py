@@ -40,9 +40,12 @@ def measure_loss(
     split: Split,
     batch: int,  # images at a time on each rank
     seed: int = 0,  # of the noise, where the model draws any
+    limit: int | None = None,  # only the first so many images
+    index: Tensor | None = None,  # (k,), only these images
 ) -> dict[str, float]:
     """The mean over all images of each per-image value of the model, "loss" among them."""
-    return {name: mean.value for name, mean in measure(model, split, batch, seed).items()}
+    means = measure(model, split, batch, seed, limit, index)
+    return {name: mean.value for name, mean in means.items()}
 
 
 def measure(
@@ -51,14 +54,17 @@ def measure(
     batch: int,  # images at a time on each rank
     seed: int = 0,  # of the noise, where the model draws any
     limit: int | None = None,  # only the first so many images
+    index: Tensor | None = None,  # (k,), only these images
 ) -> dict[str, Mean]:
     """As measure_loss, with standard errors."""
     sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
     with evaluating(model) as device:
-        for number, part in _share(split, batch, device, f"loss on the {split.name} split", limit):
-            noise = Noise(seed, number)
-            _add(sums, model(part.images, noise=noise))
-    count = _count(split, limit)
+        title = f"loss on the {split.name} split"
+        for number, part in _share(split, batch, device, title, limit, index):
+            latents = model.learned_latents(split, part.index)
+            given = {} if latents is None else {"latents": latents}
+            _add(sums, model(part.images, noise=Noise(seed, number), **given))
+    count = _count(split, limit) if index is None else len(index)
     totals = _totals(sums, device)
     return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
 
@@ -72,7 +78,7 @@ def reconstruction_error(
         title = f"reconstructions of the {split.name} split"
         for number, part in _share(split, batch, device, title, limit):
             shown = model.corrupt(part.images, Noise(seed, number))
-            error = model.reconstruct(shown).float() - part.images
+            error = model.reconstruction_of(shown, split, part.index).float() - part.images
             _add(sums, {"error": error.square().flatten(1).mean(1)})
     return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
 
@@ -153,6 +159,26 @@ def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
         model.conclude(images, Noise(seed, 0).derived("conclude"))
 
 
+def refit(model: LatentModel, split: Split, batch: int, seed: int, epochs: int) -> dict[str, float]:
+    """Let the model fit anew what no gradient trains, to images of the split, after so many epochs.
+
+    The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
+    the others its weights; the numbers to log are its own, {} elsewhere.
+    """
+    numbers: dict[str, float] = {}
+    if _rank() == 0:
+        with evaluating(model) as device:
+            order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
+            batches = split.batches(batch, device, order=order)
+            title = f"images of the {split.name} split for the fit of the prior"
+            images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+            numbers = model.refit(images, Noise(seed, epochs).derived("refit"), epochs)
+    if _world() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, 0)
+    return numbers
+
+
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Add to each name's (2,) the sum of its values (n,) and the sum of their squares."""
     for name, value in values.items():
@@ -188,11 +214,17 @@ def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[flo
 
 
 def _share(
-    split: Split, batch: int, device: torch.device, title: str, limit: int | None = None
+    split: Split,
+    batch: int,
+    device: torch.device,
+    title: str,
+    limit: int | None = None,
+    index: Tensor | None = None,  # (k,), only these images
 ) -> Iterator[tuple[int, Batch]]:
     """This rank's batches with their numbers among those of all ranks, and with progress."""
-    mine = shares(_count(split, limit), batch)
-    order = torch.cat([torch.arange(0), *(torch.arange(*part) for _, part in mine)])
+    chosen = torch.arange(_count(split, limit)) if index is None else index
+    mine = shares(len(chosen), batch)
+    order = torch.cat([chosen[:0], *(chosen[start:end] for _, (start, end) in mine)])
     batches: Iterable[Batch] = split.batches(batch, device, order=order)
     numbers = (number for number, _ in mine)
     yield from zip(numbers, track(batches, title, len(mine)), strict=True)

@@ -125,12 +125,13 @@ def walks(
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
-    """Training and test loss over the epochs, from the lines of metrics.jsonl."""
+    """Training and held-out loss over the epochs, from the lines of metrics.jsonl."""
     axes = figure().add_subplot()
     # Of a training step with several turns, the losses of each: their sum is of no use.
     turns = sorted({name for line in metrics for name in line if name.endswith("_loss")})
     thin, thick = {"alpha": 0.6, "lw": 1}, {"marker": ".", "lw": 1.5}
-    curves = [("train", name, thin) for name in turns or ["loss"]] + [("test", "loss", thick)]
+    curves = [("train", name, thin) for name in turns or ["loss"]]
+    curves += [("validation", "loss", thick), ("test", "loss", thick)]
     for kind, name, style in curves:
         lines = (line for line in metrics if line["kind"] == kind and name in line)
         points = [(line["epoch"], line[name]) for line in lines]
@@ -142,6 +143,31 @@ def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
     axes.set_ylabel(f"loss ({unit})")
     axes.grid(alpha=0.3)
     return drawn(axes.figure)
+
+
+def term_curves(
+    metrics: Sequence[dict[str, Any]],  # lines of metrics.jsonl
+    terms: dict[str, tuple[str, ...]],  # values by the title that they are drawn under
+) -> "Image":
+    """The values over the epochs, those of training thin, held-out ones with dots."""
+    whole = figure(4.2 * len(terms), 3.2)
+    thin, dotted = {"alpha": 0.5, "lw": 1}, {"marker": ".", "lw": 1.5}
+    held_out = "validation" if any(x["kind"] == "validation" for x in metrics) else "test"
+    for axes, (title, names) in zip(
+        whole.subplots(1, len(terms), squeeze=False)[0], terms.items(), strict=True
+    ):
+        for colour, name in enumerate(names):
+            for kind in ("train", held_out):
+                found = [(x["epoch"], x[name]) for x in metrics if x["kind"] == kind and name in x]
+                if found:
+                    label = f"{name.replace('_', ' ')}, {kind}"
+                    style = thin if kind == "train" else dotted
+                    axes.plot(*zip(*found, strict=True), color=f"C{colour}", label=label, **style)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    return drawn(whole)
 
 
 def layer_bars(
@@ -191,6 +217,38 @@ def drawn(figure: "Figure") -> "Image":
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def tiles(images: Tensor) -> "Image":
+    """Images (n, c, h, w) in rows, each pixel as it is and nothing between them."""
+    from PIL import Image
+
+    n, _, height, width = images.shape
+    columns = tile_columns(n)
+    pixels = to_bytes(images)
+    sheet = np.zeros((-(-n // columns) * height, columns * width, pixels.shape[3]), np.uint8)
+    for k, tile in enumerate(pixels):
+        row, column = divmod(k, columns)
+        sheet[row * height :, column * width :][:height, :width] = tile
+    return Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet)
+
+
+def untiled(sheet: Tensor, n: int, height: int, width: int) -> Tensor:  # (n, c, height, width)
+    """The images of a sheet (c, H, W) that `tiles` made; ValueError for one of another size."""
+    columns = tile_columns(n)
+    expected = (-(-n // columns) * height, columns * width)
+    if sheet.shape[1:] != expected:
+        raise ValueError(
+            f"untiled: a sheet of {n} images of {height}x{width} is {expected[0]}x{expected[1]} "
+            f"pixels; got {sheet.shape[1]}x{sheet.shape[2]}"
+        )
+    parts = sheet.unflatten(2, (columns, width)).unflatten(1, (-1, height))
+    return parts.permute(1, 3, 0, 2, 4).flatten(0, 1)[:n]
+
+
+def tile_columns(n: int) -> int:
+    """Images in a row of a sheet of n."""
+    return round(n**0.5) or 1
 
 
 def save(picture: "Image", path: Path) -> Path:

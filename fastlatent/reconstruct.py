@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained, first_images
 from fastlatent.console import command, parse
@@ -18,7 +20,8 @@ DESCRIPTION = """Show images next to their reconstructions and measure the loss 
 
 Examples:
   python -m fastlatent.reconstruct runs/lbae-digits
-  python -m fastlatent.reconstruct runs/lbae-digits --split train --weights best --n 16"""
+  python -m fastlatent.reconstruct runs/lbae-digits --split train --weights best --n 16
+  python -m fastlatent.reconstruct runs/glo-digits --data-id 3 141 59"""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Options(RunOptions):
     """How many images to show, the first of the split."""
     split: Literal["test", "train"] = "test"
     """Which images to look at."""
+    data_id: tuple[str, ...] = ()
+    """Only these images: numbers from 0, or the ids of a data set that has such (h5)."""
     out: Path | None = None
     """Picture to write, a PNG; default: images/reconstructions.png in the run folder, with -train
     for the training split."""
     folder: Path | None = None
-    """Also write every reconstruction of the split as a PNG of its own into this folder."""
+    """Also write every reconstruction, of the split or of --data-id, as a PNG into this folder."""
 
 
 @command
@@ -42,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "reconstruct", DESCRIPTION)
     trained = Trained(options)
     split = trained.split(options.split)
-    index = first_images(split, options.n)
+    chosen = split.find(options.data_id) if options.data_id else None
+    index = first_images(split, options.n) if chosen is None else chosen
     plots.check_count(2 * len(index))
-    losses = measure_loss(trained.model, split, trained.batch, trained.seed)
+    losses = measure_loss(trained.model, split, trained.batch, trained.seed, index=chosen)
     loss = losses.pop("loss")
     unit = trained.model.loss_unit
-    say(f"{options.split} loss {loss:.4f} {unit}, mean over {len(split):,} images")
+    count = len(split) if chosen is None else len(chosen)
+    say(f"{options.split} loss {loss:.4f} {unit}, mean over {count:,} images")
     for name, value in losses.items():
         say(f"  {name.replace('_', ' ')} {value:.4f}")
 
@@ -57,19 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = "reconstructions" if options.split == "test" else "reconstructions-train"
     say(f"picture: {plots.save(picture, trained.place(options.out, name))}")
     if options.folder is not None:
-        write_all(trained, options)
+        write_all(trained, options, chosen)
 
 
-def write_all(trained: Trained, options: Options) -> None:
-    """One file for each reconstruction of the split, numbered like its images."""
+def write_all(trained: Trained, options: Options, chosen: Tensor | None) -> None:
+    """One file for each reconstruction of the split, or of what is chosen, in order from 0."""
     split = trained.split(options.split)
-    batches = split.batches(trained.batch, trained.device)
-    steps = -(-len(split) // trained.batch)
+    batches = split.batches(trained.batch, trained.device, order=chosen)
+    steps = -(-(len(split) if chosen is None else len(chosen)) // trained.batch)
     with evaluating(trained.model):
         for number, batch in enumerate(track(batches, "writing", steps)):
             shown = trained.model.corrupt(batch.images, Noise(trained.seed, number))
-            images = trained.model.reconstruct(shown)
-            plots.save_each(images, options.folder, int(batch.index[0]))
+            images = trained.model.reconstruction_of(shown, split, batch.index)
+            plots.save_each(images, options.folder, number * trained.batch)
     say(f"single images: {options.folder}")
 
 

@@ -32,8 +32,10 @@ from fastlatent.quality import compare_samplers
 DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
-- Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned
+- real latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned, or
+  from the learned prior of LaDDer
 - real latents, --method normal, gmm, vamp, hierarchical, ladder: from what fit_prior has fitted
+- priors in two steps, --no-noise: means of the second, smoother, but no draws of the prior
 - a data set in place of a run: its first images, as many of each class, as PNGs in --folder
 
 Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read.
@@ -56,6 +58,9 @@ class Options(RunOptions):
     method: Sampling | None = None
     """How to draw the latents; default: copula for bits, prior for Gaussian latents. The priors
     normal ... ladder are those that fit_prior has fitted to this run."""
+    noise: bool = True
+    """Of priors in two steps: with the noise of p(z | t), as draws have it; without, pictures are
+    smoother but no draws of the prior."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
@@ -87,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     copula = trained.copula(options.repair) if method == "copula" else None
     prior = trained.prior(method) if method in FITTED else None
 
-    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, prior)
+    noise = options.noise
+    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, noise, prior)
     first = next(parts)
     shown = first[:SHOWN]
     picture = plots.samples(

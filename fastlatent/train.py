@@ -5,301 +5,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from fastlatent.console import RunError, Signals, Stopped, UsageError, command, parse
-from fastlatent.data import DataConfig, Dataset, load
-from fastlatent.gallery import show_model
-from fastlatent.models import LatentModel
-from fastlatent.passes import conclude, gather_codes, measure_bound, measure_loss
-from fastlatent.plots import loss_curve, save
+from fastlatent.console import UsageError, command, parse
+from fastlatent.data import DataConfig
+from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
-from fastlatent.priors import BernoulliCopula, CodeStatistics
-from fastlatent.progress import Progress, Stopwatch, is_main_process, say
-from fastlatent.quality import compare_samplers
-from fastlatent.runs import Log, Run, State, read_config, read_metrics
-from fastlatent.training import (
-    AGREE_EVERY,
-    Diverged,
-    Learner,
-    Plan,
-    accelerated,
-    check_bound,
-    check_shapes,
-)
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-def train(config: TrainConfig, out: Path, resume: State | None = None) -> None:
-    """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
-
-    Raises UsageError or ValueError for settings and data that do not fit, Diverged when a loss is
-    no longer finite, RunError when a checkpoint cannot be written, Stopped after a signal.
-    """
-    with accelerated(config) as accelerator:
-        training = Training(config, load(config.data), accelerator, out, resume)
-        try:
-            training.learn()
-            training.conclude()
-        except Diverged as error:
-            kept = f"the last good checkpoint is that of step {training.run.latest()} in {out}"
-            raise Diverged(f"{error}; {kept}") from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RunError(
-                f"a process that reads images was killed, perhaps for want of memory; go on "
-                f"with: python -m fastlatent.train --resume {out} --data.workers 0"
-            ) from None
-        finally:
-            training.close()
-
-
-class Training:
-    """One run on one rank; what is said of the ranks in Learner holds here."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        data: Dataset,
-        accelerator: "Accelerator",
-        out: Path,
-        resume: State | None,
-    ):
-        device, self.main = accelerator.device, accelerator.is_main_process
-        self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
-        self.train, self.test = data.train.to(device), data.test.to(device)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        self.plan = Plan(config, len(self.train), device, rank, world)
-        self.learner = Learner(config, accelerator)
-        check_shapes(self.learner.model, data)
-        check_bound(self.learner.model, config)
-        self.done = 0  # optimizer steps
-        self.test_loss: float | None = None  # of the weights as they are
-        if resume is None:
-            self.learner.initialise(self.train)
-        else:
-            check_same_images(resume, len(self.train))
-            self.learner.restore(resume)
-            self.done, self.test_loss = resume.step, resume.values["test_loss"]
-        # Nothing is written before all that can be wrong with the settings has been seen.
-        self.run = Run(out, config)
-        self.log: Log | None = None
-        if self.main and resume is None:
-            self.run.create()
-            self.log = Log(out)
-        elif self.main and resume is not None:
-            self.run.rewind(resume.step)
-            self.log = Log(out, self.done, resume.values["metrics_bytes"])
-
-    def learn(self) -> None:
-        """Train to the last step."""
-        self._introduce()
-        if self.run.latest() is None:
-            self._save()  # whether checkpoints can be written shows now, not after hours
-        last = self.plan.last_step
-        watch = Stopwatch()
-        with Signals() as signals, Progress("training", last, min(self.done, last)) as progress:
-            for step, parts in self.plan.steps_after(self.done, self.train):
-                self.learner.learn(step, parts, self.plan)
-                self.done, self.test_loss = step + 1, None
-                watch.count += self.config.batch
-
-                events = self.plan.events(self.done)
-                signal = self._agree(signals.received, events)
-                if events or signal:
-                    self.learner.check_losses()
-                    watch.pause()
-                if "log" in events:
-                    progress.note = self._log_loss(watch)
-                if "eval" in events:
-                    self._evaluate()
-                if "bound" in events:
-                    self._bound()
-                if "pictures" in events:
-                    self._draw()
-                if "checkpoint" in events or signal:
-                    self._save()
-                if signal and self.done < last:
-                    raise Stopped(
-                        f"stopped at step {self.done} of {last} and saved; "
-                        f"go on with: python -m fastlatent.train --resume {self.out}",
-                        signal,
-                    )
-                progress.advance()
-                watch.go()
-
-    def _agree(self, signal: int | None, events: set[str]) -> int | None:
-        """The signal that ends the run; several ranks ask each other, but not at every step."""
-        if self.plan.world == 1:
-            return signal
-        if events or self.done % AGREE_EVERY == 0:
-            return self.learner.any_rank(signal)
-        return None
-
-    def _log_loss(self, watch: Stopwatch) -> str:
-        means = self.learner.meter.read()
-        rate = watch.read()
-        skipped = self.learner.skipped
-        self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
-        return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
-
-    def _evaluate(self) -> None:
-        """The loss on the test split, and the weights if it is the lowest so far."""
-        model = self.learner.shown()
-        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
-        self.test_loss = losses["loss"]
-        best = self.learner.note_test_loss(self.done, self.test_loss)
-        self._record("test", losses)
-        if best and self.main:
-            self.run.write_best(model.state_dict(), self.done, self.test_loss)
-        mark = ", the lowest so far" if best else ""
-        say(f"{self._position()}: test loss {self.test_loss:.4f} {model.loss_unit}{mark}")
-
-    def _bound(self) -> None:
-        """The importance-weighted bound on the test split."""
-        model, config, samples = self.learner.shown(), self.config, self.config.bound_samples
-        bound = measure_bound(
-            model, self.test, samples, config.test_batch, config.seed, config.bound_images
-        )
-        numbers = {"log_likelihood": bound.value, "standard_error": bound.error}
-        self._record("bound", {"samples": samples, **numbers})
-        say(
-            f"{self._position()}: log-likelihood at least {bound.value:.4f} nats per image "
-            f"by {samples} samples, standard error {bound.error:.4f}"
-        )
-
-    def _draw(self) -> None:
-        """Pictures of the model as it is; samples by the codes of part of the training set."""
-        model, copula = self.learner.shown(), None
-        if model.latent_kind == "bits":
-            limit = self.config.picture_codes
-            codes = gather_codes(model, self.train, self.config.test_batch, limit=limit)
-            copula = BernoulliCopula().fit(codes)
-        if self.main:
-            pictures = show_model(
-                model, self.test, self.config.seed, self.config.test_batch, copula
-            )
-            for name, picture in pictures.items():
-                save(picture, self.run.images / f"step-{self.done:08}-{name}.png")
-                self.log.picture(name, self.done, picture)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self) -> None:
-        self.learner.check_weights(self.done)
-        values = {
-            "epoch": self.plan.epoch(self.done),
-            "images": self.plan.images,
-            "test_loss": self.test_loss,
-            "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
-        }
-        state = self.learner.capture(self.done, values)
-        if self.main:
-            self.run.save(state)
-            self.run.prune(self.config.keep)
-        self.accelerator.wait_for_everyone()
-
-    def conclude(self) -> None:
-        """What a finished run shows: test loss, codes to sample from, pictures, where to go on."""
-        if self.test_loss is None:
-            self._evaluate()
-        model = self.learner.shown()
-        if model.concluding_images:
-            self._conclude_model(model)
-        codes = None
-        if model.latent_kind == "bits":
-            labels = len(self.data.label_names or ())
-            codes = gather_codes(model, self.train, self.config.test_batch, labels)
-        if self.main:
-            self._show(model, codes)
-        self.accelerator.wait_for_everyone()
-
-    def _conclude_model(self, model: LatentModel) -> None:
-        """What the model fits to its trained weights, into the run's weights, last and best.
-
-        Checkpoints keep the weights that training goes on from.
-        """
-        conclude(model, self.train, self.config.test_batch, self.config.seed)
-        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
-        fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
-        self._record("fitted", fitted)
-        for name, value in fitted.items():
-            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {model.loss_unit}")
-        if not self.main:
-            return
-        self.run.write_weights(model.state_dict())
-        best = self.learner.best
-        if best is not None:
-            if best.step != self.done:
-                model = self.run.model("best", self.accelerator.device)
-                conclude(model, self.train, self.config.test_batch, self.config.seed)
-            self.run.write_best(model.state_dict(), *best)
-
-    def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
-        seed, batch = self.config.seed, self.config.test_batch
-        say()
-        say(f"test loss {self.test_loss:.4f} {model.loss_unit} after {self._position()}")
-        copula = None
-        if codes is not None:
-            self.run.write_codes("last", codes)
-            copula = BernoulliCopula().fit(codes)
-            if model.latent_dim > 1:  # one bit has no pair moments
-                quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
-                self._record("samples", quality.values())
-                say("\n".join(quality.lines()))
-        pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
-        pictures["loss"] = loss_curve(read_metrics(self.out), model.loss_unit)
-        for name, picture in pictures.items():
-            save(picture, self.run.images / f"{name}.png")
-            self.log.picture(name, self.done, picture)
-        say(f"pictures in {self.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
-        say("next:")
-        steps, epochs = self.config.steps, self.config.epochs
-        more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
-        geometry = (
-            f"python -m fastlatent.geodesics {self.out} --pairs 20",
-            f"python -m fastlatent.interpolate {self.out} --method geodesic",
-        )
-        studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
-        for line in (
-            f"python -m fastlatent.sample {self.out} --n 100",
-            f"python -m fastlatent.reconstruct {self.out}",
-            f"python -m fastlatent.interpolate {self.out}",
-            *(geometry if studied else ()),
-            f"python -m fastlatent.train --resume {self.out} {more}",
-            f"tensorboard --logdir {self.out}",
-        ):
-            say(f"  {line}")
-
-    def _introduce(self) -> None:
-        config, weights = self.config, self.learner.model.parameters()
-        size = sum(parameter.numel() for parameter in weights)
-        ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
-        say(
-            f"{config.name}: {len(self.train):,} train and {len(self.test):,} test images of "
-            f"{self.data.name}, {size:,} weights, {config.precision} on "
-            f"{self.accelerator.device.type}{ranks}, into {self.out}"
-        )
-        if self.done >= self.plan.last_step:
-            option = "--epochs" if config.steps is None else "--steps"
-            say(f"already trained to {self._position()}; {option} takes it further")
-        elif self.done:
-            say(f"going on after {self._position()}")
-
-    def _position(self) -> str:
-        return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"
-
-    def _record(self, kind: str, numbers: dict[str, float]) -> None:
-        if self.log is not None:
-            self.log.numbers(kind, self.done, self.plan.epoch(self.done), numbers)
-
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
+from fastlatent.priors import PriorKind
+from fastlatent.progress import is_main_process, say
+from fastlatent.runs import Run, read_config
+from fastlatent.training import train
 
 
 @dataclass(frozen=True)
@@ -307,8 +24,14 @@ class Command:
     """The command line."""
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    style: str | None = None
+    """Of a GLO preset, other settings to start from: paper, or seed for those of the original
+    program, put right."""
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
+    prior: PriorKind | None = None
+    """Prior of a ladder preset, short for --model.prior.kind; without --out the run then goes to
+    runs/NAME-PRIOR."""
     config: Path | None = None
     """Start from the settings in this config.json (or run folder) instead of a preset."""
     resume: Path | None = None
@@ -319,11 +42,8 @@ class Command:
     is dropped."""
 
 
-# Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
-MOST_LATENTS = 128
-
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
-FIXED = {"model", "seed", "batch", "optimizer", "ema"}
+FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
 FREE_DATA = {"root", "resident", "workers", "download"}
 
 
@@ -334,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, arguments = starting_point(arguments)
     chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
+    if chosen.prior is not None:
+        config = with_prior(config, chosen.prior, rename=chosen.resume is None)
     if chosen.resume is None:
         if chosen.from_step is not None:
             raise UsageError("--from-step needs --resume RUN")
@@ -357,6 +79,7 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
     finder.add_argument("--resume", type=Path)
+    finder.add_argument("--style")
     try:
         found, _ = finder.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -365,6 +88,8 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     given = [name for name in (preset, found.config, found.resume) if name is not None]
     if len(given) > 1:
         raise UsageError("give one of PRESET, --config and --resume, not several")
+    if found.style is not None and (found.resume or found.config):
+        raise UsageError("--style goes with a PRESET")
     if found.resume is not None:
         return Run.open(found.resume).config, arguments
     if found.config is not None:
@@ -372,16 +97,27 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
         return read_config(path), arguments
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[preset or DEFAULT_PRESET].config, arguments
+    return styled(preset or DEFAULT_PRESET, found.style), arguments
 
 
-def check_same_images(state: State, count: int) -> None:
-    """RunError when the checkpoint's epochs were of another length."""
-    if state.values["images"] != count:
-        raise RunError(
-            f"the training set has {count} images now and had {state.values['images']}; "
-            "the run cannot go on"
-        )
+def styled(preset: str, style: str | None) -> TrainConfig:
+    """The settings of a preset in one of its styles; UsageError for one that it does not have."""
+    chosen = PRESETS[preset]
+    if style is None:
+        return chosen.config
+    if style not in chosen.styles:
+        has = f"has {' and '.join(chosen.styles)}" if chosen.styles else "has no styles"
+        raise UsageError(f"there is no --style {style} of {preset}, which {has}")
+    return chosen.styles[style]
+
+
+def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfig:
+    """The settings under another prior; UsageError for models that have no choice of it."""
+    if not isinstance(config.model, LaDDerConfig):
+        family = config.model.family
+        raise UsageError(f"--prior goes with the family ladder; {config.name} is of {family}")
+    model = replace(config.model, prior=replace(config.model.prior, kind=kind))
+    return replace(config, model=model, name=f"{config.name}-{kind}" if rename else config.name)
 
 
 def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -404,7 +140,7 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Paths that hold wherever the run folder is used from."""
-    if data.kind in ("folder", "npz"):
+    if data.kind in ("folder", "npz", "h5"):
         data = replace(data, name=f"{data.kind}:{Path(data.detail).expanduser().absolute()}")
     if data.root is not None:
         data = replace(data, root=data.root.expanduser().absolute())
@@ -425,6 +161,7 @@ def description() -> str:
             "Examples:",
             "  python -m fastlatent.train",
             "  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x",
+            "  python -m fastlatent.train ladder-digits --prior gmm",
             "  python -m fastlatent.train --resume runs/x --epochs 200",
             "  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data",
         ]

@@ -518,6 +518,44 @@ def test_celeba_tested_on_its_validation_images(celeba):
     assert data.test.labels.tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
+def test_celeba_tested_on_images_drawn_from_all(celeba, monkeypatch):
+    config = DataConfig(name="celeba:random", root=celeba.parent, size=16)
+    with pytest.raises(ValueError, match="celeba:random sets 20,000 images apart; there are 8"):
+        load(config)
+    monkeypatch.setattr(published, "CELEBA_RANDOM", 3)
+
+    def numbers(split):  # the attributes of image i are i in binary
+        return [int("".join(map(str, row)), 2) for row in split.labels.tolist()]
+
+    data, again = load(config), load(config)
+    train, test = numbers(data.train), numbers(data.test)
+    assert len(test) == 3 and sorted(train + test) == sorted({*train, *test})
+    assert len(train + test) == 8
+    assert numbers(again.test) == test
+    others = [numbers(load(replace(config, split_seed=seed)).test) for seed in range(1, 6)]
+    assert any(other != test for other in others)
+
+
+def test_validation_images_are_taken_from_the_training_images():
+    whole = load(DataConfig(name="digits"))
+    config = DataConfig(name="digits", validation=100)
+    data = load(config)
+    assert whole.validation is None
+    assert (len(data.train), len(data.validation)) == (len(whole.train) - 100, 100)
+    assert data.validation.name == "validation"
+    assert torch.equal(data.test.images(torch.arange(9)), whole.test.images(torch.arange(9)))
+    pixels = {
+        name: {bytes(image.numpy().tobytes()) for image in split.images(torch.arange(len(split)))}
+        for name, split in (("train", data.train), ("apart", data.validation), ("all", whole.train))
+    }
+    assert pixels["train"] | pixels["apart"] == pixels["all"]
+    assert data.train.labels.sum() + data.validation.labels.sum() == whole.train.labels.sum()
+    other = load(replace(config, split_seed=1)).validation
+    assert not torch.equal(other.labels, data.validation.labels)
+    with pytest.raises(ValueError, match=r"data.validation must be less than the 1,497 training"):
+        load(replace(config, validation=1497))
+
+
 def test_celeba_classes_keep_images_with_any_of_the_attributes(celeba):
     data = load(DataConfig(name="celeba", root=celeba.parent, size=16, classes=(1,)))
     assert data.train.labels.tolist() == [[0, 1, 0], [1, 1, 0]]

@@ -70,6 +70,18 @@ def test_lines_of_results_add_up(run: Path, tmp_path: Path) -> None:
     assert lines[0]["values"] == lines[1]["values"]
 
 
+def test_comparisons_outlive_an_evaluation_without_them(run: Path) -> None:
+    def evaluated(*options: str) -> dict[str, object]:
+        assert evaluate.main([str(run), *options]) == 0
+        return json.loads((run / "evaluation.json").read_text())
+
+    compared = evaluated("--limit", "12")
+    assert evaluated("--limit", "12", "--features", "none") == compared
+    assert "sets" not in evaluated("--limit", "11", "--features", "none")
+    (run / "evaluation.json").write_text("[]")
+    assert "sets" not in evaluated("--limit", "12", "--features", "none")
+
+
 def test_the_numbers_are_those_of_the_metrics(run: Path) -> None:
     """Each set, made here image by image and measured by hand."""
     assert evaluate.main([str(run), "--limit", "20"]) == 0

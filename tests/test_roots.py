@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastlatent import ops
 from fastlatent.ops.roots import factors, nuclear, polar
+from fastlatent.ops.roots.square_root import psd
 
 F64 = torch.float64
 
@@ -80,6 +81,23 @@ def test_more_blocks_of_a_pivoted_factor_than_one():
     factor = factors.pivoted_cholesky(a)
     assert factor.shape == (400, 150) and factors.PANEL < 150
     torch.testing.assert_close(factor @ factor.mT, a, rtol=0, atol=1e-11 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_features_that_never_vary_are_left_out(dtype):
+    a, b = (psd((30,), 30, "cpu", dtype, seed=seed) for seed in (0, 1))
+    live = torch.arange(30) % 3 > 0
+    dead = a * live * live[:, None]
+    inner = a[live][:, live], b[live][:, live]
+    found, how = ops.trace_sqrtm(dead, b, diagnostics=True)
+    assert how.rank == (20, 30)
+    torch.testing.assert_close(found, ops.trace_sqrtm(*inner))
+    assert ops.trace_sqrtm(0 * a, b) == 0
+    dead.requires_grad_()
+    (got,) = torch.autograd.grad(ops.trace_sqrtm(dead, b), dead)
+    want, _ = torch.func.grad(ops.trace_sqrtm, argnums=(0, 1))(*inner)
+    torch.testing.assert_close(got[live][:, live], want)
+    assert got[~live][:, ~live].abs().max() < 1e-12
 
 
 def test_features_of_very_different_scale_keep_their_rank():

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from fastlatent.comparison.evaluation import Evaluation, Measured
+from fastlatent.comparison.evaluation import Evaluation
 from fastlatent.comparison.subject import Subject
+from fastlatent.metrics import Estimate
 from fastlatent.progress import format_seconds
 
 Better = Literal["lower", "higher"]
@@ -21,8 +22,9 @@ VALUES: dict[str, Better] = {
     "fitted_reconstruction": "lower",
     "elbo": "higher",
     "log_likelihood": "higher",
+    "pixel_error": "lower",
 }
-UNITLESS = ("score_real", "score_fake", "quantization_error")
+UNITLESS = ("score_real", "score_fake", "quantization_error", "pixel_error")
 LAYERS = "KL of each layer"
 
 
@@ -41,8 +43,8 @@ METRICS = {
     "recall": Metric("recall", "higher", "reference images that lie among the images"),
     "density": Metric("density", "higher", "how densely reference images surround the images"),
     "coverage": Metric("coverage", "higher", "reference images with an image nearby"),
-    "f8": Metric("F8", "higher", "F score of the PRD curve that weighs recall"),
-    "f1/8": Metric("F1/8", "higher", "F score of the PRD curve that weighs precision"),
+    "prd_f8": Metric("F8", "higher", "F score of the PRD curve that weighs recall"),
+    "prd_f1/8": Metric("F1/8", "higher", "F score of the PRD curve that weighs precision"),
 }
 # Only of the Inception network do these numbers go by the names that papers use.
 INCEPTION = {"frechet_distance": "FID", "kernel_distance": "KID"}
@@ -224,14 +226,6 @@ def _sets(evaluation: Evaluation) -> Iterator[Entry]:
             yield column, _cell(number, scale, note + compared)
 
 
-def _cell(number: Measured, scale: tuple[object, ...], note: str = "") -> Cell:
-    return Cell(measured_text(number), number.value, number.error, scale, note)
-
-
-def measured_text(number: Measured) -> str:
-    """The value to the second digit of its error, and the error."""
-    value, error = number
-    if error is None or not math.isfinite(error) or error <= 0 or not math.isfinite(value):
-        return f"{value:,.5g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:,.{digits}f} ± {error:.{digits}f}"
+def _cell(number: Estimate, scale: tuple[object, ...], note: str = "") -> Cell:
+    error = number.error if math.isfinite(number.error) else None
+    return Cell(str(number), number.value, error, scale, note)

@@ -1,20 +1,15 @@
 """What evaluate left in evaluation.json, checked; parts that are not there are empty."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastlatent.console import RunError
+from fastlatent.metrics import Estimate
 from fastlatent.runs import Run
 from fastlatent.runs.files import fingerprint, read_json
 from fastlatent.runs.folder import WEIGHT_FILES
-
-
-class Measured(NamedTuple):
-    """A number with its standard error."""
-
-    value: float
-    error: float | None = None  # None where it cannot be known
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class ImageSet:
     """Images of one kind, measured by their features."""
 
     images: int | None
-    metrics: dict[str, Measured]
+    metrics: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,8 @@ class Evaluation:
     weights: str  # "last" or "best"
     unit: str | None
     current: bool  # False where the weights have changed since
-    values: dict[str, Measured]
-    bits: dict[str, Measured]  # those of `values` that are likelihoods, in bits per dimension
+    values: dict[str, Estimate]
+    bits: dict[str, Estimate]  # those of `values` that are likelihoods, in bits per dimension
     samples: dict[str, int]  # draws behind a bound, by the name of the value
     features: Features | None
     sets: dict[str, ImageSet]
@@ -109,7 +104,7 @@ def _sets(stored: dict[str, Any], path: Path) -> dict[str, ImageSet]:
     return sets
 
 
-def _measured(entry: Any, keys: tuple[str, str], path: Path, where: str) -> Measured | None:
+def _measured(entry: Any, keys: tuple[str, str], path: Path, where: str) -> Estimate | None:
     """The number under the first key, its error under the second; None where it is null."""
     first, second = keys
     entry = _object(entry, path, where)
@@ -117,14 +112,13 @@ def _measured(entry: Any, keys: tuple[str, str], path: Path, where: str) -> Meas
     for key, number in ((first, value), (second, error)):
         if number is not None and not is_number(number):
             raise RunError(f"{path} is damaged: {where}: {key} must be a number; got {number!r}")
-    return None if value is None else Measured(value, error)
+    return None if value is None else Estimate(value, math.nan if error is None else error)
 
 
-def _scaled(measured: Measured, value: float) -> Measured:
+def _scaled(measured: Estimate, value: float) -> Estimate:
     """The same number in another unit, in which it is `value`."""
-    if measured.error is None or not measured.value:
-        return Measured(value)
-    return Measured(value, measured.error * abs(value / measured.value))
+    scale = abs(value / measured.value) if measured.value else math.nan
+    return Estimate(value, measured.error * scale)
 
 
 def _object(value: Any, path: Path, where: str) -> dict[str, Any]:

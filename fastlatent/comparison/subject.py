@@ -74,7 +74,12 @@ class Subject:
         return (self.model.loss_unit, *images, *settings)
 
     def curve(self, kind: str, name: str = "loss") -> list[tuple[int, float]]:
-        """Steps and values of a number of that name in the lines of that kind."""
+        """Steps and values of a number of that name in the lines of that kind.
+
+        Those of "test" are of validation images where progress was measured on these.
+        """
+        if kind == "test" and any(line["kind"] == "validation" for line in self.metrics):
+            kind = "validation"
         lines = (line for line in self.metrics if line["kind"] == kind and name in line)
         return [(line["step"], line[name]) for line in lines]
 

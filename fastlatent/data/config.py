@@ -7,10 +7,10 @@ from typing import Literal, get_args
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
 BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
-KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz")
+KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz", "h5")
 KNOWN = (
     "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
-    "celeba:valid, multi-dsprites, multi-mnist, folder:PATH, npz:PATH"
+    "celeba:valid, celeba:random, multi-dsprites, multi-mnist, folder:PATH, npz:PATH, h5:PATH"
 )
 
 Resident = Literal["auto", "device", "stream"]
@@ -21,8 +21,8 @@ class DataConfig:
     """Which images to use and how to serve them."""
 
     # digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist, svhn,
-    # cifar10, celeba (celeba:valid tests on the validation images), multi-dsprites, multi-mnist,
-    # folder:PATH or npz:PATH
+    # cifar10, celeba (celeba:valid tests on the validation images, celeba:random on 20,000 of all,
+    # drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH, npz:PATH or h5:PATH
     name: str = "digits"
     # folder that holds the data sets; default: the environment variable FASTLATENT_DATA
     root: Path | None = None
@@ -32,6 +32,11 @@ class DataConfig:
     classes: tuple[int, ...] = ()
     # keep at most this many training images of each label, the first in file order
     per_class: int | None = None
+    # training images to set apart, drawn by data.split_seed: training then measures its progress on
+    # these, and on the test images only at its end
+    validation: int = 0
+    # seed of the images that are set apart
+    split_seed: int = 0
     # side of a centre crop taken before resizing; default: resize the shorter side, then crop
     crop: int | None = None
     # device: uint8 images live on the device; stream: worker processes; auto: by size
@@ -51,8 +56,10 @@ class DataConfig:
             value = getattr(self, field)
             if value is not None and not _is_integer(value, at_least=1):
                 raise ValueError(f"data.{field} must be a positive integer; got {value!r}")
-        if not _is_integer(self.workers, at_least=0):
-            raise ValueError(f"data.workers must be an integer from 0 up; got {self.workers!r}")
+        for field in ("workers", "validation", "split_seed"):
+            value = getattr(self, field)
+            if not _is_integer(value, at_least=0):
+                raise ValueError(f"data.{field} must be an integer from 0 up; got {value!r}")
         if not all(_is_integer(label, at_least=0) for label in self.classes):
             raise ValueError(f"data.classes must hold labels from 0 up; got {self.classes!r}")
         if self.resident not in get_args(Resident):
@@ -86,8 +93,8 @@ def _check_name(name: str) -> None:
     if kind == "emnist" and colon:
         known = detail in EMNIST_SPLITS
     elif kind == "celeba" and colon:
-        known = detail == "valid"
-    elif kind in ("folder", "npz"):
+        known = detail in ("valid", "random")
+    elif kind in ("folder", "npz", "h5"):
         known = bool(detail)
     else:
         known = name in ("digits", *BINARY_SIZES, *DOWNLOADABLE)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastlatent.data import own, published
 from fastlatent.data.config import DataConfig
 from fastlatent.data.images import FileImages, Fit
-from fastlatent.data.source import Images, Source, take
+from fastlatent.data.source import Images, Source, set_apart, take
 from fastlatent.data.split import Split
 
 # What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
@@ -18,14 +19,31 @@ _RESIDENT_BYTES = 1 << 30
 _RESIDENT_FILES = 10_000
 
 
+class Part(NamedTuple):
+    """Images of one split, as they were read."""
+
+    images: Images
+    labels: Tensor | None
+    ids: tuple[str, ...] | None
+
+    def rows(self, chosen: Tensor) -> "Part":
+        """Some of them."""
+        return Part(
+            take(self.images, chosen),
+            None if self.labels is None else self.labels[chosen],
+            None if self.ids is None else tuple(self.ids[row] for row in chosen.tolist()),
+        )
+
+
 @dataclass
 class Dataset:
-    """A data set: two splits of images of one shape; `label_names` is None without labels."""
+    """A data set: splits of images of one shape; `label_names` is None without labels."""
 
     name: str
     train: Split
     test: Split
     label_names: tuple[str, ...] | None
+    validation: Split | None = None  # training images that were set apart
 
 
 def load(config: DataConfig) -> Dataset:
@@ -37,24 +55,53 @@ def load(config: DataConfig) -> Dataset:
     source = _read_source(config)
     label_names = source.label_names
     fit = Fit(config.size, config.crop)
-    train, train_labels = _chosen(config, source.train, source.train_labels, label_names, "train")
-    test, test_labels = _chosen(config, source.test, source.test_labels, label_names, "test")
-    train_images = _fitted(train, fit, source.mode)
-    mode = train_images.mode if isinstance(train_images, FileImages) else None
-    test_images = _fitted(test, fit, mode)
-    streams = _streams(config, train_images, test_images)
-    if not streams:
-        train_images, test_images = _resident(train_images), _resident(test_images)
-    splits = (
-        Split("train", train_images, train_labels, streams=streams, workers=config.workers),
-        Split("test", test_images, test_labels, streams=streams, workers=config.workers),
-    )
-    if splits[0].shape != splits[1].shape:
+    given = {
+        "train": (source.train, source.train_labels, source.train_ids),
+        "test": (source.test, source.test_labels, source.test_ids),
+    }
+    parts = {
+        name: Part(*_chosen(config, images, labels, label_names, name), ids)
+        for name, (images, labels, ids) in given.items()
+    }
+    if config.validation:
+        parts["train"], parts["validation"] = _apart(config, parts["train"])
+    fitted: dict[str, Tensor | FileImages] = {}
+    mode = source.mode
+    for name, part in parts.items():
+        fitted[name] = _fitted(part.images, fit, mode)
+        if name == "train":
+            mode = fitted[name].mode if isinstance(fitted[name], FileImages) else None
+    streams = _streams(config, *fitted.values())
+    splits = {
+        name: Split(
+            name,
+            fitted[name] if streams else _resident(fitted[name]),
+            part.labels,
+            ids=part.ids,
+            streams=streams,
+            workers=config.workers,
+        )
+        for name, part in parts.items()
+    }
+    train, test = splits["train"], splits["test"]
+    if train.shape != test.shape:
         raise ValueError(
-            f"{config.name}: train images are {splits[0].shape} and test images {splits[1].shape} "
+            f"{config.name}: train images are {train.shape} and test images {test.shape} "
             "(channels, height, width); they must be of one shape"
         )
-    return Dataset(config.name, *splits, label_names)
+    return Dataset(config.name, train, test, label_names, splits.get("validation"))
+
+
+def _apart(config: DataConfig, train: Part) -> tuple[Part, Part]:
+    """The training images that stay, and those set apart by data.validation."""
+    count = len(train.images)
+    if config.validation >= count:
+        raise ValueError(
+            f"data.validation must be less than the {count:,} training images of {config.name}; "
+            f"got {config.validation}"
+        )
+    rest, apart = set_apart(count, config.validation, config.split_seed)
+    return train.rows(rest), train.rows(apart)
 
 
 def _read_source(config: DataConfig) -> Source:
@@ -164,4 +211,5 @@ _READERS: dict[str, Callable[[DataConfig], Source]] = {
     "multi-mnist": published.multi_objects,
     "folder": own.folder,
     "npz": own.npz,
+    "h5": own.h5,
 }

@@ -98,6 +98,29 @@ def read_npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], list[np.ndarray]]:
+    """Names and images of the groups of an h5 file, each with a dataset `image`, uint8 (h, w, c).
+
+    In the order of `ids`; None: of all groups, sorted. Raises ValueError where h5py is missing too.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(f"{path}: reading h5 files needs h5py: pip install fastlatent[h5]") from (
+            None
+        )
+    try:
+        with h5py.File(path, "r") as file:
+            names = sorted(file) if ids is None else list(ids)
+            for name in names:
+                if name not in file or "image" not in file[name]:
+                    raise ValueError(f"{path} has no image of the id {name!r}")
+            return names, [np.asarray(file[name]["image"]) for name in names]
+    except (OSError, RuntimeError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no h5 file of images, or damaged: {reason}") from None
+
+
 def read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (n, 3, 32, 32) and labels (n,) of a batch of CIFAR-10's python version."""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Data sets of one's own: a folder of image files, an .npz file of arrays."""
+"""Data sets of one's own: a folder of image files, an .npz file of arrays, an h5 file of groups."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.data.config import DataConfig
-from fastlatent.data.formats import image_files, read_npz_arrays
+from fastlatent.data.formats import image_files, read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
 
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
@@ -134,3 +134,34 @@ def _npz_label_names(
     if classes.ndim != 1 or len(classes) < max(counts):
         raise ValueError(f"{path}: classes must name {max(counts)} labels; got {classes.shape}")
     return tuple(map(str, classes))
+
+
+def h5(config: DataConfig) -> Source:
+    """Groups with an `image` (h, w, c) each, as GLO's original program keeps data sets.
+
+    The path is that of the file, or of a folder with data.hdf5 (or data.hy). id.txt beside it
+    names the images, one a line; every tenth of them is held out. Codes in the file are left alone.
+    """
+    path = Path(config.detail).expanduser()
+    if path.is_dir():
+        found = [path / name for name in ("data.hdf5", "data.hy") if (path / name).is_file()]
+        path = found[0] if found else path / "data.hdf5"
+    if not path.is_file():
+        raise FileNotFoundError(f"data.name: there is no file {path}")
+    listed = path.with_name("id.txt")
+    wanted = listed.read_text().split() if listed.is_file() else None
+    names, images = read_h5_groups(path, wanted)
+    if len(names) < 2:
+        raise ValueError(f"{path} must hold at least 2 images; got {len(names)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{listed} names an image twice")
+    for name, image in zip(names, images, strict=True):
+        if image.shape != images[0].shape or image.dtype != images[0].dtype:
+            raise ValueError(
+                f"{path}: the image of {name!r} is {image.dtype} {image.shape} where that of "
+                f"{names[0]!r} is {images[0].dtype} {images[0].shape}"
+            )
+    source = hold_out(_npz_images(path, "image", np.stack(images)), None, None)
+    source.train_ids = tuple(name for k, name in enumerate(names) if k % 10)
+    source.test_ids = tuple(names[::10])
+    return source

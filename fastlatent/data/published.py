@@ -19,7 +19,7 @@ from fastlatent.data.formats import (
     read_svhn_mat,
 )
 from fastlatent.data.images import Fit
-from fastlatent.data.source import Source, hold_out
+from fastlatent.data.source import Source, hold_out, set_apart
 
 # As torchvision records them; those without .gz are of the same files unpacked.
 MD5 = {
@@ -108,6 +108,7 @@ _MULTI_OBJECTS = {
     ),
     "multi-mnist": ("multi_binary_mnist_012.npz", ("multi_mnist", "multi-mnist", ""), 1),
 }
+CELEBA_RANDOM = 20_000  # test images of celeba:random
 _CIFAR10_LABELS = (
     "airplane",
     "automobile",
@@ -237,7 +238,7 @@ def cifar10(config: DataConfig) -> Source:
 def celeba(config: DataConfig) -> Source:
     """The official train and test images with their 40 attributes as 0 and 1.
 
-    `celeba:valid` has the validation images for test images.
+    `celeba:valid` has the validation images for test images, `celeba:random` 20,000 drawn from all.
     """
     folders = ("celeba", "CelebA", "")
     partition = _find(config, folders, "list_eval_partition.txt")
@@ -260,10 +261,16 @@ def celeba(config: DataConfig) -> Source:
             f"celeba: {len(missing)} of {len(rows)} images are missing, the first is "
             f"{folder / missing[0]}"
         )
-    # The official partition: 0 train, 1 validation, 2 test.
-    parts = torch.tensor([int(part_of[row[0]]) for row in rows])
-    held_out = 1 if config.detail == "valid" else 2
-    train, test = ((parts == part).nonzero()[:, 0] for part in (0, held_out))
+    if config.detail == "random":
+        if len(rows) <= CELEBA_RANDOM:
+            few = f"celeba:random sets {CELEBA_RANDOM:,} images apart; there are {len(rows):,}"
+            raise ValueError(few)
+        train, test = set_apart(len(rows), CELEBA_RANDOM, config.split_seed)
+    else:
+        # The official partition: 0 train, 1 validation, 2 test.
+        parts = torch.tensor([int(part_of[row[0]]) for row in rows])
+        held_out = 1 if config.detail == "valid" else 2
+        train, test = ((parts == part).nonzero()[:, 0] for part in (0, held_out))
     return Source(
         [folder / rows[i][0] for i in train.tolist()],
         [folder / rows[i][0] for i in test.tolist()],

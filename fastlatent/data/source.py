@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastlatent.noise import generator
+
 Images = Tensor | list[Path]  # uint8 (n, c, h, w) as stored, or one file for each image
 
 
@@ -18,6 +20,8 @@ class Source:
     train_labels: Tensor | None = None  # (n,) int64 class ids or (n, A) uint8 attributes
     test_labels: Tensor | None = None
     label_names: tuple[str, ...] | None = None
+    train_ids: tuple[str, ...] | None = None  # names of images; only of sets without labels
+    test_ids: tuple[str, ...] | None = None
     mode: str | None = None  # of image files: "L", "RGB", or None to follow the first
 
 
@@ -26,6 +30,12 @@ def take(images: Images, rows: Tensor) -> Images:
     if isinstance(images, Tensor):
         return images[rows]
     return [images[row] for row in rows.tolist()]
+
+
+def set_apart(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of n images the others and `count` drawn at random by the seed, each in file order."""
+    order = torch.randperm(n, generator=generator(seed, 0, "images set apart"))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def hold_out(

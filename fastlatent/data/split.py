@@ -1,8 +1,10 @@
 """Batches of a split: from uint8 images on the device, or through worker processes."""
 
+import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fastlatent.data.images import FileImages
 from fastlatent.noise import generator
+
+MARKED = 1024  # images that a split's mark looks at
 
 
 @dataclass
@@ -42,8 +46,10 @@ class Split:
         *,
         streams: bool = False,
         workers: int = 2,
+        ids: tuple[str, ...] | None = None,  # a name for each image, where they have such
     ) -> None:
         self.name = name
+        self.ids = ids
         self.labels = labels
         self.streams = streams
         self.workers = workers
@@ -61,12 +67,40 @@ class Split:
             return torch.device("cpu")
         return self._images.device
 
+    @cached_property
+    def mark(self) -> Tensor:  # (16,) uint8
+        """A hash of the number and shape of the images and of up to 1,024 of them, evenly spread.
+
+        The same wherever the images lie; it tells data sets, choices and orders of them apart.
+        """
+        hashed = hashlib.blake2b(repr((len(self), self.shape)).encode(), digest_size=16)
+        places = torch.linspace(0, len(self) - 1, min(len(self), MARKED), dtype=torch.float64)
+        for index in places.round().long().split(64):
+            hashed.update(self.images(index).cpu().contiguous().numpy())
+        return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
+
     def to(self, device: torch.device | str) -> "Split":
         """The split with its images and labels on `device`; a streaming split stays as it is."""
         if self.streams or isinstance(self._images, FileImages):
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return Split(self.name, self._images.to(device), labels, workers=self.workers)
+        images = self._images.to(device)
+        return Split(self.name, images, labels, workers=self.workers, ids=self.ids)
+
+    def find(self, wanted: Sequence[str]) -> Tensor:  # (k,) int64
+        """Where the images with these ids are; ids are names, or numbers from 0 without names.
+
+        Raises ValueError for an id that no image has.
+        """
+        known = self.ids or tuple(map(str, range(len(self))))
+        place = {name: k for k, name in enumerate(known)}
+        unknown = [name for name in wanted if name not in place]
+        if unknown:
+            raise ValueError(
+                f"no {self.name} image has the id {unknown[0]!r}; ids go from {known[0]} to "
+                f"{known[-1]}"
+            )
+        return torch.tensor([place[name] for name in wanted], dtype=torch.int64)
 
     def images(self, index: Tensor) -> Tensor:
         """The samples at `index` (k,), in the order given: uint8 (k, c, h, w) on `device`.

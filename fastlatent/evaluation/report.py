@@ -120,14 +120,7 @@ class Comparisons:
 
 
 def _cell(found: Estimate | None) -> str:
-    if found is None:
-        return f"{'':>20}"
-    if not math.isfinite(found.error):
-        return f"{found.value:20.4g}"
-    # Two digits of the error, and as many places of the number.
-    places = 4 if found.error <= 0 else max(0, 1 - math.floor(math.log10(found.error)))
-    places = min(places, 6)
-    return f"{f'{found.value:.{places}f} ±{found.error:.{places}f}':>20}"
+    return f"{'' if found is None else str(found):>20}"
 
 
 def _known(error: float) -> float | None:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fastlatent.data import Split
 from fastlatent.gallery import pick_pairs
-from fastlatent.latents import SAMPLINGS, WALKINGS, decode, draw_in_parts, unit_images, walk
+from fastlatent.latents import SAMPLINGS, decode, draw_in_parts, unit_images
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating, shares
 from fastlatent.priors import BernoulliCopula
 from fastlatent.progress import track
+from fastlatent.walking import WALKINGS, walk
 
 STEPS = 12  # of an interpolation, of which both ends, two reconstructions, are left out
 Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]
@@ -70,10 +71,11 @@ def made_by_model(
 
     def reconstructed() -> Made:
         for number, (start, end) in shares(min(n, len(test)), batch):
-            images = unit_images(test, torch.arange(start, end), device)
+            index = torch.arange(start, end)
+            images = unit_images(test, index, device)
             with evaluating(model):
                 corrupted = model.corrupt(images, Noise(seed, number))
-                yield start, model.reconstruct(corrupted)
+                yield start, model.reconstruction_of(corrupted, test, index)
 
     inner = STEPS - 2
     pairs = pick_pairs(len(train), -(-n // inner), seed)
@@ -81,9 +83,10 @@ def made_by_model(
 
     def interpolated() -> Made:
         for _, (first, last) in shares(pairs.shape[1], max(1, batch // inner)):
-            ends = unit_images(train, pairs[:, first:last].flatten(), device)
+            index = pairs[:, first:last].flatten()
+            ends = unit_images(train, index, device)
             with evaluating(model):
-                start, end = model.encode(ends).chunk(2)
+                start, end = model.latents_of(ends, train, index).chunk(2)
                 path = walk(model, WALKINGS[model.latent_kind][0], start, end, STEPS, copula)
             latents = path.latents[:, 1:-1].flatten(0, 1)[: walks - first * inner]
             yield first * inner, decode(model, latents, batch)

@@ -108,7 +108,7 @@ def encode(trained: Trained, split: Split, index: Tensor) -> Tensor:
     """Latents of the images at `index` (k,), some at a time: (k, d)."""
     with evaluating(trained.model):
         parts = [
-            trained.model.encode(unit_images(split, part, trained.device))
+            trained.model.latents_of(unit_images(split, part, trained.device), split, part)
             for part in index.split(trained.batch)
         ]
     return torch.cat(parts)

@@ -5,19 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra
 from torch import Tensor, nn
 
 from fastlatent.geometry.curves import Curves, fit, straight
 from fastlatent.geometry.length import POINTS, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.geometry.solver import check_ends, geodesic
+from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
 
 Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
 
 EDGE_SEGMENTS = 8  # chords by which the edge of a graph is measured
-STARTS = 256  # shortest-path trees held at a time
 
 
 @torch.no_grad()
@@ -89,73 +87,19 @@ def graph_curves(
         raise ValueError("graph_curves: nodes must be finite, of the dtype and device of start")
     metric = as_metric(decoder)
     everything = torch.cat([nodes, start, end]).detach()
-    edges = _edges(everything, neighbours)
+    edges = neighbour_edges(everything, neighbours)
     weights = measure_edges(metric, everything, edges)
     m, n = len(nodes), len(start)
-    size = (len(everything),) * 2
-    graph = csr_matrix((weights, (edges[:, 0], edges[:, 1])), shape=size)
     steps = 4 * (spans + 3)
     goal = np.linspace(0, 1, steps)
-    points, places = everything.double().cpu().numpy(), []
-    for begin in range(0, n, STARTS):
-        rows = np.arange(begin, min(n, begin + STARTS))
-        distances, before = dijkstra(
-            graph, directed=False, indices=m + rows, return_predecessors=True
-        )
-        for tree, row in enumerate(rows):
-            path = [m + n + row]
-            if not np.isfinite(distances[tree, path[0]]):
-                before[tree, path[0]] = m + row
-            while path[-1] != m + row:
-                path.append(before[tree, path[-1]])
-            path.reverse()
-            gone = distances[tree, path]
-            even = np.linspace(0, 1, len(path))
-            gone = gone / gone[-1] if 0 < gone[-1] < np.inf else even
-            corners = points[path].T
-            places.append(np.stack([np.interp(goal, gone, x) for x in corners], 1))
+    points = everything.double().cpu().numpy()
+    rows = np.arange(n)
+    ways = shortest_paths(edges, weights, m + rows, m + n + rows, len(points))
+    places = [evenly_along(points[path], gone, goal) for path, gone in ways]
     t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
     along = torch.from_numpy(np.stack(places)).to(start)
     along[:, 0], along[:, -1] = start, end
     return fit(along, t, spans)
-
-
-def _edges(points: Tensor, neighbours: int) -> np.ndarray:  # (e, 2)
-    """Pairs of neighbours, each once, that join all points."""
-    k = min(neighbours + 1, len(points))
-    nearest = (
-        torch.cat(
-            [
-                torch.cdist(part, points).topk(k, largest=False).indices
-                for part in points.split(1024)
-            ]
-        )
-        .cpu()
-        .numpy()
-    )
-    pairs = np.stack([np.repeat(np.arange(len(points)), k), nearest.ravel()], 1)
-    while True:
-        pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1), axis=0)
-        graph = csr_matrix((np.ones(len(pairs)), pairs.T), shape=(len(points),) * 2)
-        count, part = connected_components(graph, directed=False)
-        if count == 1:
-            return pairs
-        pairs = np.concatenate([pairs, _bridges(points, torch.from_numpy(part), count)])
-
-
-def _bridges(points: Tensor, part: Tensor, count: int) -> np.ndarray:  # (count, 2)
-    """For each part of a graph, its shortest line to a point outside."""
-    found = []
-    for one in range(count):
-        inside, outside = (part == one).nonzero()[:, 0], (part != one).nonzero()[:, 0]
-        best = torch.inf, 0, 0
-        for some in inside.split(1024):
-            distances = torch.cdist(points[some], points[outside])
-            flat = int(distances.argmin())
-            row, column = divmod(flat, len(outside))
-            best = min(best, (float(distances[row, column]), int(some[row]), int(outside[column])))
-        found.append(best[1:])
-    return np.array(found)
 
 
 @torch.no_grad()

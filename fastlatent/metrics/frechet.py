@@ -162,6 +162,7 @@ def _factor(rows: Tensor) -> Factor:
 def frechet_standard_error(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
+    together: int = 1,  # rows of fake that are drawn as one
 ) -> Tensor:  # () float64
     """Of frechet_from_features: how much it varies with the samples, to first order.
 
@@ -169,17 +170,26 @@ def frechet_standard_error(
     influences of the samples, and their variances over n and m add up (B. Efron, "Nonparametric
     estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It says
     nothing of the bias, which is positive and falls with 1 / n, and is too small where both sets
-    come from one distribution: the first order vanishes there.
+    come from one distribution: the first order vanishes there. Of dependent fake samples, such as
+    the images along one walk, each `together` in succession count as one draw. Raises ValueError
+    where m is no multiple of it.
     """
     check_sets("frechet_standard_error", real, fake)
+    if together < 1 or len(fake) % together:
+        raise ValueError(
+            f"frechet_standard_error: the {len(fake)} rows of fake must be a multiple of together; "
+            f"got {together}"
+        )
     real, fake = real.double(), fake.double()
     x, y = real - real.mean(0), fake - fake.mean(0)
     apart = real.mean(0) - fake.mean(0)
     transports = _transports(x / math.sqrt(len(x)), y / math.sqrt(len(y)))
     variance = real.new_zeros(())
-    for rows, shift, transported in zip((x, y), (apart, -apart), transports, strict=True):
+    ways = zip((x, y), (apart, -apart), transports, (1, together), strict=True)
+    for rows, shift, transported, size in ways:
         influence = 2 * rows @ shift + rows.square().sum(1) - transported
-        variance = variance + influence.var(correction=0) / len(rows)
+        drawn = influence.unflatten(0, (-1, size)).mean(1)
+        variance = variance + drawn.var(correction=0) / len(drawn)
     return variance.sqrt()
 
 

@@ -1,18 +1,22 @@
 """Model families. `build` makes a model from its configuration, with seeded weights."""
 
-from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.base import Group, LatentModel, Turn
 from fastlatent.models.bigan import BiGAN, BiGANConfig
+from fastlatent.models.glo import GLO, GLOConfig
+from fastlatent.models.ladder import LaDDer, LaDDerConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
 from fastlatent.models.lvae import LadderVAE, LVAEConfig
 from fastlatent.models.vae import VAE, VAEConfig
 from fastlatent.nn import seeded
 
-ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig
+ModelConfig = LBAEConfig | LVAEConfig | VAEConfig | BiGANConfig | GLOConfig | LaDDerConfig
 MODELS: dict[str, tuple[type, type[LatentModel]]] = {
     "lbae": (LBAEConfig, LBAE),
     "lvae": (LVAEConfig, LadderVAE),
     "vae": (VAEConfig, VAE),
     "bigan": (BiGANConfig, BiGAN),
+    "glo": (GLOConfig, GLO),
+    "ladder": (LaDDerConfig, LaDDer),
 }
 
 
@@ -25,13 +29,18 @@ def build(config: ModelConfig, seed: int) -> LatentModel:
 
 
 __all__ = [
+    "GLO",
     "LBAE",
     "MODELS",
     "VAE",
     "BiGAN",
     "BiGANConfig",
+    "GLOConfig",
+    "Group",
     "LBAEConfig",
     "LVAEConfig",
+    "LaDDer",
+    "LaDDerConfig",
     "LadderVAE",
     "LatentModel",
     "ModelConfig",

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastlatent.data import Split
 from fastlatent.noise import Noise
+from fastlatent.priors import Normal, Prior
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,15 @@ class Turn:
     name: str  # that `forward` is given as `turn`
     modules: tuple[nn.Module, ...]
     rate: float = 1.0  # factor of the learning rate
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that learn at a rate of their own."""
+
+    modules: tuple[nn.Module, ...]
+    rate: float = 1.0  # factor of the learning rate, on top of that of their turn
+    decay: float | None = None  # factor after each epoch; None: that of all, --lr-decay
 
 
 class LatentModel(nn.Module, ABC):
@@ -54,6 +65,16 @@ class LatentModel(nn.Module, ABC):
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Real latents from the prior (n, d): N(0, I) unless the family has another."""
         return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+
+    @property
+    def latent_prior(self) -> Prior | None:
+        """The distribution of real latents, if its density is known: N(0, I), as drawn above.
+
+        None where latents are bits, or `draw_prior` has been given another distribution; a family
+        that knows the density of that one says so here.
+        """
+        own = type(self).draw_prior is not LatentModel.draw_prior
+        return None if own or self.latent_kind == "bits" else Normal(self.latent_dim)
 
     # What a prior that is fitted after training stands on
 
@@ -93,6 +114,26 @@ class LatentModel(nn.Module, ABC):
         return torch.channels_last
 
     @property
+    def learns_codes(self) -> bool:
+        """Whether training learns a latent for each of its images, which `forward` is given."""
+        return False
+
+    def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+        """Latents learned with the weights for the split's images at `index` (k,): (k, d).
+
+        None where there are no such, so that images are to be encoded.
+        """
+        return None
+
+    def latents_of(self, x: Tensor, split: Split, index: Tensor) -> Tensor:
+        """Latents (k, d) of the split's images x (k, c, h, w): learned if there are, else encoded.
+
+        `index` (k,) says which images of the split they are.
+        """
+        learned = self.learned_latents(split, index)
+        return self.encode(x) if learned is None else learned
+
+    @property
     def data_dependent(self) -> bool:
         """Whether training begins with `initialise`."""
         return False
@@ -105,6 +146,35 @@ class LatentModel(nn.Module, ABC):
     def turns(self) -> tuple[Turn, ...]:
         """The turns of a training step, where it does not just move all weights down the loss."""
         return ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The weights that learn at rates of their own; a weight is in one group at most."""
+        return ()
+
+    @property
+    def resting(self) -> tuple[nn.Module, ...]:
+        """Modules whose weights the coming step leaves as they are."""
+        return ()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take up what changes with the epoch, counted from 0; nothing by default."""
+
+    def refit_images(self, epochs: int) -> int:
+        """How many training images `refit` wants after so many epochs; 0: none, it rests."""
+        return 0
+
+    def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
+        """Fit anew what no gradient trains, after so many epochs, from images (n, c, h, w) each.
+
+        Returns numbers to log. To be called in evaluation mode and without gradients.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has nothing to fit between epochs")
+
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        """Values of `forward` whose curves are drawn, those of one title together."""
+        return {}
 
     @property
     def concluding_images(self) -> int:
@@ -128,6 +198,11 @@ class LatentModel(nn.Module, ABC):
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)): (n, c, h, w) -> (n, c, h, w)."""
         return self.decode(self.encode(x))
+
+    def reconstruction_of(self, x: Tensor, split: Split, index: Tensor) -> Tensor:
+        """Reconstructions of the split's images x (k, c, h, w), by learned latents if there are."""
+        learned = self.learned_latents(split, index)
+        return self.reconstruct(x) if learned is None else self.decode(learned)
 
     def geometric_decoder(self) -> nn.Module:
         """The map whose geometry is studied, as a frozen copy in evaluation mode.

@@ -1,7 +1,7 @@
 """What can be set about training."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from fastlatent.data import DataConfig
@@ -54,16 +54,22 @@ class TrainConfig:
     """Compute each step in this many parts, to save memory."""
     test_batch: int = 1024
     """Images per process at a time where no gradient is needed."""
-    optimizer: Literal["adam", "adamax"] = "adam"
-    """Adam, or its variant that scales by the largest recent gradient."""
+    optimizer: Literal["adam", "adamax", "sgd"] = "adam"
+    """Adam, its variant that scales by the largest recent gradient, or plain gradient descent."""
     lr: float = 1e-3
     """Learning rate at the start."""
     lr_decay: float = 1.0
-    """Factor of the learning rate after each epoch; 1: it is constant."""
+    """Factor of the learning rate after each epoch, or each --lr-decay-every; 1: it is constant."""
+    lr_decay_every: str = "1 epoch"
+    """Interval of that: "10000 steps" or "2 epochs"."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Memories of adam's and adamax's running means of the gradient and of its square."""
     weight_decay: float = 0.0
     """Factor of the L2 penalty that the optimizer adds to the gradient."""
     clip: float | None = None
     """Scale the gradient down to this norm where it is longer."""
+    clip_value: float | None = None
+    """Cut every entry of the gradient down to this size, before --clip."""
     skip: int = 0
     """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
     them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
@@ -82,6 +88,8 @@ class TrainConfig:
     """Interval of the logged training loss: "50 steps", "1 epoch" or "never"."""
     eval_every: str = "1 epoch"
     """Interval of the test loss; it is measured at the end in any case."""
+    test_images: int | None = None
+    """Measure that loss on the first so many test images; default: on all."""
     bound_every: str = "never"
     """Interval of the importance-weighted bound on the test log-likelihood, where the model has
     one."""
@@ -91,6 +99,13 @@ class TrainConfig:
     """Measure that bound on the first so many test images; default: on all."""
     pictures_every: str = "10 epochs"
     """Interval of reconstructions, samples and interpolations; drawn at the end in any case."""
+    film_every: str = "never"
+    """Interval of frames of the training film: reconstructions of always the same images."""
+    film_images: int = 64
+    """Training images in the film, evenly spread."""
+    code_table: Literal["device", "file"] = "device"
+    """Where codes lie that are learned for each image: on the device, or in a file that is mapped
+    into memory, beside the run folder, where they do not fit."""
     checkpoint_every: str = "1 epoch"
     """Interval of checkpoints to resume from; one is written at the end in any case."""
     keep: int = 3
@@ -104,10 +119,18 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {expectation}; got {getattr(self, name)!r}")
 
         require(re.fullmatch(r"[\w.-]+", self.name) is not None, "name", "letters, digits, . _ -")
-        counts = ("epochs", "batch", "accumulate", "test_batch", "keep", "picture_codes")
+        counts = (
+            "epochs",
+            "batch",
+            "accumulate",
+            "test_batch",
+            "keep",
+            "picture_codes",
+            "film_images",
+        )
         for name in (*counts, "bound_samples"):
             require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("steps", "bound_images"):
+        for name in ("steps", "bound_images", "test_images"):
             count = getattr(self, name)
             require(count is None or count >= 1, name, "at least 1")
         parts = f"a multiple of accumulate ({self.accumulate})"
@@ -115,9 +138,14 @@ class TrainConfig:
         require(0 < self.lr < float("inf"), "lr", "positive")
         require(0 < self.lr_decay <= 1, "lr_decay", "above 0 and at most 1")
         require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        require(self.optimizer in ("adam", "adamax"), "optimizer", "adam or adamax")
+        require(self.optimizer in ("adam", "adamax", "sgd"), "optimizer", "adam, adamax or sgd")
+        require(self.code_table in ("device", "file"), "code_table", "device or file")
         require(self.skip >= 0, "skip", "at least 0")
-        require(self.clip is None or self.clip > 0, "clip", "positive")
+        for name in ("clip", "clip_value"):
+            bound = getattr(self, name)
+            require(bound is None or bound > 0, name, "positive")
+        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(good, "betas", "two numbers, each at least 0 and less than 1")
         require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")
         for interval in fields(self):
             if interval.name.endswith("_every"):
@@ -133,3 +161,4 @@ class Preset:
 
     description: str
     config: TrainConfig
+    styles: dict[str, TrainConfig] = field(default_factory=dict)  # other settings by name

@@ -1,7 +1,7 @@
 """The run folder: configuration, weights, checkpoints, metrics."""
 
 from fastlatent.runs.config import from_json, read_config, to_json
-from fastlatent.runs.folder import EVALUATED, Run, State, Weights
+from fastlatent.runs.folder import EVALUATED, LATENTS, Run, State, Weights
 from fastlatent.runs.log import Log, read_metrics
 from fastlatent.runs.state import (
     pack_generators,
@@ -12,6 +12,7 @@ from fastlatent.runs.state import (
 
 __all__ = [
     "EVALUATED",
+    "LATENTS",
     "Log",
     "Run",
     "State",

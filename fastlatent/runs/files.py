@@ -11,12 +11,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from fastlatent.console import RunError
 
 RESULTS = "results.jsonl"  # beside run folders: a line for each evaluation
+WRITTEN = 1 << 24  # bytes of a tensor on their way to a file
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # and their names in safetensors files
 
 
 @contextmanager
@@ -65,10 +77,33 @@ def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors in the safetensors format."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as temporary:
-        # Not safetensors' own save_file: it gives the file to its owner alone, whatever the umask.
-        temporary.write_bytes(serialize(on_cpu, metadata))
+    # The largest types first, as the format wants it: then each tensor begins at a whole number of
+    # its own.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        # Not safetensors' own save_file, which copies all of it and gives the file to its owner
+        # alone, whatever the umask.
+        file.write(_head(tensors, metadata))
+        for tensor in tensors.values():
+            flat = tensor.detach().reshape(-1)
+            for part in flat.split(max(1, WRITTEN // tensor.element_size())):
+                file.write(part.cpu().contiguous().view(torch.uint8).numpy())
+
+
+def _head(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> bytes:
+    """What a safetensors file begins with: the length of the JSON, the JSON."""
+    head: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        head[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

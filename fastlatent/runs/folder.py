@@ -3,6 +3,7 @@
 config.json                how to train again
 weights.safetensors        weights to use: the newest checkpoint's, or their moving average
 best.safetensors           weights at the lowest test loss
+latents.safetensors        codes learned for the training images (latents-best: with best)
 codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
 prior-<kind>.safetensors   a prior fitted to the latents, by fit_prior (prior-<kind>-best: of best)
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
@@ -12,6 +13,7 @@ logistic.safetensors       classifier of the training images, as a feature map
 geodesics.csv, json, npz   shorter curves: each pair, statistics, control points
 comparison.csv, json, npz  the same on images that another run was given too
 interpolation-*.csv        lengths of the walks that interpolate drew last
+film/*.png                 frames of the training film: originals, and reconstructions after steps
 images/*.png, events.*     pictures; TensorBoard
 """
 
@@ -43,9 +45,15 @@ Weights = Literal["last", "best"]
 
 WEIGHT_FILES: dict[Weights, str] = {"last": "weights.safetensors", "best": "best.safetensors"}
 CODE_FILES: dict[Weights, str] = {"last": "codes.safetensors", "best": "codes-best.safetensors"}
+LATENT_FILES: dict[Weights, str] = {
+    "last": "latents.safetensors",
+    "best": "latents-best.safetensors",
+}
+BEST_FILES = (WEIGHT_FILES["best"], LATENT_FILES["best"])
 # What a run leaves that never got as far as a checkpoint.
-BEGINNING = ("config.json", "images", "state", "metrics.jsonl", "events.*", ".*.tmp")
+BEGINNING = ("config.json", "images", "film", "state", "metrics.jsonl", "events.*", ".*.tmp")
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
+LATENTS = "latents"  # those that become latents.safetensors, where codes are learned
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,11 @@ class Run:
             raise RunError(f"{path} is not a run folder: it holds no config.json")
         return Run(path, read_config(path / "config.json"))
 
+    @property
+    def film(self) -> Path:
+        """The folder of the training film's frames."""
+        return self.path / "film"
+
     def write_config(self) -> None:
         write_json(self.path / "config.json", to_json(self.config))
 
@@ -120,7 +133,23 @@ class Run:
         path = self.weights_file(which)
         model = build(self.config.model, self.config.seed)
         load_weights(model, read_tensors(path)[0], path)
+        if model.learns_codes:
+            model.codes = self.latents(which, model.latent_dim)
         return model.to(device).eval()
+
+    def latents(self, which: Weights, dim: int) -> Tensor:  # (N, d)
+        """The codes learned for the training images, mapped from their file.
+
+        Raises RunError when there are none, ValueError when they are of another size.
+        """
+        path = self.path / LATENT_FILES[which]
+        if not path.is_file():
+            raise RunError(f"{self.path} holds no {path.name}, the codes of its training images")
+        codes = read_tensors(path)[0].get("codes")
+        if codes is None or codes.dim() != 2 or codes.shape[1] != dim:
+            found = None if codes is None else tuple(codes.shape)
+            raise ValueError(f"{path} must hold codes of {dim} numbers each; got {found}")
+        return codes
 
     def weights_file(self, which: Weights) -> Path:
         path = self.path / WEIGHT_FILES[which]
@@ -147,9 +176,17 @@ class Run:
         """Put in weights that came from elsewhere."""
         write_tensors(self.path / WEIGHT_FILES["last"], tensors)
 
-    def write_best(self, tensors: dict[str, Tensor], step: int, loss: float) -> None:
+    def write_best(
+        self,
+        tensors: dict[str, Tensor],
+        step: int,
+        loss: float,
+        latents: dict[str, Tensor] | None = None,  # learned codes, where there are such
+    ) -> None:
         metadata = {"step": str(step), "test_loss": repr(loss)}
         write_tensors(self.path / WEIGHT_FILES["best"], tensors, metadata)
+        if latents:
+            write_tensors(self.path / LATENT_FILES["best"], latents)
 
     # Checkpoints. A folder state/<step> is written under a temporary name, flushed, renamed; only
     # then the pointer moves. So the pointer never names anything but a whole checkpoint.
@@ -188,9 +225,9 @@ class Run:
             building.mkdir()
             for name, tensors in state.tensors.items():
                 write_tensors(building / f"{name}.safetensors", tensors)
-            best = self.path / WEIGHT_FILES["best"]
-            if best.is_file():
-                link_or_copy(best, building / best.name)
+            for best in (self.path / name for name in BEST_FILES):
+                if best.is_file():
+                    link_or_copy(best, building / best.name)
             marks = {path.name: fingerprint(path) for path in sorted(building.iterdir())}
             write_json(building / "state.json", {"files": marks, **state.values})
             if final.exists():
@@ -217,6 +254,9 @@ class Run:
     def rewind(self, step: int) -> None:
         """Go back to the checkpoint of `step`, with the settings as they are now."""
         self.images.mkdir(exist_ok=True)
+        for frame in self.film.glob("[0-9]*.png"):
+            if int(frame.stem) > step:
+                frame.unlink()
         self.write_config()
         self._point_to(step)
         self.prune(len(self.steps()))
@@ -226,11 +266,11 @@ class Run:
         write_json(self._states / "latest", step)
         folder = self._states / str(step)
         link_or_copy(folder / f"{EVALUATED}.safetensors", self.path / WEIGHT_FILES["last"])
-        best = folder / WEIGHT_FILES["best"]
-        if best.is_file():
-            link_or_copy(best, self.path / best.name)
-        else:
-            (self.path / best.name).unlink(missing_ok=True)
+        for name in (LATENT_FILES["last"], *BEST_FILES):
+            if (folder / name).is_file():
+                link_or_copy(folder / name, self.path / name)
+            else:
+                (self.path / name).unlink(missing_ok=True)
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep` checkpoints up to the latest, and unfinished ones."""
@@ -266,7 +306,7 @@ class Run:
             tensors = {
                 path.stem: read_tensors(path)[0]
                 for path in folder.glob("*.safetensors")
-                if path.name != WEIGHT_FILES["best"]
+                if path.name not in BEST_FILES
             }
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise RunError(f"the checkpoint {folder} cannot be used: {error}{advice}") from None

@@ -1,21 +1,7 @@
-"""The parts that the training loop is put together from."""
+"""Training: the loop, and the parts that it is put together from."""
 
-from fastlatent.training.learner import (
-    AGREE_EVERY,
-    Diverged,
-    Learner,
-    accelerated,
-    check_bound,
-    check_shapes,
-)
+from fastlatent.training.learner import Learner
+from fastlatent.training.loop import train
 from fastlatent.training.plan import Plan
 
-__all__ = [
-    "AGREE_EVERY",
-    "Diverged",
-    "Learner",
-    "Plan",
-    "accelerated",
-    "check_bound",
-    "check_shapes",
-]
+__all__ = ["Learner", "Plan", "train"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,12 +21,14 @@ from fastlatent.presets import Interval, TrainConfig
 from fastlatent.progress import say
 from fastlatent.runs import (
     EVALUATED,
+    LATENTS,
     State,
     pack_generators,
     pack_optimizer,
     unpack_generators,
     unpack_optimizer,
 )
+from fastlatent.training.codes import learned_codes
 from fastlatent.training.meter import Meter
 from fastlatent.training.objective import Move, moves, total
 from fastlatent.training.plan import Plan
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 AGREE_EVERY = 10  # steps between two times that several ranks ask each other whether to stop
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD}
 OVERFLOW_LIMIT = 40  # skipped fp16 steps in a row; each halves the loss scale, which starts at 2^16
 
 
@@ -82,7 +85,11 @@ class Learner:
     rank 0 are the ones evaluated and saved.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: "Accelerator"):
+    def __init__(self, config: TrainConfig, accelerator: "Accelerator", split: Split, place: Path):
+        """A model with seeded weights, and where it learns codes, room for those of the split.
+
+        The folder `place` is for files that need not last.
+        """
         from accelerate.utils import set_seed
 
         self.config = config
@@ -97,11 +104,14 @@ class Learner:
             else None
         )
         self._moves = moves(self.model, accelerator)
-        groups = [{"params": move.weights, "lr": config.lr * move.rate} for move in self._moves]
+        self._rated = [rated for move in self._moves for rated in move.rated]
+        groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
+        memories = {} if config.optimizer == "sgd" else {"betas": config.betas}
         optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.lr, weight_decay=config.weight_decay
+            groups, lr=config.lr, weight_decay=config.weight_decay, **memories
         )
         self.optimizer = accelerator.prepare(optimizer)
+        self.codes = learned_codes(config, self.model, split, accelerator, place)
         self.meter = Meter(accelerator.device)
         self.best: Best | None = None
         self.skipped = 0  # steps left out because something was not finite
@@ -118,20 +128,30 @@ class Learner:
 
     def shown(self) -> LatentModel:
         """The model to evaluate and sample, the same on all ranks; to be called on all of them."""
+        if self.codes is not None:
+            self.codes.describe(self.chosen)
         if dist.is_initialized():
             for buffer in self.chosen.buffers():
                 dist.broadcast(buffer, 0)
         return self.chosen
 
+    def copy_buffers(self) -> None:
+        """Give the moving average of the weights what has been fitted."""
+        if self.average is not None:
+            buffers = zip(self.average.module.buffers(), self.model.buffers(), strict=True)
+            for kept, fitted in buffers:
+                kept.copy_(fitted)
+
     def initialise(self, split: Split) -> None:
-        """Weights from the first batch of the split, where the model takes them from data."""
-        if not self.model.data_dependent:
-            return
-        images = unit_images(split, torch.arange(self.config.batch), self.accelerator.device)
-        self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
-        if dist.is_initialized():
-            for tensor in (*self.model.parameters(), *self.model.buffers()):
-                dist.broadcast(tensor.data, 0)
+        """Codes, and weights from the first batch of the split, where the model has such."""
+        if self.codes is not None:
+            self.codes.initialise()
+        if self.model.data_dependent:
+            images = unit_images(split, torch.arange(self.config.batch), self.accelerator.device)
+            self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
+            if dist.is_initialized():
+                for tensor in (*self.model.parameters(), *self.model.buffers()):
+                    dist.broadcast(tensor.data, 0)
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
 
@@ -139,9 +159,10 @@ class Learner:
         """One optimizer step for each turn, the gradient summed up over the parts."""
         for move in self._moves:
             move.objective.train()
+        epoch = step // plan.steps_per_epoch
+        self.model.begin_epoch(epoch)
         self.model.begin_step(step)
-        if self.config.lr_decay != 1:
-            self._decay_rates(step // plan.steps_per_epoch)
+        self._decay_rates(step, plan)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         noises = [plan.noise(step, part) for part in range(len(parts))]
@@ -149,12 +170,16 @@ class Learner:
         for move in self._moves:
             values, norm, finite = self._take(move, parts, noises)
             if not finite:
+                if self.codes is not None:
+                    self.codes.leave()
                 self._leave_out(step + 1, values)
                 return
             if self.accelerator.optimizer_step_was_skipped:
                 self._count_overflow(step + 1)
                 return
             seen.append([move.labelled(each, norm) for each in values])
+        if self.codes is not None:
+            seen.append(self.codes.move(self._moves[0], parts, noises))
         self._skipped_in_a_row = 0
         for turns in zip(*seen, strict=True):
             self.meter.add(total(turns), step + 1)
@@ -170,10 +195,12 @@ class Learner:
         with move.alone():
             for batch, noise in zip(parts, noises, strict=True):
                 with self.accelerator.accumulate(move.objective):
-                    values = move.objective(batch.images, noise)
+                    given = {} if self.codes is None else self.codes.take(batch)
+                    values = move.objective(batch.images, noise, **given)
                     self.accelerator.backward(values["loss"])
                     seen.append(values)
                     if self.accelerator.sync_gradients:
+                        self._rest()
                         norm = self._bound_gradient()
                         finite = not self.config.skip or self._all_finite(seen, norm)
                     if finite:
@@ -181,19 +208,32 @@ class Learner:
                     self.optimizer.zero_grad()
         return seen, norm, finite
 
-    def _decay_rates(self, epochs: int) -> None:
-        """The learning rates after so many epochs."""
-        rate = self.config.lr * self.config.lr_decay**epochs
-        for group, move in zip(self.optimizer.param_groups, self._moves, strict=True):
-            group["lr"] = rate * move.rate
+    def _decay_rates(self, step: int, plan: Plan) -> None:
+        """The learning rates at a step."""
+        every = Interval.parse(self.config.lr_decay_every)
+        period = every.count * (plan.steps_per_epoch if every.unit == "epoch" else 1)
+        decayed = self.config.lr_decay ** (step // period) if period else 1.0
+        epochs = step // plan.steps_per_epoch
+        for group, part in zip(self.optimizer.param_groups, self._rated, strict=True):
+            factor = decayed if part.decay is None else part.decay**epochs
+            group["lr"] = self.config.lr * factor * part.rate
+
+    def _rest(self) -> None:
+        """Take the gradient from weights that this step leaves as they are."""
+        for module in self.model.resting:
+            for weight in module.parameters():
+                weight.grad = None
 
     def _bound_gradient(self) -> Tensor:
-        """The gradient's norm; the gradient is scaled down where configured."""
+        """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
-        norm = nn.utils.get_total_norm([one.grad for one in parameters])
+        norm = left = nn.utils.get_total_norm([one.grad for one in parameters])
+        if self.config.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.config.clip_value)
+            left = nn.utils.get_total_norm([one.grad for one in parameters])
         if self.config.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, left)
         return norm
 
     def _all_finite(self, seen: list[dict[str, Tensor]], norm: Tensor) -> bool:
@@ -249,6 +289,8 @@ class Learner:
         """Diverged when a weight is not finite after `step` steps."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise Diverged(f"a weight became infinite or NaN at step {step}")
+        if self.codes is not None and not self.codes.all_finite():
+            raise Diverged(f"a code became infinite or NaN at step {step}")
 
     def any_rank(self, signal: int | None) -> int | None:
         """The signal that this or another rank received; to be called on all of them."""
@@ -269,7 +311,11 @@ class Learner:
         """Everything a resumed run needs to go on as this one would; asks all ranks."""
         from accelerate.utils import gather_object
 
-        tensors: dict[str, dict[str, Tensor]] = {EVALUATED: self.chosen.state_dict()}
+        tensors: dict[str, dict[str, Tensor]] = {}
+        if self.codes is not None:
+            self.codes.describe(self.chosen)
+            tensors[LATENTS] = self.latents()
+        tensors[EVALUATED] = self.chosen.state_dict()
         if self.average is not None:
             tensors["model"] = self.model.state_dict()
         tensors["optimizer"], optimizer = pack_optimizer(self.optimizer)
@@ -296,6 +342,11 @@ class Learner:
             },
         )
 
+    def latents(self) -> dict[str, Tensor]:
+        """The learned codes, to be written, on the first rank; asks all of them."""
+        whole = None if self.codes is None else self.codes.whole()
+        return {} if whole is None else {"codes": whole}
+
     def restore(self, state: State) -> None:
         """Take up what `capture` gave; RunError when the checkpoint is of another model."""
         try:
@@ -312,6 +363,8 @@ class Learner:
         if self.average is not None:
             self.model.load_state_dict(state.tensors["model"])
             self.average.n_averaged.fill_(values["averaged"])
+        if self.codes is not None:
+            self.codes.restore(state.tensors[LATENTS]["codes"])
         unpack_optimizer(self.optimizer, state.tensors["optimizer"], values["optimizer"])
         if self.accelerator.scaler is not None and values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastlatent.models import LatentModel, Turn
@@ -26,18 +27,39 @@ class Objective(nn.Module):
         self.model = model
         self.options = {"turn": turn.name} if turn.name else {}
 
-    def forward(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
-        values = self.model(images, noise=noise, **self.options)
-        return {name: value.mean() for name, value in values.items()}
+    def forward(self, images: Tensor, noise: Noise, **given: Tensor) -> dict[str, Tensor]:
+        values = self.model(images, noise=noise, **self.options, **given)
+        means = {name: value.mean() for name, value in values.items()}
+        if dist.is_initialized() and self.model.resting:
+            # DDP waits for a gradient of every weight, also of those that are out of use.
+            moved = (weight for weight in self.model.parameters() if weight.requires_grad)
+            means["loss"] = means["loss"] + 0 * torch.stack([w.sum() for w in moved]).sum()
+        return means
+
+
+class Rated(NamedTuple):
+    """Weights of a turn that learn at one rate."""
+
+    weights: list[nn.Parameter]
+    rate: float  # factor of the learning rate
+    decay: float | None  # factor after each epoch; None: that of all
 
 
 class Move:
     """A turn of the training step at work: the weights that it moves, and what they go down."""
 
     def __init__(self, model: LatentModel, turn: Turn, accelerator: "Accelerator"):
-        self.name, self.rate = turn.name, turn.rate
-        self.weights = [weight for module in turn.modules for weight in module.parameters()]
-        moved = set(map(id, self.weights))
+        self.name = turn.name
+        weights = {id(weight): weight for part in turn.modules for weight in part.parameters()}
+        moved = set(weights)
+        self.rated = []
+        for group in model.groups:
+            members = {id(weight) for part in group.modules for weight in part.parameters()}
+            own = [weights.pop(key) for key in [*weights] if key in members]
+            if own:
+                self.rated.append(Rated(own, turn.rate * group.rate, group.decay))
+        if weights:
+            self.rated.insert(0, Rated([*weights.values()], turn.rate, None))
         self._others = [weight for weight in model.parameters() if id(weight) not in moved]
         # DDP waits for the gradients of the weights that take any when it is made.
         with self.alone():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from fastlatent.console import UsageError
 from fastlatent.data import Batch, Split, epoch_order
@@ -17,7 +18,8 @@ class Plan:
     """Which images each optimizer step sees: a function of the configuration and the step.
 
     A step takes `batch` images in all: `accumulate` parts on each of `world` ranks. The images
-    that are left at the end of an epoch are skipped.
+    that are left at the end of an epoch are skipped. Where images are `owned`, rank r of `world`
+    sees none but r, r + world, r + 2 world, ...
     """
 
     config: TrainConfig
@@ -25,6 +27,7 @@ class Plan:
     device: torch.device
     rank: int = 0
     world: int = 1
+    owned: bool = False
 
     def __post_init__(self) -> None:
         batch, shares = self.config.batch, self.config.accumulate * self.world
@@ -55,13 +58,25 @@ class Plan:
         """The noise of one part of a step on this rank."""
         return Noise(self.config.seed, step * self.config.accumulate + part, self.rank)
 
+    def _order(self, epoch: int) -> tuple[Tensor, int, int]:
+        """The order of an epoch's images, and which share of it this rank takes."""
+        order = epoch_order(self.images, self.config.seed, epoch)
+        if self.owned:
+            return order[order % self.world == self.rank], 0, 1
+        return order, self.rank, self.world
+
     def events(self, step: int) -> set[str]:
-        """What follows the first `step` steps: any of log, eval, bound, pictures, checkpoint."""
+        """What follows the first `step` steps.
+
+        Any of log, eval, bound, pictures, film, checkpoint, and after whole epochs refit.
+        """
         due = {
             event: Interval.parse(getattr(self.config, f"{event}_every"))
-            for event in ("log", "eval", "bound", "pictures", "checkpoint")
+            for event in ("log", "eval", "bound", "pictures", "film", "checkpoint")
         }
         events = {name for name, every in due.items() if every.due(step, self.steps_per_epoch)}
+        if step % self.steps_per_epoch == 0:
+            events.add("refit")
         return events | {"eval", "checkpoint"} if step == self.last_step else events
 
     def steps_after(self, done: int, split: Split) -> Iterator[tuple[int, list[Batch]]]:
@@ -69,15 +84,21 @@ class Plan:
         parts = self.config.accumulate
         while done < self.last_step:
             epoch, position = divmod(done, self.steps_per_epoch)
+            order, rank, world = self._order(epoch)
             batches = split.batches(
                 self.config.batch // (parts * self.world),
                 self.device,
-                order=epoch_order(self.images, self.config.seed, epoch),
+                order=order,
                 start=position * parts,
                 drop_last=True,
-                rank=self.rank,
-                world=self.world,
+                rank=rank,
+                world=world,
             )
             for _ in range(min(self.steps_per_epoch - position, self.last_step - done)):
                 yield done, list(islice(batches, parts))
                 done += 1
+
+
+def film_index(images: int, shown: int) -> Tensor:  # (shown,) int64
+    """Which training images a film shows: evenly spread, repeated where there are fewer."""
+    return torch.linspace(0, images - 1, shown, dtype=torch.float64).round().long()

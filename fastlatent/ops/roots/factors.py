@@ -29,14 +29,21 @@ class Factor(NamedTuple):
 def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
     """Of a finite float64 matrix (..., d, d) that was `dtype` before.
 
+    Features that never vary, as dead units, are left out of what is factored.
+
     Raises ValueError for one that is further from positive semi-definite than rounding explains.
     """
     w, failed = torch.linalg.cholesky_ex(a)
     if not failed.any():
         return Factor(w, True)
+    single = a.dim() == 2 and a.device.type == "cpu"
+    live = a.diagonal() > 0 if single else None
+    if live is not None and not live.all() and not a[~live].any():
+        inner = factor(op, name, a[live][:, live], dtype).w
+        return Factor(a.new_zeros(len(a), inner.shape[1]).index_put((live,), inner), False)
     # Pivots are for one matrix, on a device that need not wait for each, and where rounding in
     # float64 is all that makes it indefinite.
-    if a.dim() == 2 and a.device.type == "cpu" and dtype == torch.float64:
+    if single and dtype == torch.float64:
         pivoted = pivoted_cholesky(a)
         if pivoted is not None:
             return Factor(pivoted, False)

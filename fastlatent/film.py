@@ -1,0 +1,107 @@
+"""Show how reconstructions came about in training: `python -m fastlatent.film RUN`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import tyro
+
+from fastlatent import plots
+from fastlatent.console import RunError, command, parse
+from fastlatent.pictures import open_picture, pixels_of
+from fastlatent.progress import say, track
+from fastlatent.runs import Run
+from fastlatent.runs.files import written_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DESCRIPTION = """Make a film of a run's training: always the same training images, each next to its
+reconstruction after some steps. Training leaves the frames where --film-every says how often.
+
+It is a GIF; its last frame is also written as a PNG.
+
+Examples:
+  python -m fastlatent.film runs/glo-digits
+  python -m fastlatent.film runs/glo-digits --n 16 --fps 10 --out film.gif"""
+
+HOLD = 10  # times as long as others, the last frame stays
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that training left."""
+    n: int = 32
+    """How many of the images to show, at most."""
+    fps: float = 5
+    """Frames in a second."""
+    out: Path | None = None
+    """Film to write, a GIF; default: images/film.gif in the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"--n must be at least 1; got {self.n}")
+        if not 0 < self.fps <= 50:
+            raise ValueError(f"--fps must be above 0 and at most 50; got {self.fps:g}")
+        if self.out is not None and self.out.suffix.lower() != ".gif":
+            raise ValueError(f"--out must end in .gif, the format of films; got {self.out}")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and make the film."""
+    options = parse(Options, argv, "film", DESCRIPTION)
+    run = Run.open(options.run)
+    paths = sorted(run.film.glob("[0-9]*.png"))
+    if not paths:
+        raise RunError(
+            f"{run.path} holds no frames of a film; train with --film-every, such as "
+            '--film-every "1 epoch"'
+        )
+    originals = images_of(run, run.film / "originals.png")
+    frames = [
+        plots.reconstructions(
+            originals[: options.n],
+            images_of(run, path)[: options.n],
+            f"{run.config.name}: training images and their reconstructions, step {int(path.stem)}",
+        )
+        for path in track(paths, "frames", len(paths))
+    ]
+    out = run.images / "film.gif" if options.out is None else options.out.expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(frames, out, options.fps)
+    last = plots.save(frames[-1], out.with_suffix(".png"))
+    say(f"film of {len(frames):,} frames: {out}; its last one: {last}")
+
+
+def images_of(run: Run, path: Path) -> torch.Tensor:  # (n, c, h, w) in [0, 1]
+    """The images in a sheet of frames."""
+    channels, height, width = run.config.model.image_shape
+    image, _ = open_picture(path)
+    sheet = pixels_of(image.convert("L" if channels == 1 else "RGB")).float() / 255
+    return plots.untiled(sheet, run.config.film_images, height, width)
+
+
+def save(frames: list["Image"], path: Path, fps: float) -> None:
+    """Write a GIF that runs for ever, whole or not at all; its colours are those of each frame."""
+    duration = [round(1000 / fps)] * len(frames)
+    duration[-1] *= HOLD
+    with written_whole(path) as temporary:
+        frames[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=duration,
+            loop=0,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""One code for each training image: the region they live in, and the table that holds them."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastlatent.models.glo.config import Projection
+
+CHUNK_BYTES = 1 << 24  # of the table at a time, where all of it is passed over
+
+
+def project(
+    z: Tensor,  # (..., d)
+    region: Projection,
+) -> Tensor:  # (..., d)
+    """The nearest point of the unit ball or of its surface; zero stays zero on both."""
+    if region == "none":
+        return z
+    length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / length.clamp_min(1e-12 if region == "sphere" else 1.0)
+
+
+def arithmetic(
+    plus: Tensor,  # (k, d)
+    minus: Tensor,  # (l, d)
+    other: Tensor,  # (m, d)
+    region: Projection,
+) -> Tensor:  # (d,)
+    """mean(plus) - mean(minus) + mean(other), in the region."""
+    return project(plus.mean(0) - minus.mean(0) + other.mean(0), region)
+
+
+class CodeTable:
+    """The codes of N images (N, d), float32, contiguous, of which a step touches a batch's rows.
+
+    Of `world` processes the one of `rank` holds images rank, rank + world, ...; indices are those
+    of all images. Nothing is ever as large as the table but the table.
+    """
+
+    def __init__(
+        self, values: Tensor, region: Projection, *, count: int, rank: int = 0, world: int = 1
+    ):
+        """Take over `values` (n, d), the rows of this rank out of `count`."""
+        own = len(range(rank, count, world))
+        if values.dim() != 2 or len(values) != own or values.dtype != torch.float32:
+            raise ValueError(
+                f"CodeTable: values must be float32 ({own}, d), the rows of rank {rank} of {world} "
+                f"out of {count}; got {values.dtype} of shape {tuple(values.shape)}"
+            )
+        self.values, self.region = values, region
+        self.count, self.rank, self.world = count, rank, world
+
+    @staticmethod
+    def empty(
+        count: int,
+        dim: int,
+        region: Projection,
+        device: torch.device | str = "cpu",
+        *,
+        scratch: Path | None = None,  # a folder: the rows lie in a file there that has no name
+        rank: int = 0,
+        world: int = 1,
+    ) -> "CodeTable":
+        """Room for codes; OSError where the disk has none."""
+        own = len(range(rank, count, world))
+        values = (
+            torch.empty(own, dim, device=device) if scratch is None else mapped(own, dim, scratch)
+        )
+        return CodeTable(values, region, count=count, rank=rank, world=world)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a code."""
+        return self.values.shape[1]
+
+    def rows(self, index: Tensor, device: torch.device | str | None = None) -> Tensor:
+        """The codes of the images at `index` (k,) as a tensor of their own: (k, d)."""
+        return self.values.index_select(0, self._place(index)).to(device or self.values.device)
+
+    def write(self, index: Tensor, codes: Tensor) -> None:
+        """Put in the codes (k, d) of the images at `index` (k,), no two of them the same."""
+        self.values.index_copy_(0, self._place(index), codes.to(self.values.device))
+
+    @torch.no_grad()
+    def move(self, index: Tensor, codes: Tensor, gradient: Tensor, rate: float) -> None:
+        """Bring the codes (k, d) at `index` (k,) down their gradient (k, d) and into the region."""
+        self.write(index, project(torch.sub(codes, gradient, alpha=rate), self.region))
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of this rank's part, some megabytes at a time, without copying."""
+        rows = max(1, CHUNK_BYTES // (4 * self.dim))
+        for start in range(0, len(self.values), rows):
+            yield start, self.values[start : start + rows]
+
+    def moments(
+        self, total: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> tuple[Tensor, Tensor]:  # (d,), (d, d), float64
+        """Mean and covariance (divisor N - 1) of all codes; `total` adds up over the ranks."""
+        mean = torch.zeros(self.dim, dtype=torch.float64, device=self.values.device)
+        for _, rows in self.chunks():
+            mean += rows.double().sum(0)
+        mean = total(mean) / self.count
+        square = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.values.device)
+        for _, rows in self.chunks():
+            centred = rows.double() - mean
+            square += centred.T @ centred
+        return mean, total(square) / max(self.count - 1, 1)
+
+    def _place(self, index: Tensor) -> Tensor:
+        """Rows of this rank's part that hold the images at `index`."""
+        index = index.to(self.values.device)
+        if self.world == 1:
+            return index
+        return torch.div(index, self.world, rounding_mode="floor")
+
+
+def mapped(count: int, dim: int, folder: Path) -> Tensor:
+    """(count, dim) float32 in a file that is gone when its memory is; OSError for a full disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = max(count * dim, 1)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".codes-") as file:
+        # A file with holes would end the process when the disk is full, not raise.
+        os.posix_fallocate(file.fileno(), 0, 4 * size)
+        flat = torch.from_file(file.name, shared=True, size=size, dtype=torch.float32)
+    return flat[: count * dim].view(count, dim)

@@ -1,0 +1,214 @@
+"""Generative Latent Optimization: a generator, and one learned code for each training image.
+
+P. Bojanowski, A. Joulin, D. Lopez-Paz, A. Szlam, "Optimizing the Latent Space of Generative
+Networks", ICML 2018, arXiv 1707.05776.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fastlatent.data import Split
+from fastlatent.models.base import LatentModel
+from fastlatent.models.glo.codes import project
+from fastlatent.models.glo.config import GLOConfig
+from fastlatent.models.glo.fitting import Fitted, fit_codes
+from fastlatent.models.glo.generators import build_generator
+from fastlatent.models.glo.losses import (
+    ImageLoss,
+    absolute_error,
+    image_loss,
+    in_full_precision,
+    laplacian_loss,
+    squared_error,
+)
+from fastlatent.models.glo.principal import Principal
+from fastlatent.noise import Noise
+
+ANCHORS = 256  # learned codes among whose images a search looks for starts
+UNITS = {
+    "laplacian": "Laplacian L1",
+    "moments": "difference of local moments",
+    "mse": "mean squared error",
+    "l1": "mean absolute error",
+}
+
+
+class GLO(LatentModel):
+    """A generator of images in [-1, 1] from codes; it has no encoder.
+
+    Codes of training images are learned with the weights, and kept beside them: `codes`. Codes of
+    other images are searched for, by `fit`. New codes come from a normal distribution with the
+    moments of the learned codes, which are buffers, as is what else a search and new codes need.
+    """
+
+    codes: Tensor | None  # (N, d) of the training images, where they are at hand; never moved
+
+    def __init__(self, config: GLOConfig, loss: ImageLoss | None = None):
+        """`loss` replaces that of the configuration: images (n, c, h, w) in [-1, 1] to (n,)."""
+        super().__init__()
+        self.config = config
+        self.image_shape = config.image_shape
+        self.latent_dim = config.dim
+        self.latent_kind = "real"
+        self.loss_unit = UNITS[config.loss] if loss is None else "loss"
+        self.image_loss = image_loss(config) if loss is None else loss
+        self.generator = build_generator(config)
+        self.codes = None
+        d = config.dim
+        self.register_buffer("code_mean", torch.zeros(d))
+        self.register_buffer("code_covariance", torch.eye(d))
+        self.register_buffer("anchors", torch.zeros(ANCHORS, d))
+        # Which images the codes belong to: Split.mark of them.
+        self.register_buffer("images_mark", torch.zeros(16, dtype=torch.uint8))
+        if self.starts_at_components:
+            size = config.image_shape[0] * config.image_shape[1] * config.image_shape[2]
+            self.register_buffer("image_mean", torch.zeros(size))
+            self.register_buffer("directions", torch.zeros(d, size))
+            self.register_buffer("component_scale", torch.ones(()))
+
+    @property
+    def learns_codes(self) -> bool:
+        return True
+
+    @property
+    def starts_at_components(self) -> bool:
+        """Whether codes begin as principal components of their images."""
+        return self.config.initial in ("pca", "pca_scaled")
+
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest codes in the region where codes stay: (..., d) -> (..., d)."""
+        return project(z, self.config.projection)
+
+    def components(self, x: Tensor) -> Tensor:
+        """The codes that images (n, c, h, w) in [0, 1] begin with, by principal components."""
+        principal = Principal(self.image_mean, self.directions)
+        return self.project(principal.coordinates((2 * x - 1).flatten(1)) / self.component_scale)
+
+    def forward(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        latents: Tensor | None = None,  # (n, d), the codes of the images; fitted by default
+    ) -> dict[str, Tensor]:
+        """Per-image values, of images in [-1, 1].
+
+        In evaluation mode also the errors that others measure: "laplacian" is with 3 levels and the
+        binomial kernel whatever the loss, "psnr" in dB, "loss_of_start" of codes that were fitted.
+        """
+        self._check_images("x", x)
+        target = 2 * self._checked_target(x, target) - 1
+        if self.training and latents is None:
+            raise ValueError("GLO: latents must be given in training, codes are learned with them")
+        values = {}
+        if latents is None:
+            fitted = self.fit(x)
+            latents, values["loss_of_start"] = fitted.codes, fitted.start_loss
+        image = self.generator(latents)
+        values = {"loss": in_full_precision(self.image_loss, image, target)} | values
+        if self.training:
+            return values
+        mse = in_full_precision(squared_error, image, target)
+        values["squared_error"] = mse
+        values["absolute_error"] = in_full_precision(absolute_error, image, target)
+        if min(self.image_shape[1:]) >= 8:
+            values["laplacian"] = in_full_precision(laplacian_loss, image, target)
+        values["psnr"] = 10 * (4 / mse.clamp_min(1e-12)).log10()
+        return values
+
+    def fit(self, x: Tensor, starts: int | None = None, steps: int | None = None) -> Fitted:
+        """Search for the codes of images (n, c, h, w) in [0, 1], by default as configured.
+
+        Starts are the principal components, where codes began there, then those of up to 256
+        learned codes whose images are nearest in squared error. Batch norm takes its running
+        statistics.
+        """
+        self._check_images("x", x)
+        config, training = self.config, self.generator.training
+        self.generator.eval()
+        try:
+            begin = self._starts(x, config.fit_starts if starts is None else starts)
+            return fit_codes(
+                self.generator,
+                self.image_loss,
+                2 * x - 1,
+                begin,
+                self.project,
+                config.fit_steps if steps is None else steps,
+                config.fit_rate,
+            )
+        finally:
+            self.generator.train(training)
+
+    @torch.no_grad()
+    def _starts(self, x: Tensor, count: int) -> Tensor:  # (n, count, d)
+        found = []
+        if self.starts_at_components:
+            found.append(self.components(x)[:, None])
+            count -= 1
+        if count:
+            pixels = (2 * x - 1).flatten(1)
+            images = self.generator(self.anchors).flatten(1)
+            nearest = torch.cdist(pixels, images).topk(min(count, ANCHORS), largest=False).indices
+            found.append(self.anchors[nearest])
+        return torch.cat(found, 1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes fitted to the images: (n, c, h, w) -> (n, d)."""
+        return self.fit(x).codes
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
+        self._check_latents("z", z)
+        return (self.generator(z) + 1) / 2
+
+    def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+        """The codes of training images; None for other splits and where codes are not at hand.
+
+        Raises ValueError when the split's images are not those that the codes belong to.
+        """
+        if self.codes is None or split.name != "train":
+            return None
+        if not torch.equal(split.mark, self.images_mark.cpu()) or len(split) != len(self.codes):
+            raise ValueError(
+                f"GLO: the {len(self.codes):,} codes are of other images than the {len(split):,} "
+                "of this train split"
+            )
+        return self.codes[index.to(self.codes.device)].to(self.code_mean.device)
+
+    @property
+    def stored_latents(self) -> Tensor | None:
+        return self.codes
+
+    def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws of a prior fitted to the codes, in the region: (n, d) -> (n, d)."""
+        return self.project(z)
+
+    @torch.no_grad()
+    def describe_codes(self, mean: Tensor, covariance: Tensor, anchors: Tensor) -> None:
+        """Take up moments (d,), (d, d) of the codes, and some codes (k, d) to begin searches at."""
+        self.code_mean.copy_(mean)
+        self.code_covariance.copy_(covariance)
+        self.anchors.copy_(anchors[torch.arange(ANCHORS, device=anchors.device) % len(anchors)])
+
+    def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
+        """Codes drawn as configured, in the region: (n, d)."""
+        noise = torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+        if self.config.sampling == "unit":
+            return project(noise, "sphere")
+        covariance = self.code_covariance.to(noise.device)
+        if self.config.sampling == "diagonal":
+            drawn = noise * covariance.diagonal().sqrt()
+        else:
+            # The covariance of few or equal codes is singular: a root, without dividing by it.
+            values, vectors = torch.linalg.eigh(covariance.double())
+            factor = vectors * values.clamp_min(0).sqrt()
+            drawn = noise @ factor.T.float()
+        return self.project(self.code_mean.to(noise.device) + drawn)
+
+    def geometric_decoder(self) -> nn.Module:
+        """Codes to images in [-1, 1], flattened."""
+        decoder = nn.Sequential(copy.deepcopy(self.generator), nn.Flatten())
+        return decoder.eval().requires_grad_(False)

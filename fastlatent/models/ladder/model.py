@@ -1,0 +1,316 @@
+"""LaDDer itself."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastlatent.models.base import Group, LatentModel, Turn
+from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
+from fastlatent.models.ladder.likelihood import Laplace, gaussian_log_q
+from fastlatent.models.ladder.networks import Decoder, Encoder
+from fastlatent.models.ladder.prior import build_prior, start_scale_
+from fastlatent.noise import Noise
+from fastlatent.priors import Hierarchical, Normal, Prior
+
+ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over images, above which it is in use
+
+
+class LaDDer(LatentModel):
+    """Gaussian posteriors, Laplace pixels, and a prior p(z) that learns with the rest.
+
+    `forward` returns "loss", "elbo" = R - Q + P and its parts, "reconstruction" = -R = -log p(x|z),
+    "log_posterior" = Q = E log q(z|x) and "log_prior" = P = E log p(z) or a lower bound on it, "kl"
+    = Q - P, and for all images alike "image_scale", "latent_std" (the mean of q's deviations),
+    "active_units" (latents whose mean varies over the images). Where an inner VAE rules: the parts
+    of P, "inner_reconstruction", "inner_entropy" and "inner_log_prior", and "prior_scale", tau.
+    In evaluation also "bits_per_dim": -elbo, its pixels in 8 bits, in bits per pixel and channel.
+
+    In the first epochs p(z) is N(0, I). The last of them already trains the prior, whose loss is
+    -P of its own then, with no gradient for the encoder.
+    """
+
+    def __init__(self, config: LaDDerConfig):
+        super().__init__()
+        self.config = config
+        self.image_shape = config.image_shape
+        self.latent_dim = config.dim
+        self.latent_kind = "real"
+        self.loss_unit = "nats per image"
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.likelihood = Laplace(config.image_scale, config.start_scale)
+        self.standard = Normal(config.dim)
+        self.prior = build_prior(config)
+        self.prior.bind(self._pseudo_posterior)
+        self.register_buffer("rules", torch.zeros((), dtype=torch.bool))  # the learned prior
+        self._epoch: int | None = None  # of training; None: not in training
+        self._encoder_apart = False
+
+    @property
+    def ruling(self) -> bool:
+        """Whether the learned prior is the prior, and no more N(0, I)."""
+        # In training not by the buffer, which would wait for the device.
+        return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
+
+    @property
+    def latent_prior(self) -> Prior:
+        """The prior as it is now."""
+        return self.prior if self.ruling else self.standard
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the prior is in training."""
+        schedule = self.config.schedule
+        return schedule.train_prior and (self._epoch or 0) >= schedule.learns_after
+
+    def _rules_in(self, epoch: int) -> bool:
+        return epoch >= self.config.schedule.warmup_epochs or self.config.prior.kind == "normal"
+
+    # How it trains
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.rules.fill_(self._rules_in(epoch))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        schedule, (weights, scales) = self.config.schedule, self._prior_weights()
+        return (
+            Group((self.likelihood,), schedule.scale_rate),
+            Group((weights,), schedule.prior_rate, schedule.prior_decay),
+            Group((scales,), schedule.prior_scale_rate, schedule.prior_decay),
+        )
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        if not self.config.schedule.alternate:
+            return ()
+        weights, scales = self._prior_weights()
+        parts = {
+            "model": (self.encoder, self.decoder),
+            "scale": (self.likelihood,),
+            "prior": (weights,),
+            "prior_scale": (scales,),
+        }
+        return tuple(
+            Turn(name, modules)
+            for name, modules in parts.items()
+            if any(True for module in modules for _ in module.parameters())
+        )
+
+    def _prior_weights(self) -> tuple[nn.Module, nn.Module]:
+        """The parameters of the prior: those that are no scales, and those that are."""
+        scales = self.prior.scale_parameters()
+        apart = {id(weight) for weight in scales}
+        weights = [weight for weight in self.prior.parameters() if id(weight) not in apart]
+        return nn.ParameterList(weights), nn.ParameterList(scales)
+
+    @property
+    def resting(self) -> tuple[nn.Module, ...]:
+        model = () if self.config.schedule.train_model else self._outer
+        return (*model, *(() if self._learning else (self.prior,)))
+
+    @property
+    def _outer(self) -> tuple[nn.Module, ...]:
+        return (self.encoder, self.decoder, self.likelihood)
+
+    def train(self, mode: bool = True) -> "LaDDer":
+        """What is not to learn stays in evaluation mode."""
+        super().train(mode)
+        schedule = self.config.schedule
+        kept = () if schedule.train_model else self._outer
+        for part in (*kept, *(() if schedule.train_prior else (self.prior,))):
+            part.eval()
+        return self
+
+    def refit_images(self, epochs: int) -> int:
+        schedule, kind = self.config.schedule, self.config.prior.kind
+        after = epochs - schedule.warmup_epochs
+        if not schedule.train_prior or after < 0:
+            return 0
+        due = kind in MIXTURES and after % schedule.refit_every == 0
+        first = kind in INNER and after == 0  # where the inner scale takes its place
+        masked = kind in INNER and epochs == schedule.mask_from
+        return schedule.refit_samples if due or first or masked else 0
+
+    def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
+        """Fit the mixture, the start of the inner scale and the mask to latents of the images.
+
+        There are `refit_samples` latents, several of each image where there are fewer images.
+        """
+        posteriors = [self.encoder(x) for x in batches]
+        mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+        draws = max(1, round(self.config.schedule.refit_samples / len(mean)))
+        shape = (draws, *mean.shape)
+        z = (mean + std * noise.normal("latent", shape, mean.device, mean.dtype)).flatten(0, 1)
+        if isinstance(self.prior, Hierarchical):
+            if epochs == self.config.schedule.mask_from:
+                self.prior.mask_unused(std.mean(0), self.config.schedule.mask_above)
+            if epochs == self.config.schedule.warmup_epochs:
+                start_scale_(self.prior, z)
+        report = self.prior.refit(z, seed=noise.stream("fit").initial_seed() % (1 << 32))
+        if report is None:
+            return {}
+        numbers = {
+            "iterations": report.iterations,
+            "converged": float(report.converged),
+            "log_prob": report.log_prob,
+            "active": report.active,
+            "dropped": report.dropped,
+        }
+        return {name: float(value) for name, value in numbers.items() if value is not None}
+
+    # The bound
+
+    def forward(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        turn: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Per-image values; those of a turn have the loss of its weights.
+
+        Raises ValueError without `noise`, as latents are always drawn.
+        """
+        self._check_images("x", x)
+        target = self._checked_target(x, target)
+        if noise is None:
+            raise ValueError("LaDDer: noise must be given, the latents are drawn at random")
+        mean, std = self.encoder(x)
+        z = mean + std * self._normal(noise, mean)
+        if turn in ("prior", "prior_scale"):
+            return {"loss": -self._apart_log_prior(mean, std, z, noise)}
+        image = self.decoder(z)
+        error = None
+        if self.likelihood.training:
+            error = self.likelihood.observe(image, target, keep=turn in (None, "model"))
+        scale = self.likelihood.scale(error)
+        reconstruction = -self.likelihood.log_prob(image, target, scale)
+        log_posterior = gaussian_log_q(std)
+        log_prior, parts = self._log_prior(self.latent_prior, mean, std, z, noise)
+        kl = log_posterior - log_prior
+        loss = reconstruction + kl
+        values = {
+            "loss": loss,
+            "elbo": -loss,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "log_posterior": log_posterior,
+            "log_prior": log_prior,
+            **parts,
+            **self._spread(mean, std, scale),
+        }
+        if turn is None and self.training and self._learning and not self.ruling:
+            values["loss"] = loss - self._apart_log_prior(mean, std, z, noise)
+        if not self.training:
+            pixels = self.likelihood.binned_log_prob(image, target, scale)
+            values["bits_per_dim"] = (kl - pixels) / (math.log(2) * math.prod(self.image_shape))
+        return values
+
+    def _log_prior(
+        self, prior: Prior, mean: Tensor, std: Tensor, z: Tensor, noise: Noise
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # (n,), and what it is made of
+        """E log p(z) over q, or a lower bound on it at the draw that is decoded."""
+        settings = self.config.prior
+        draws = settings.draws if self.training else settings.evaluation_draws
+        stream = self._stream(noise, mean)
+        if not isinstance(prior, Hierarchical):
+            return prior.expected_log_prob(mean, std, z, draws, generator=stream), {}
+        bound = prior.bound(z, draws, generator=stream)
+        parts = {
+            "inner_reconstruction": -bound.reconstruction,
+            "inner_entropy": bound.entropy,
+            "inner_log_prior": bound.prior,
+            "prior_scale": prior.scale.value.detach().expand(len(z)),
+        }
+        return bound.total, parts
+
+    def _apart_log_prior(self, mean: Tensor, std: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        """The same of the learned prior, without a gradient for the encoder."""
+        if not self._learning:  # nor is it to note anything
+            return sum(0 * weight.sum() for weight in self.prior.parameters()).expand(len(z))
+        self._encoder_apart = True
+        try:
+            mean, std, z = (part.detach() for part in (mean, std, z))
+            return self._log_prior(self.prior, mean, std, z, noise)[0]
+        finally:
+            self._encoder_apart = False
+
+    def _spread(self, mean: Tensor, std: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """What says how the latents are used, the same for each image."""
+        with torch.no_grad():
+            variance = mean.var(0, correction=0)
+            values = {
+                "image_scale": scale,
+                "latent_std": std.mean(),
+                "active_units": (variance > ACTIVE_VARIANCE).sum().to(mean.dtype),
+            }
+            return {name: value.detach().expand(len(mean)) for name, value in values.items()}
+
+    def _pseudo_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of pseudo-images' posteriors: (k, c, h, w) -> (k, d) each."""
+        if not self._encoder_apart:
+            return self.encoder(images)
+        weights = {name: value.detach() for name, value in self.encoder.named_parameters()}
+        return functional_call(self.encoder, weights, (images,))
+
+    # What others ask of it
+
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        terms = {
+            "reconstruction (nats)": ("reconstruction",),
+            "posterior and prior (nats)": ("log_posterior", "log_prior", "kl"),
+            "scales": ("image_scale", "latent_std", "prior_scale"),
+            "latents in use": ("active_units",),
+        }
+        inner = ("inner_reconstruction", "inner_entropy", "inner_log_prior")
+        return terms | ({"inner VAE (nats)": inner} if self.config.prior.kind in INNER else {})
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Posterior means: (n, c, h, w) -> (n, d)."""
+        self._check_images("x", x)
+        return self.encoder(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Medians of the pixels, in [0, 1]: (n, d) -> (n, c, h, w)."""
+        self._check_latents("z", z)
+        return self.decoder(z).clamp(0, 1)
+
+    def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
+        """Latents from the prior as it is now (n, d); see Prior.sample for `noise`."""
+        return self.latent_prior.sample(n, noise=noise, generator=generator)
+
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_images("x", x)
+        return self.encoder(x)
+
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
+        return self.gaussian_posterior(x)
+
+    def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.
+
+        An inner VAE puts its own weight log p(z|t) + log p(t) - log q(t|z) in place of log p(z).
+        """
+        mean, std = features
+        drawn = self._normal(noise, mean)
+        z = mean + std * drawn
+        log_q = -(0.5 * drawn.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
+        log_p = self.latent_prior.log_prob(z, 1, generator=self._stream(noise, mean))
+        image = self.decoder(z)
+        return self.likelihood.log_prob(image, x, self.likelihood.scale()) + log_p - log_q
+
+    @torch.compiler.disable
+    def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
+        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
+
+    @torch.compiler.disable
+    def _stream(self, noise: Noise, mean: Tensor) -> torch.Generator:
+        return noise.stream("prior", mean.device)

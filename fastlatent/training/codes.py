@@ -1,0 +1,221 @@
+"""The codes that are learned with the weights, one for each training image, as training moves them.
+
+Under torch.distributed each rank holds the codes of its own images.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastlatent.console import UsageError
+from fastlatent.data import Batch, Split
+from fastlatent.models import GLO, LatentModel
+from fastlatent.models.glo import CodeTable, principal_directions
+from fastlatent.models.glo.codes import mapped
+from fastlatent.models.glo.model import ANCHORS
+from fastlatent.noise import Noise, generator
+from fastlatent.presets import TrainConfig
+from fastlatent.training.objective import Move
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+BLOCK = 4096  # images whose random codes are drawn together, whoever holds them
+SUBSET = 24_576  # images that the components of large ones are computed from
+
+
+class LearnedCodes:
+    """The table of codes at work in a training run."""
+
+    def __init__(
+        self, config: TrainConfig, model: GLO, split: Split, accelerator: "Accelerator", place: Path
+    ):
+        """Room for the codes, in a mapped file in the folder `place` where so configured."""
+        if config.precision == "fp16":
+            raise UsageError("--precision fp16 does not go with learned codes; use bf16 or fp32")
+        self.config, self.model, self.split = config, model, split
+        self.accelerator, self.place = accelerator, place
+        self.simultaneous = model.config.order == "simultaneous"
+        self.table = CodeTable.empty(
+            len(split),
+            model.latent_dim,
+            model.config.projection,
+            accelerator.device,
+            scratch=place if config.code_table == "file" else None,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        own = model.config.per_sample_alpha
+        # On the mean loss of the whole batch, over all parts and ranks.
+        self.rate = model.config.alpha if own is None else own * config.batch
+        self._taken: list[tuple[Tensor, Tensor]] = []
+
+    def initialise(self) -> None:
+        """Codes to begin with; the same on any number of ranks.
+
+        Raises ValueError where there are fewer images, or numbers in one, than in a code.
+        """
+        self.model.images_mark.copy_(self.split.mark)
+        if self.model.starts_at_components:
+            self._find_components()
+            for batch in self._own(self._passes()):
+                self.table.write(batch.index, self.model.components(batch.images))
+            return
+        seed, d = self.config.seed, self.table.dim
+        for block, index in enumerate(torch.arange(self.table.count).split(BLOCK)):
+            stream, shape = Noise(seed, block), (len(index), d)
+            if self.model.config.initial == "gaussian":
+                codes = stream.normal("initial codes", shape)
+            else:
+                codes = 2 * stream.uniform("initial codes", shape) - 1
+            mine = index % self.table.world == self.table.rank
+            self.table.write(index[mine], self.model.project(codes[mine]))
+
+    def _find_components(self) -> None:
+        """Mean, directions and scale of the images, into the model."""
+        model, n = self.model, self.table.count
+        size = model.image_mean.numel()
+        order = None
+        if size > 3072 and n > SUBSET:
+            order = torch.randperm(n, generator=generator(self.config.seed, 0, "components"))
+            order = order[:SUBSET].sort().values
+        found = principal_directions(
+            lambda: ((2 * batch.images - 1).flatten(1) for batch in self._passes(order)),
+            n if order is None else len(order),
+            size,
+            model.latent_dim,
+            generator(self.config.seed, 1, "components"),
+        )
+        model.image_mean.copy_(found.mean)
+        model.directions.copy_(found.directions)
+        if model.config.initial == "pca_scaled":
+            lengths = [
+                found.coordinates((2 * batch.images - 1).flatten(1)).norm(dim=1)
+                for batch in self._passes()
+            ]
+            model.component_scale.copy_(torch.cat(lengths).quantile(0.99).clamp_min(1e-12))
+
+    def _passes(self, order: Tensor | None = None) -> Iterator[Batch]:
+        """The images once, in file order or at the indices `order`."""
+        return self.split.batches(self.config.test_batch, self.accelerator.device, order=order)
+
+    def _own(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """What of the batches is this rank's."""
+        for batch in batches:
+            mine = batch.index % self.table.world == self.table.rank
+            yield Batch(batch.images[mine], batch.index[mine], None)
+
+    def take(self, batch: Batch) -> dict[str, Tensor]:
+        """What the objective is given for these images; their gradients are for `move`."""
+        rows = self.table.rows(batch.index, self.accelerator.device)
+        if self.simultaneous:
+            rows.requires_grad_()
+            self._taken.append((batch.index, rows))
+        return {"latents": rows}
+
+    def leave(self) -> None:
+        """Forget what was taken: the step is left out."""
+        self._taken.clear()
+
+    def move(
+        self, weights: Move, parts: list[Batch], noises: list[Noise]
+    ) -> list[dict[str, Tensor]]:
+        """Bring the codes of a step down their gradient, after the weights have moved.
+
+        Simultaneous: by the gradient that the pass of the weights has left. Alternating: by that
+        of another pass, with the new weights, whose loss is returned for each part.
+        """
+        if self.simultaneous:
+            # accelerate has divided the loss by the parts, DDP averages over ranks.
+            for index, rows in self._taken:
+                self.table.move(index, rows.detach(), rows.grad, self.rate / self.table.world)
+            self._taken.clear()
+            return [{} for _ in parts]
+        objective = self.accelerator.unwrap_model(weights.objective)
+        share = self.rate / (self.table.world * len(parts))
+        seen = []
+        for batch, noise in zip(parts, noises, strict=True):
+            rows = self.table.rows(batch.index, self.accelerator.device).requires_grad_()
+            loss = objective(batch.images, noise, latents=rows)["loss"]
+            (gradient,) = torch.autograd.grad(loss, rows)
+            self.table.move(batch.index, rows.detach(), gradient, share)
+            seen.append({"loss_of_moved_weights": loss.detach()})
+        return seen
+
+    def describe(self, model: GLO) -> None:
+        """Tell the model what new codes and searches need; asks all ranks."""
+        n = self.table.count
+        index = torch.linspace(0, n - 1, min(ANCHORS, n), dtype=torch.float64).round().long()
+        model.describe_codes(*self.table.moments(_total), self.gather(index))
+
+    def gather(self, index: Tensor) -> Tensor:
+        """The codes at `index` (k,) of whichever rank, on all of them: (k, d)."""
+        device = self.accelerator.device
+        codes = torch.zeros(len(index), self.table.dim, device=device)
+        mine = index % self.table.world == self.table.rank
+        codes[mine.to(device)] = self.table.rows(index[mine], device)
+        return _total(codes)
+
+    def whole(self) -> Tensor | None:
+        """All codes (N, d), to be written; None on other ranks than the first, which are asked.
+
+        The table itself where there is but one rank, otherwise a mapped file.
+        """
+        if self.table.world == 1:
+            return self.table.values
+        main = self.table.rank == 0
+        n, d, world = self.table.count, self.table.dim, self.table.world
+        out = mapped(n, d, self.place) if main else None
+        longest = -(-n // world)
+        step = max(1, (1 << 24) // (4 * d * world))
+        for start in range(0, longest, step):
+            end = min(start + step, longest)
+            mine = torch.zeros(end - start, d, device=self.accelerator.device)
+            rows = self.table.values[start:end]
+            mine[: len(rows)] = rows
+            shares = [torch.empty_like(mine) for _ in range(world)]
+            dist.all_gather(shares, mine)
+            if out is not None:
+                joined = torch.stack(shares, 1).flatten(0, 1)
+                place = out[start * world : end * world]
+                place.copy_(joined[: len(place)])
+        return out
+
+    def restore(self, codes: Tensor) -> None:
+        """Take up this rank's rows of all codes (N, d); ValueError for those of other images."""
+        if codes.shape != (self.table.count, self.table.dim):
+            raise ValueError(
+                f"its codes are of shape {tuple(codes.shape)}, the training set needs "
+                f"({self.table.count}, {self.table.dim})"
+            )
+        if not torch.equal(self.split.mark, self.model.images_mark.cpu()):
+            raise ValueError("its codes are of other images than the training set has now")
+        own = codes[self.table.rank :: self.table.world]
+        for start, rows in self.table.chunks():
+            rows.copy_(own[start : start + len(rows)])
+
+    def all_finite(self) -> bool:
+        """Whether every code of this rank is."""
+        return all(bool(rows.isfinite().all()) for _, rows in self.table.chunks())
+
+
+def learned_codes(
+    config: TrainConfig, model: LatentModel, split: Split, accelerator: "Accelerator", place: Path
+) -> LearnedCodes | None:
+    """The codes of the training images, where the model learns any."""
+    if not model.learns_codes:
+        return None
+    assert isinstance(model, GLO)
+    return LearnedCodes(config, model, split, accelerator, place)
+
+
+def _total(sums: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if dist.is_initialized():
+        sums = sums.clone()
+        dist.all_reduce(sums)
+    return sums

@@ -1,0 +1,363 @@
+"""The training loop: one run from its settings to its pictures, on every rank."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastlatent.console import RunError, Signals, Stopped
+from fastlatent.data import Dataset, load
+from fastlatent.gallery import show_model
+from fastlatent.latents import unit_images
+from fastlatent.models import LatentModel
+from fastlatent.passes import (
+    conclude,
+    evaluating,
+    gather_codes,
+    measure_bound,
+    measure_loss,
+    refit,
+)
+from fastlatent.plots import loss_curve, save, term_curves, tiles
+from fastlatent.presets import TrainConfig
+from fastlatent.priors import BernoulliCopula, CodeStatistics
+from fastlatent.progress import Progress, Stopwatch, say
+from fastlatent.quality import compare_samplers
+from fastlatent.runs import Log, Run, State, read_metrics
+from fastlatent.training.learner import (
+    AGREE_EVERY,
+    Diverged,
+    Learner,
+    accelerated,
+    check_bound,
+    check_shapes,
+)
+from fastlatent.training.plan import Plan, film_index
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
+MOST_LATENTS = 128
+
+
+def train(config: TrainConfig, out: Path, resume: State | None = None) -> None:
+    """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
+
+    Raises UsageError or ValueError for settings and data that do not fit, Diverged when a loss is
+    no longer finite, RunError when a checkpoint cannot be written, Stopped after a signal.
+    """
+    with accelerated(config) as accelerator:
+        training = Training(config, load(config.data), accelerator, out, resume)
+        try:
+            training.learn()
+            training.conclude()
+        except Diverged as error:
+            kept = f"the last good checkpoint is that of step {training.run.latest()} in {out}"
+            raise Diverged(f"{error}; {kept}") from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                f"a process that reads images was killed, perhaps for want of memory; go on "
+                f"with: python -m fastlatent.train --resume {out} --data.workers 0"
+            ) from None
+        finally:
+            training.close()
+
+
+class Training:
+    """One run on one rank; what is said of the ranks in Learner holds here."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        accelerator: "Accelerator",
+        out: Path,
+        resume: State | None,
+    ):
+        device, self.main = accelerator.device, accelerator.is_main_process
+        self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
+        self.train = data.train.to(device)
+        # What progress is measured on: the test images only where none are set apart for it.
+        self.test = (data.validation or data.test).to(device)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.learner = Learner(config, accelerator, self.train, out.parent)
+        owned = self.learner.model.learns_codes
+        self.plan = Plan(config, len(self.train), device, rank, world, owned)
+        check_shapes(self.learner.model, data)
+        check_bound(self.learner.model, config)
+        self.done = 0  # optimizer steps
+        self.test_loss: float | None = None  # of the weights as they are
+        if resume is None:
+            self.learner.initialise(self.train)
+        else:
+            check_same_images(resume, len(self.train))
+            self.learner.restore(resume)
+            self.done, self.test_loss = resume.step, resume.values["test_loss"]
+        # Nothing is written before all that can be wrong with the settings has been seen.
+        self.run = Run(out, config)
+        self.log: Log | None = None
+        if self.main and resume is None:
+            self.run.create()
+            self.log = Log(out)
+        elif self.main and resume is not None:
+            self.run.rewind(resume.step)
+            self.log = Log(out, self.done, resume.values["metrics_bytes"])
+
+    def learn(self) -> None:
+        """Train to the last step."""
+        self._introduce()
+        if self.run.latest() is None:
+            self._save()  # whether checkpoints can be written shows now, not after hours
+        last = self.plan.last_step
+        watch = Stopwatch()
+        with Signals() as signals, Progress("training", last, min(self.done, last)) as progress:
+            for step, parts in self.plan.steps_after(self.done, self.train):
+                self.learner.learn(step, parts, self.plan)
+                self.done, self.test_loss = step + 1, None
+                watch.count += self.config.batch
+
+                events = self.plan.events(self.done)
+                signal = self._agree(signals.received, events)
+                if events or signal:
+                    self.learner.check_losses()
+                    watch.pause()
+                if "refit" in events:
+                    self._refit()
+                if "log" in events:
+                    progress.note = self._log_loss(watch)
+                if "eval" in events:
+                    self._evaluate()
+                if "bound" in events:
+                    self._bound()
+                if "pictures" in events:
+                    self._draw()
+                if "film" in events:
+                    self._film()
+                if "checkpoint" in events or signal:
+                    self._save()
+                if signal and self.done < last:
+                    raise Stopped(
+                        f"stopped at step {self.done} of {last} and saved; "
+                        f"go on with: python -m fastlatent.train --resume {self.out}",
+                        signal,
+                    )
+                progress.advance()
+                watch.go()
+
+    def _agree(self, signal: int | None, events: set[str]) -> int | None:
+        """The signal that ends the run; several ranks ask each other, but not at every step."""
+        if self.plan.world == 1:
+            return signal
+        if events or self.done % AGREE_EVERY == 0:
+            return self.learner.any_rank(signal)
+        return None
+
+    def _log_loss(self, watch: Stopwatch) -> str:
+        means = self.learner.meter.read()
+        rate = watch.read()
+        skipped = self.learner.skipped
+        self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
+        return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
+
+    def _refit(self) -> None:
+        """What the model fits between epochs."""
+        model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
+        if not model.refit_images(epochs):
+            return
+        numbers = refit(model, self.train, self.config.test_batch, self.config.seed, epochs)
+        self.learner.copy_buffers()
+        if numbers:
+            self._record("refit", numbers)
+            told = (f"{name.replace('_', ' ')} {value:.5g}" for name, value in numbers.items())
+            say(f"{self._position()}: prior fitted anew: {', '.join(told)}")
+
+    def _evaluate(self) -> None:
+        """The loss on the test split, and the weights if it is the lowest so far."""
+        model = self.learner.shown()
+        config = self.config
+        losses = measure_loss(model, self.test, config.test_batch, config.seed, config.test_images)
+        self.test_loss = losses["loss"]
+        best = self.learner.note_test_loss(self.done, self.test_loss)
+        self._record(self.test.name, losses)
+        latents = self.learner.latents() if best else {}
+        if best and self.main:
+            self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
+        mark = ", the lowest so far" if best else ""
+        name, unit = self.test.name, model.loss_unit
+        say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
+
+    def _bound(self) -> None:
+        """The importance-weighted bound on the test split."""
+        model, config, samples = self.learner.shown(), self.config, self.config.bound_samples
+        bound = measure_bound(
+            model, self.test, samples, config.test_batch, config.seed, config.bound_images
+        )
+        numbers = {"log_likelihood": bound.value, "standard_error": bound.error}
+        self._record("bound", {"samples": samples, **numbers})
+        say(
+            f"{self._position()}: log-likelihood at least {bound.value:.4f} nats per image "
+            f"by {samples} samples, standard error {bound.error:.4f}"
+        )
+
+    def _draw(self) -> None:
+        """Pictures of the model as it is; samples by the codes of part of the training set."""
+        model, copula = self.learner.shown(), None
+        if model.latent_kind == "bits":
+            limit = self.config.picture_codes
+            codes = gather_codes(model, self.train, self.config.test_batch, limit=limit)
+            copula = BernoulliCopula().fit(codes)
+        if self.main:
+            pictures = show_model(
+                model, self.test, self.config.seed, self.config.test_batch, copula
+            )
+            for name, picture in pictures.items():
+                save(picture, self.run.images / f"step-{self.done:08}-{name}.png")
+                self.log.picture(name, self.done, picture)
+        self.accelerator.wait_for_everyone()
+
+    def _film(self) -> None:
+        """A frame of the training film."""
+        learner, film = self.learner, self.run.film
+        index = film_index(len(self.train), self.config.film_images)
+        model = learner.shown()
+        latents = None if learner.codes is None else learner.codes.gather(index)
+        if self.main:
+            images = unit_images(self.train, index, self.accelerator.device)
+            with evaluating(model):
+                shown = model.reconstruct(images) if latents is None else model.decode(latents)
+            film.mkdir(exist_ok=True)
+            save(tiles(images), film / "originals.png")
+            save(tiles(shown), film / f"{self.done:08}.png")
+
+    def _save(self) -> None:
+        self.learner.check_weights(self.done)
+        values = {
+            "epoch": self.plan.epoch(self.done),
+            "images": self.plan.images,
+            "test_loss": self.test_loss,
+            "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
+        }
+        state = self.learner.capture(self.done, values)
+        if self.main:
+            self.run.save(state)
+            self.run.prune(self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def conclude(self) -> None:
+        """What a finished run shows: test loss, codes to sample from, pictures, where to go on."""
+        if self.test_loss is None:
+            self._evaluate()
+        model = self.learner.shown()
+        if self.data.validation is not None:
+            test = self.data.test.to(self.accelerator.device)
+            losses = measure_loss(model, test, self.config.test_batch, self.config.seed)
+            self._record("test", losses)
+            say(f"{self._position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
+        if model.concluding_images:
+            self._conclude_model(model)
+        codes = None
+        if model.latent_kind == "bits":
+            labels = len(self.data.label_names or ())
+            codes = gather_codes(model, self.train, self.config.test_batch, labels)
+        if self.main:
+            self._show(model, codes)
+        self.accelerator.wait_for_everyone()
+
+    def _conclude_model(self, model: LatentModel) -> None:
+        """What the model fits to its trained weights, into the run's weights, last and best.
+
+        Checkpoints keep the weights that training goes on from.
+        """
+        conclude(model, self.train, self.config.test_batch, self.config.seed)
+        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
+        fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
+        self._record("fitted", fitted)
+        for name, value in fitted.items():
+            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {model.loss_unit}")
+        if not self.main:
+            return
+        self.run.write_weights(model.state_dict())
+        best = self.learner.best
+        if best is not None:
+            if best.step != self.done:
+                model = self.run.model("best", self.accelerator.device)
+                conclude(model, self.train, self.config.test_batch, self.config.seed)
+            self.run.write_best(model.state_dict(), *best)
+
+    def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
+        seed, batch = self.config.seed, self.config.test_batch
+        say()
+        name, unit = self.test.name, model.loss_unit
+        say(f"{name} loss {self.test_loss:.4f} {unit} after {self._position()}")
+        copula = None
+        if codes is not None:
+            self.run.write_codes("last", codes)
+            copula = BernoulliCopula().fit(codes)
+            if model.latent_dim > 1:  # one bit has no pair moments
+                quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
+                self._record("samples", quality.values())
+                say("\n".join(quality.lines()))
+        pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
+        metrics = read_metrics(self.out)
+        pictures["loss"] = loss_curve(metrics, model.loss_unit)
+        if model.terms:
+            pictures["terms"] = term_curves(metrics, model.terms)
+        for name, picture in pictures.items():
+            save(picture, self.run.images / f"{name}.png")
+            self.log.picture(name, self.done, picture)
+        say(f"pictures in {self.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
+        say("next:")
+        steps, epochs = self.config.steps, self.config.epochs
+        more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
+        geometry = (
+            f"python -m fastlatent.geodesics {self.out} --pairs 20",
+            f"python -m fastlatent.interpolate {self.out} --method geodesic",
+        )
+        studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
+        for line in (
+            f"python -m fastlatent.sample {self.out} --n 100",
+            f"python -m fastlatent.reconstruct {self.out}",
+            f"python -m fastlatent.interpolate {self.out}",
+            *([f"python -m fastlatent.film {self.out}"] if self.run.film.is_dir() else []),
+            *(geometry if studied else ()),
+            f"python -m fastlatent.train --resume {self.out} {more}",
+            f"tensorboard --logdir {self.out}",
+        ):
+            say(f"  {line}")
+
+    def _introduce(self) -> None:
+        config, weights = self.config, self.learner.model.parameters()
+        train, test, name = len(self.train), len(self.test), self.test.name
+        size = sum(parameter.numel() for parameter in weights)
+        ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
+        say(
+            f"{config.name}: {train:,} train and {test:,} {name} images of {self.data.name}, "
+            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, "
+            f"into {self.out}"
+        )
+        if self.done >= self.plan.last_step:
+            option = "--epochs" if config.steps is None else "--steps"
+            say(f"already trained to {self._position()}; {option} takes it further")
+        elif self.done:
+            say(f"going on after {self._position()}")
+
+    def _position(self) -> str:
+        return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"
+
+    def _record(self, kind: str, numbers: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.numbers(kind, self.done, self.plan.epoch(self.done), numbers)
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+def check_same_images(state: State, count: int) -> None:
+    """RunError when the checkpoint's epochs were of another length."""
+    if state.values["images"] != count:
+        raise RunError(
+            f"the training set has {count} images now and had {state.values['images']}; "
+            "the run cannot go on"
+        )

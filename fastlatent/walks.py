@@ -1,0 +1,150 @@
+"""Compare all ways to walk through latents of runs: `python -m fastlatent.walks RUN...`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from torch import Tensor
+
+from fastlatent.arguments import Trained
+from fastlatent.console import Device, UsageError, command, parse
+from fastlatent.evaluation.extractors import Extractor, classifier_of
+from fastlatent.evaluation.sets import features_of, real_images
+from fastlatent.experiments.ends import EndOptions, join
+from fastlatent.experiments.findings import write_rows
+from fastlatent.experiments.likely_walks import Density, Likely, LikelyOptions
+from fastlatent.experiments.walk_table import Row, rows_of
+from fastlatent.latents import Repair
+from fastlatent.metrics.features import to_uint8
+from fastlatent.progress import say
+
+DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
+- of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]
+- log p: the mean log-density of the inner points in nats, in the space of the prior (real latents)
+- FD(classifier): of the inner images against the split, by the features of a small classifier of
+  its classes, where the data set has such
+
+A standard error stands behind each number: how much it varies with the walks, of which each is one
+draw. The images along one walk depend on each other and do not count as so many.
+
+Examples:
+  python -m fastlatent.walks runs/vae-digits
+  python -m fastlatent.walks runs/lbae-digits runs/vae-digits runs/bigan-digits --pairs 100"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, as training or convert left them."""
+    pairs: int = 32
+    """How many walks, between images that the seed draws."""
+    steps: int = 10
+    """Images on a walk, both ends among them."""
+    split: Literal["train", "test"] = "test"
+    """Whose images are walked between, and compared with."""
+    prior: Density | Literal["auto"] = "auto"
+    """Whose density counts: the model's own prior's, or that of one fitted here to the encoded
+    training images; auto: its own where that has a density, else gmm."""
+    features: bool = True
+    """Take FD(classifier), where the data set has labels."""
+    repair: Repair = "clip"
+    """What gives way where the moments of the codes fit no copula (bits)."""
+    seed: int = 0
+    """Seed of everything random here."""
+    batch: int | None = None
+    """Images to compute at a time; default: each run's --test-batch."""
+    device: Device = "auto"
+    """auto: the GPU if there is one."""
+    root: Path | None = None
+    """Folder that holds the data sets, where it is not the one trained with."""
+    out: Path = Path("walks.csv")
+    """Table to write, as CSV."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name a run folder")
+        for name, least in (("pairs", 1), ("steps", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and compare."""
+    options = parse(Options, argv, "walks", DESCRIPTION)
+    rows: list[Row] = []
+    for path in options.runs:
+        rows += compare_walks(options, path)
+    say("\n".join(lines(rows)))
+    columns = [row.columns() for row in rows]
+    write_rows(options.out.expanduser(), {name: [c[name] for c in columns] for name in columns[0]})
+
+
+def compare_walks(options: Options, path: Path) -> list[Row]:
+    """The rows of one run."""
+    chosen = EndOptions(
+        path,
+        n=options.pairs,
+        steps=options.steps,
+        split=options.split,
+        seed=options.seed,
+        batch=options.batch,
+        device=options.device,
+        root=options.root,
+    )
+    trained = Trained(chosen)
+    joined = join(trained, chosen)
+    if len(joined.names) < options.pairs:
+        raise UsageError(
+            f"--pairs must be at most {len(joined.names)}, half of the {options.split} images of "
+            f"{path}; got {options.pairs}"
+        )
+    say(f"{path}: {options.pairs} walks between {options.split} images")
+    likely = likely_of(trained, options)
+    features = features_for(trained, options) if options.features else None
+    return rows_of(trained, joined, options.steps, likely, features, options.repair)
+
+
+def likely_of(trained: Trained, options: Options) -> Likely | None:
+    """The density that counts; None where latents are bits."""
+    if trained.model.latent_kind == "bits":
+        return None
+    kind = options.prior
+    if kind == "auto":
+        kind = "gmm" if trained.model.latent_prior is None else "own"
+    return Likely(trained, LikelyOptions(prior=kind))
+
+
+def features_for(trained: Trained, options: Options) -> tuple[Extractor, Tensor] | None:
+    """A network and its features of the split; None where there are no labels to learn."""
+    data = trained.data
+    if data.label_names is None:
+        say(f"{data.name} has no labels to learn features from")
+        return None
+    extractor = classifier_of(trained.run.config.data, data, trained.device)
+    split = trained.split(options.split)
+    shown = real_images(split, len(split), trained.batch, trained.device)
+    return extractor, features_of(shown, extractor.features, trained.batch, to_uint8)
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The table for people."""
+    width = 2 + max(len("run"), *(len(row.run) for row in rows))
+    titles = "of images", "log p", "FD(classifier)"
+    table = [f"  {'run':{width}}{'method':12}" + "".join(f"{title:>20}" for title in titles)]
+    for row in rows:
+        cells = (row.image_length, row.log_density, row.distance)
+        shown = "".join(
+            f"{'' if cell is None else f'{cell.value:.3f} ±{cell.error:.3f}':>20}" for cell in cells
+        )
+        table.append(f"  {row.run:{width}}{row.method:12}{shown}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

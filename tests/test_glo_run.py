@@ -1,0 +1,405 @@
+"""GLO in training runs: codes move with the weights and are kept with them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fastlatent import evaluate, film, interpolate, reconstruct, sample, train
+from fastlatent.data import DataConfig, load
+from fastlatent.models import GLO
+from fastlatent.models.glo import project
+from fastlatent.passes import measure_loss
+from fastlatent.presets import PRESETS
+from fastlatent.runs import Run, read_metrics
+
+TINY = (
+    *("glo-digits", "--device", "cpu", "--data.classes", "0", "1", "--model.width", "0.03"),
+    *("--model.dim", "6", "--batch", "32", "--model.fit-steps", "4", "--test-images", "20"),
+    *("--log-every", "1 steps", "--film-images", "6"),
+)
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def trained(out: Path, *options: str) -> Run:
+    assert train.main([*TINY, *options, "--out", str(out)]) == 0
+    return Run.open(out)
+
+
+def codes_of(run: Run, which: str = "last") -> torch.Tensor:
+    return run.latents(which, 6).clone()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "glo"
+    options = ("--steps", "20", "--film-every", "5 steps", "--eval-every", "7 steps")
+    return trained(out, *options)
+
+
+def test_a_run_keeps_a_code_for_each_image(run: Run) -> None:
+    data, codes = load(run.config.data), codes_of(run)
+    assert codes.shape == (len(data.train), 6) and codes.dtype == torch.float32
+    assert codes.norm(dim=1).max() <= 1 + 1e-6
+    state = run.path / "state/20"
+    assert os.path.samefile(state / "latents.safetensors", run.path / "latents.safetensors")
+    assert (run.path / "latents-best.safetensors").is_file()
+    model = run.model("last")
+    torch.testing.assert_close(model.code_mean, codes.double().mean(0).float())
+    torch.testing.assert_close(model.code_covariance, codes.double().T.cov().float())
+    losses = [line["loss"] for line in read_metrics(run.path) if line["kind"] == "train"]
+    assert len(losses) == 20 and np.mean(losses[-3:]) < 0.8 * losses[0]
+
+
+def test_codes_begin_at_the_components(tmp_path: Path) -> None:
+    """After one step, the codes of images that the step has not seen are as they began."""
+    run = trained(tmp_path / "run", "--steps", "1")
+    data, model = load(run.config.data), run.model("last")
+    with torch.no_grad():
+        start = model.components(data.train.images(torch.arange(len(data.train))) / 255)
+    torch.testing.assert_close(start.norm(dim=1), torch.ones(len(start)))
+    moved = (codes_of(run) != start).any(1)
+    # A batch size of its own for the product may round otherwise.
+    far = (codes_of(run) - start).abs().amax(1) > 1e-5
+    assert int(far.sum()) <= 32 and not (far & ~moved).any()
+    x = data.train.images(torch.arange(len(data.train))).flatten(1).double()
+    x = x - x.mean(0)
+    axes = torch.linalg.svd(x, full_matrices=False).Vh[:6]
+    assert ((axes @ model.directions.double().T).abs() - torch.eye(6)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("style", ["paper", "seed"])
+def test_every_code_moves_in_every_epoch(tmp_path: Path, style: str) -> None:
+    """Guards against codes that are stored once only; 240 images in batches of 30."""
+    options = ("--style", style, "--data.per-class", "120", "--batch", "30")
+    after = {}
+    for epochs in (1, 2, 3):
+        steps = ("--steps", str(8 * epochs))
+        after[epochs] = codes_of(trained(tmp_path / str(epochs), *options, *steps))
+    assert len(after[1]) == 240
+    for one, two in ((1, 2), (2, 3)):
+        assert (after[one] != after[two]).any(1).all()
+
+
+@pytest.mark.parametrize("style", ["paper", "seed"])
+@pytest.mark.parametrize("table", ["device", "file"])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, style: str, table: str) -> None:
+    options = ("--style", style, "--code-table", table, "--film-every", "2 steps")
+    whole = trained(tmp_path / "whole", *options, "--steps", "11")
+    part = trained(tmp_path / "part", *options, "--steps", "6", "--checkpoint-every", "3 steps")
+    resume = ("--resume", str(part.path), "--from-step", "3", "--steps", "11")
+    assert train.main([*resume]) == 0
+    assert torch.equal(codes_of(whole), codes_of(part))
+    for name in ("weights", "best", "latents-best"):
+        files = [load_file(one.path / f"{name}.safetensors") for one in (whole, part)]
+        for key, tensor in files[0].items():
+            assert torch.equal(tensor, files[1][key]), (name, key)
+    one, two = (
+        [line["loss"] for line in read_metrics(folder.path) if line["kind"] == "train"]
+        for folder in (whole, part)
+    )
+    assert one == two
+    assert not list(tmp_path.glob(".codes-*"))
+
+
+def test_a_table_in_a_file_gives_the_same_codes(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / where, "--steps", "5", "--code-table", where)
+        for where in ("device", "file")
+    ]
+    assert torch.equal(*map(codes_of, runs))
+
+
+def test_parts_of_a_step_are_the_step(tmp_path: Path) -> None:
+    """One step in two parts: batch norm sees other batches, so it is taken out of the way."""
+    for order in ("simultaneous", "alternating"):
+        options = ("--steps", "1", "--model.order", order, "--model.initial", "gaussian")
+        one = codes_of(trained(tmp_path / f"{order}1", *options))
+        two = codes_of(trained(tmp_path / f"{order}2", *options, "--accumulate", "2"))
+        start = codes_of(trained(tmp_path / f"{order}0", *options, "--model.alpha", "1e-9"))
+        moved = (one - start).norm(dim=1) > 1e-4
+        assert int(moved.sum()) == 32
+        size = [(codes - start)[moved].norm(dim=1).mean() for codes in (one, two)]
+        assert float(size[0] / size[1]) == pytest.approx(1, abs=0.3)
+        assert torch.equal((two - start).norm(dim=1) > 1e-4, moved)
+
+
+def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
+    """All codes move, the run goes on bit for bit, and one process can go on with it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def launch(*options: str) -> None:
+        done = subprocess.run(
+            [sys.executable, *TWO, "-m", "fastlatent.train", *options],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    options = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 steps")
+    launch(*options, "--steps", "16", "--out", str(tmp_path / "whole"))
+    launch(*options, "--steps", "8", "--out", str(tmp_path / "part"))
+    whole, part = (Run.open(tmp_path / name) for name in ("whole", "part"))
+    half = codes_of(part)
+    shutil.copytree(part.path, tmp_path / "alone")
+    launch("--resume", str(part.path), "--steps", "16")
+    assert torch.equal(codes_of(whole), codes_of(part))
+    assert (codes_of(whole) != half).any(1).all()  # an epoch is 8 steps: each code has moved
+    model = whole.model("last")
+    torch.testing.assert_close(model.code_mean, codes_of(whole).double().mean(0).float())
+    assert train.main(["--resume", str(tmp_path / "alone"), "--steps", "16"]) == 0
+    assert (codes_of(Run.open(tmp_path / "alone")) != half).any(1).all()
+
+
+def test_training_images_are_decoded_from_their_codes(run: Run) -> None:
+    data, model = load(run.config.data), run.model("last")
+    assert isinstance(model, GLO)
+    loss = measure_loss(model, data.train, 64)
+    x = data.train.images(torch.arange(len(data.train))) / 255
+    with torch.no_grad():
+        want = model(x, latents=codes_of(run))
+    for name, values in want.items():
+        assert loss[name] == pytest.approx(float(values.mean()), rel=1e-5), name
+    assert "loss_of_start" not in loss
+    assert "loss_of_start" in measure_loss(model, data.test, 64, limit=5)
+
+
+def test_codes_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other)
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["classes"] = [0, 2]
+    (other / "config.json").write_text(json.dumps(config))
+    assert reconstruct.main([str(other), "--split", "train"]) == 1
+    said = capsys.readouterr().err
+    assert "codes are of other images than the" in said and "Traceback" not in said
+    assert reconstruct.main([str(other), "--n", "2"]) == 0  # others are fitted
+    config["data"]["classes"], config["data"]["per_class"] = [0, 1], 20
+    (other / "config.json").write_text(json.dumps(config))
+    assert reconstruct.main([str(other), "--split", "train"]) == 1
+    assert "codes are of other images than the 40 of this" in capsys.readouterr().err
+    (other / "latents.safetensors").unlink()
+    assert sample.main([str(other)]) == 1
+    assert "holds no latents.safetensors" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_images(run: Run, tmp_path: Path, capsys) -> None:
+    """As many images, but two of them changed places."""
+    data = load(run.config.data)
+    x = data.train.images(torch.arange(64)).numpy()
+    np.savez(tmp_path / "x.npz", train_x=x, test_x=x[:8])
+    out = tmp_path / "run"
+    options = [*TINY[:3], *TINY[6:], "--data.name", f"npz:{tmp_path}/x.npz", "--steps", "2"]
+    assert train.main([*options, "--out", str(out)]) == 0
+    x[[0, 1]] = x[[1, 0]]
+    np.savez(tmp_path / "x.npz", train_x=x, test_x=x[:8])
+    capsys.readouterr()
+    assert train.main(["--resume", str(out), "--steps", "4"]) == 1
+    assert "its codes are of other images than the training set has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--model.dim", "301"), "dim must be at most 300, as there are 300 images of 1024"),
+        (("--precision", "fp16"), "fp16"),
+        (("--style", "other"), "there is no --style other of glo-digits"),
+        (("--data.size", "28"), "the model takes images of 32x32"),
+    ],
+)
+def test_what_cannot_be_trained(tmp_path: Path, options, sentence, capsys) -> None:
+    assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) in (1, 2)
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_styles_belong_to_presets(capsys) -> None:
+    assert train.main(["lbae-digits", "--style", "seed"]) == 2
+    assert "lbae-digits, which has no styles" in capsys.readouterr().err
+    seed, paper = (PRESETS["glo-mnist"].styles[name].model for name in ("seed", "paper"))
+    assert (seed.projection, seed.loss, seed.order) == ("sphere", "moments", "alternating")
+    assert (paper.projection, paper.loss, paper.order) == ("ball", "laplacian", "simultaneous")
+    assert PRESETS["glo-mnist"].config is PRESETS["glo-mnist"].styles["paper"]
+
+
+def test_sphere_codes_stay_on_it(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "--style", "seed", "--steps", "6")
+    lengths = codes_of(run).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(len(lengths)))
+    names = {name for line in read_metrics(run.path) for name in line if line["kind"] == "train"}
+    assert "loss_of_moved_weights" in names
+
+
+def test_a_small_step_of_the_codes_lowers_the_loss() -> None:
+    """Of the same images, with the weights as they are, in training mode."""
+    model = GLO(PRESETS["glo-digits"].config.model).train()
+    data = load(PRESETS["glo-digits"].config.data)
+    x = data.train.images(torch.arange(32)) / 255
+    codes = project(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), "ball")
+    codes.requires_grad_()
+    before = model(x, latents=codes)["loss"].mean()
+    (gradient,) = torch.autograd.grad(before, codes)
+    after = model(x, latents=project(codes.detach() - 0.5 * gradient, "ball"))["loss"].mean()
+    assert float(after.detach()) < float(before.detach())
+
+
+def test_commands(run: Run, tmp_path: Path, capsys) -> None:
+    path = str(run.path)
+    assert sample.main([path, "--n", "9", "--folder", str(tmp_path / "single")]) == 0
+    assert len(list((tmp_path / "single").iterdir())) == 9
+    assert reconstruct.main([path, "--n", "6"]) == 0
+    fitted = capsys.readouterr().out
+    assert "loss of start" in fitted and "psnr" in fitted
+    assert reconstruct.main([path, "--n", "6", "--split", "train"]) == 0
+    assert "loss of start" not in capsys.readouterr().out
+    for method in ("spherical", "linear"):
+        assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
+        assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100
+    assert evaluate.main([path, "--limit", "12"]) == 0
+    stored = json.loads((run.path / "evaluation.json").read_text())
+    assert set(stored["sets"]) == {"prior", "reconstruction", "interpolation"}
+
+
+def test_the_film_shows_the_same_images_through_training(run: Run, tmp_path: Path, capsys) -> None:
+    assert sorted(path.name for path in run.film.iterdir()) == [
+        *(f"{step:08}.png" for step in (5, 10, 15, 20)),
+        "originals.png",
+    ]
+    model, data = run.model("last"), load(run.config.data)
+    index = torch.linspace(0, len(data.train) - 1, 6).round().long()
+    with torch.no_grad():
+        want = model.decode(codes_of(run)[index])
+    sheet = np.asarray(Image.open(run.film / "00000020.png")).astype(float)
+    assert sheet.shape == (96, 64)  # two in a row, each pixel as it is
+    shown = np.concatenate(np.split(sheet, 2, 1), 0).reshape(2, 3, 32, 32)
+    for k in range(6):
+        row, column = divmod(k, 2)
+        error = shown[column, row] - want[k, 0].numpy() * 255
+        assert np.abs(error).max() <= 0.51
+    originals = np.asarray(Image.open(run.film / "originals.png"))
+    assert np.array_equal(originals[:32, :32], data.train.images(index[:1])[0, 0].numpy())
+
+    out = tmp_path / "film.gif"
+    assert film.main([str(run.path), "--fps", "4", "--n", "4", "--out", str(out)]) == 0
+    assert "film of 4 frames" in capsys.readouterr().out
+    with Image.open(out) as moving:
+        assert moving.n_frames == 4 and moving.info["duration"] == 250
+        first = np.asarray(moving.convert("RGB"))
+        moving.seek(3)
+        last = np.asarray(moving.convert("RGB"))
+    assert first.shape == last.shape and (first != last).any()
+    assert np.array_equal(last, np.asarray(Image.open(tmp_path / "film.png")))
+
+
+def test_a_run_without_frames_has_no_film(tmp_path: Path, capsys) -> None:
+    run = trained(tmp_path / "run", "--steps", "1", "--film-every", "never")
+    assert film.main([str(run.path)]) == 1
+    assert "holds no frames of a film; train with --film-every" in capsys.readouterr().err
+    assert film.main([str(run.path), "--out", "film.mp4"]) == 2
+    assert "--out must end in .gif" in capsys.readouterr().err
+
+
+def write_h5(folder: Path, count: int = 64) -> np.ndarray:
+    """The layout of the original program: (n, h, w, c) images by id, in the order of id.txt."""
+    h5py = pytest.importorskip("h5py")
+    images = np.random.default_rng(0).integers(0, 255, (count, 32, 32, 1), dtype=np.uint8)
+    with h5py.File(folder / "data.hdf5", "w") as file:
+        for k, image in enumerate(images):
+            group = file.create_group(f"img{k}")
+            group["image"] = image
+            group["code"] = np.zeros(10)
+    (folder / "id.txt").write_text("".join(f"img{k}\n" for k in reversed(range(count))))
+    return images
+
+
+@pytest.mark.parametrize("name", ["", "data.hdf5"])
+def test_data_of_the_original_program(tmp_path: Path, name: str) -> None:
+    images = write_h5(tmp_path)
+    data = load(DataConfig(f"h5:{tmp_path / name}"))
+    assert (len(data.train), len(data.test)) == (57, 7)
+    assert data.test.ids == ("img63", "img53", "img43", "img33", "img23", "img13", "img3")
+    index = data.train.find(["img0", "img62"])
+    assert index.tolist() == [56, 0]
+    got = data.train.images(index).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(got, images[[0, 62]])
+    (tmp_path / "id.txt").unlink()
+    assert load(DataConfig(f"h5:{tmp_path}")).test.ids[0] == "img0"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda f: (f / "id.txt").write_text("img0\nother\n"), "has no image of the id 'other'"),
+        (lambda f: (f / "id.txt").write_text("img0\nimg0\n"), "names an image twice"),
+        (lambda f: (f / "id.txt").write_text("img0\n"), "at least 2 images; got 1"),
+        (lambda f: (f / "data.hdf5").write_bytes(b"x" * 99), "is no h5 file of images, or damaged"),
+        (lambda f: (f / "data.hdf5").unlink(), "there is no file"),
+    ],
+)
+def test_damaged_data_of_the_original_program(tmp_path: Path, spoil, sentence) -> None:
+    write_h5(tmp_path, 12)
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        load(DataConfig(f"h5:{tmp_path}"))
+
+
+def test_images_of_two_sizes_in_one_file(tmp_path: Path) -> None:
+    write_h5(tmp_path, 12)
+    with pytest.importorskip("h5py").File(tmp_path / "data.hdf5", "a") as file:
+        del file["img3"]["image"]
+        file["img3"]["image"] = np.zeros((8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"image of 'img3' is uint8 \(8, 8, 1\) where that of"):
+        load(DataConfig(f"h5:{tmp_path}"))
+
+
+def test_chosen_ids(tmp_path: Path, capsys) -> None:
+    write_h5(tmp_path)
+    options = [*TINY[:3], *TINY[6:], "--data.name", f"h5:{tmp_path}", "--steps", "1"]
+    out = str(tmp_path / "run")
+    assert train.main([*options, "--out", out]) == 0
+    capsys.readouterr()
+    folder = tmp_path / "single"
+    chosen = ("--data-id", "img13", "img63", "--folder", str(folder))
+    assert reconstruct.main([out, *chosen]) == 0
+    assert "mean over 2 images" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png"]
+    assert reconstruct.main([out, "--split", "train", "--data-id", "img0", "img62"]) == 0
+    assert reconstruct.main([out, "--data-id", "img0"]) == 1
+    assert "no test image has the id 'img0'" in capsys.readouterr().err
+
+
+def test_ids_are_numbers_without_names(run: Run, capsys) -> None:
+    data, model = load(run.config.data), run.model("last")
+    assert reconstruct.main([str(run.path), "--split", "train", "--data-id", "7", "3"]) == 0
+    said = capsys.readouterr().out
+    x = data.train.images(torch.tensor([7, 3])) / 255
+    with torch.no_grad():
+        loss = model(x, latents=codes_of(run)[[7, 3]])["loss"].mean()
+    assert f"train loss {float(loss):.4f} Laplacian L1, mean over 2 images" in said
+    assert reconstruct.main([str(run.path), "--data-id", "60"]) == 1
+    assert "no test image has the id '60'; ids go from 0 to 59" in capsys.readouterr().err
+
+
+def test_the_rate_falls_at_intervals(tmp_path: Path) -> None:
+    decay = ("--lr-decay", "0.5", "--lr-decay-every", "2 steps")
+    run = trained(tmp_path / "run", *decay, "--lr", "0.8", "--steps", "5")
+    (group,) = run.load().values["optimizer"]["groups"]
+    assert group["lr"] == 0.8 / 4  # the fifth step is after two decays
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    for order in ("simultaneous", "alternating"):
+        options = ("--precision", "bf16", "--steps", "3", "--model.order", order)
+        run = trained(tmp_path / order, *options)
+        assert codes_of(run).isfinite().all()

@@ -1,0 +1,275 @@
+"""Walks through the latents of models: every model by every method, or a sentence why not."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastlatent import interpolate, train, walks
+from fastlatent.geometry import as_metric
+from fastlatent.metrics.frechet import frechet_standard_error
+from fastlatent.models import build
+from fastlatent.models.bigan import BiGANConfig
+from fastlatent.models.lbae import LBAEConfig
+from fastlatent.models.lvae import LVAEConfig
+from fastlatent.models.vae import VAEConfig
+from fastlatent.ops import binarize
+from fastlatent.priors import BernoulliCopula, CodeStatistics, GaussianMixture, Ladder, Normal
+from fastlatent.walking import WALKINGS, between, measured, space_of, walk
+
+MODELS = {
+    "vae": VAEConfig(image_shape=(1, 12, 12), dim=2),
+    "bigan": BiGANConfig(image_shape=(1, 12, 12), dim=3),
+    "lbae": LBAEConfig(dim=6),
+    "lbae-gaussian": LBAEConfig(latent="gaussian", dim=2),
+    "lvae": LVAEConfig(
+        image_shape=(1, 16, 16), zdims=(1, 1), downsample=(1, 1), blocks=1, filters=4
+    ),
+}
+METHODS = ("copula", "linear", "spherical", "likelihood", "geodesic")
+FAST = {"likelihood": {"steps": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return build(MODELS[request.param], seed=0).eval()
+
+
+def ends_of(model, k=3):
+    make = torch.Generator().manual_seed(0)
+    z = torch.randn(2, k, model.latent_dim, generator=make)
+    return [binarize(x)[0] if model.latent_kind == "bits" else x for x in z]
+
+
+def needs_of(model):
+    """Everything that any method may need of this model."""
+    d = model.latent_dim
+    if model.latent_kind == "bits":
+        codes = torch.randn(200, d, generator=torch.Generator().manual_seed(1)).sign()
+        return {"copula": BernoulliCopula().fit(CodeStatistics.of(codes))}
+    prior = model.latent_prior or Normal(d)
+    metric = as_metric(model.geometric_decoder(), None, torch.zeros(2, d))
+    return {"space": space_of(prior), "metric": metric}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_model_by_every_method(model, method):
+    start, end = ends_of(model)
+    given = needs_of(model)
+    if method not in WALKINGS[model.latent_kind]:
+        with pytest.raises(ValueError, match=f"{method!r} does not fit a model with") as caught:
+            walk(model, method, start, end, 5, **given)
+        assert str(caught.value).count(";") == 1 and "use " in str(caught.value)
+        return
+    path = walk(model, method, start, end, 5, **given, search=FAST.get(method))
+    assert path.method == method and path.latents.shape == (3, 5, model.latent_dim)
+    torch.testing.assert_close(path.latents[:, [0, -1]], torch.stack([start, end], 1))
+    numbers = measured(model, path, 4, given.get("space"))
+    assert numbers.image_length.shape == (3,) and numbers.image_length.isfinite().all()
+    if model.latent_kind == "bits":
+        assert numbers.terms is None
+        return
+    inner = path.latents[:, 1:-1].double()
+    expected = 0.5 * (inner.square() + math.log(2 * math.pi)).sum((1, 2))
+    torch.testing.assert_close(numbers.terms.nll, expected, rtol=1e-5, atol=1e-5)
+    # Decoded, no walk is shorter than the line between its images.
+    with torch.no_grad():
+        images = model.decode(path.latents[:, [0, -1]].flatten(0, 1)).flatten(1)
+    chord = images.unflatten(0, (3, 2)).diff(dim=1).norm(dim=2)[:, 0]
+    assert (numbers.image_length >= chord * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "need"),
+    [
+        ("likelihood", "a prior with a density; spherical and linear walks need nothing"),
+        ("geodesic", "the metric of the decoder; spherical and linear walks need nothing"),
+    ],
+)
+def test_a_missing_need_is_named(method, need):
+    model = build(MODELS["vae"], seed=0)
+    with pytest.raises(ValueError, match=f"the method {method} needs {need}"):
+        walk(model, method, *ends_of(model), 5)
+
+
+def test_a_missing_copula_is_named():
+    model = build(MODELS["lbae"], seed=0)
+    with pytest.raises(ValueError, match="copula needs a copula fitted to the codes"):
+        walk(model, "copula", *ends_of(model), 5)
+
+
+def test_likely_walks_beat_linear_ones():
+    """Under a mixture with a hole between the ends."""
+    model = build(MODELS["vae"], seed=0).eval()
+    angle = torch.linspace(0, 2 * math.pi, 13)[:-1]
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    prior = GaussianMixture(2, 12).set(
+        torch.full((12,), 1 / 12), ring, 4 * torch.eye(2).expand(12, 2, 2)
+    )
+    space = space_of(prior)
+    start, end = torch.tensor([[-1.0, 0]]), torch.tensor([[1.0, 0]])
+    linear, likely = (
+        walk(model, method, start, end, 10, space=space) for method in ("linear", "likelihood")
+    )
+    numbers = [measured(model, path, 64, space).terms for path in (linear, likely)]
+    assert float(numbers[1].nll) < float(numbers[0].nll) - 3
+    assert float(numbers[1].length) > float(numbers[0].length)
+    torch.testing.assert_close(
+        numbers[1].objective, likely.found.terms.objective, atol=1e-4, rtol=0
+    )
+
+
+def test_walks_below_a_hierarchical_prior():
+    """Points of t, lifted by g; in z under the bound, the same at each call."""
+    model = build(MODELS["bigan"], seed=0).eval()
+    torch.manual_seed(0)
+    prior = Ladder(3, 2, components=4).eval()
+    start, end = ends_of(model)
+    below = space_of(prior, "t")
+    path = walk(model, "likelihood", start, end, 6, space=below, search={"steps": 30})
+    assert path.points.shape == (3, 6, 2) and path.latents.shape == (3, 6, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(path.latents, prior.conditional(path.points)[0])
+        torch.testing.assert_close(path.points[:, 0], prior.posterior(start)[0])
+    upstairs = space_of(prior, "z", seed=1)
+    z = torch.randn(5, 3)
+    with torch.no_grad():
+        assert torch.equal(upstairs.log_prob(z), upstairs.log_prob(z))
+        assert not torch.equal(upstairs.log_prob(z), space_of(prior, "z", seed=2).log_prob(z))
+    path = walk(model, "likelihood", start, end, 6, space=upstairs, search={"steps": 30})
+    assert torch.equal(path.latents[:, 0], start)
+    assert (path.found.terms.objective <= path.found.line.objective).all()
+
+
+def test_a_prior_without_density_is_refused():
+    flat = Normal(3, "full").fit(torch.randn(50, 2) @ torch.randn(2, 3))
+    with pytest.raises(ValueError, match="needs real latents with a density; Normal has"):
+        space_of(flat)
+
+
+def test_between():
+    z = torch.tensor([[[0.0, 0], [1, 0], [1, 2]]])
+    assert between(z, 2).tolist() == [[[0, 0], [0.5, 0], [1, 0], [1, 1], [1, 2]]]
+
+
+def test_error_of_a_distance_when_samples_come_together():
+    """Rows repeated ten times are as good as one each, not as ten."""
+    make = torch.Generator().manual_seed(0)
+    real = torch.randn(400, 4, generator=make).double()
+    fake = 1.3 * torch.randn(60, 4, generator=make).double() + 0.5
+    repeated = fake.repeat_interleave(10, 0)
+    single = frechet_standard_error(real, fake)
+    torch.testing.assert_close(frechet_standard_error(real, repeated, 10), single)
+    assert frechet_standard_error(real, repeated) < 0.6 * single
+    with pytest.raises(ValueError, match="multiple of together; got 7"):
+        frechet_standard_error(real, repeated, 7)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A VAE with two latents and an autoencoder of bits, hardly trained."""
+    root = tmp_path_factory.mktemp("walks")
+    small = ("--steps", "4", "--batch", "32", "--pictures-every", "0", "--device", "cpu")
+    found = {}
+    for preset, options in (
+        ("vae-digits", ("--model.dim", "2")),
+        (
+            "lbae-digits",
+            (
+                "--model.dim",
+                "8",
+            ),
+        ),
+    ):
+        found[preset] = root / preset
+        arguments = [preset, *small, *options, "--out", str(found[preset])]
+        assert train.main(arguments) == 0
+    return found
+
+
+@pytest.mark.parametrize("prior", ["own", "gmm"])
+def test_interpolate_along_likely_paths(runs, prior, capsys):
+    run = runs["vae-digits"]
+    options = ["--prior", prior, "--n", "3", "--iterations", "40", "--steps", "6"]
+    assert interpolate.main([str(run), "--method", "likelihood", *options]) == 0
+    said = capsys.readouterr().out
+    assert ("fitting the prior gmm to 1,497 encoded" in said) == (prior == "gmm")
+    name = f"interpolation-likelihood-{prior}"
+    for kind in ("", "-history", "-density"):
+        picture = Image.open(run / "images" / f"{name}{kind}.png")
+        assert np.asarray(picture).std() > 5, kind
+    rows = list(csv.DictReader((run / "images" / f"{name}.csv").open()))
+    assert len(rows) == 3
+    for row in rows:
+        assert float(row["likely_objective"]) <= float(row["linear_objective"]) + 1e-4
+        assert float(row["linear_spread"]) < 1e-5
+        j = 10 * float(row["linear_length"]) + float(row["linear_nll"])
+        assert float(row["linear_objective"]) == pytest.approx(j, abs=1e-2)
+        assert int(row["iterations"]) == 40
+
+
+def test_interpolate_by_the_published_search(runs, tmp_path, capsys):
+    folder = tmp_path / "single"
+    options = ["--search", "original", "--iterations", "20", "--from", "0", "--to", "32"]
+    options += ["--split", "test", "--steps", "4", "--folder", str(folder)]
+    assert interpolate.main([str(runs["vae-digits"]), "--method", "likelihood", *options]) == 0
+    assert "test image 0 to 32; from the line" in capsys.readouterr().out
+    images = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    assert len(images) == 8
+    assert np.array_equal(images[0], images[4]) and np.array_equal(images[3], images[7])
+
+
+def test_table_of_walks(runs, tmp_path, capsys):
+    out = tmp_path / "walks.csv"
+    options = ["--pairs", "4", "--steps", "5", "--out", str(out)]
+    assert walks.main([*map(str, runs.values()), *options, "--no-features"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said for name in runs)
+    rows = list(csv.DictReader(out.open()))
+    assert [row["method"] for row in rows] == [
+        "spherical",
+        "linear",
+        "likelihood",
+        "geodesic",
+        "copula",
+    ]
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["copula"]["log_density"] == "" and by_method["copula"]["distance"] == ""
+    density = {name: float(by_method[name]["log_density"]) for name in ("linear", "likelihood")}
+    assert density["likelihood"] >= density["linear"] - 1e-6
+    assert float(by_method["geodesic"]["image_length"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "complaint"),
+    [
+        (interpolate, ["{bits}", "--method", "likelihood"], 1, "use copula"),
+        (interpolate, ["{real}", "--prior", "gmm"], 2, "--prior needs --method likelihood"),
+        (interpolate, ["{real}", "--search", "original"], 2, "--search needs --method likelihood"),
+        (
+            interpolate,
+            ["{real}", "--method", "likelihood", "--steps", "2"],
+            2,
+            "--method likelihood needs --steps 3 or more",
+        ),
+        (
+            interpolate,
+            ["{real}", "--method", "likelihood", "--length-weight", "-1"],
+            1,
+            "length_weight must be finite and not below 0",
+        ),
+        (walks, [], 2, "name a run folder"),
+        (walks, ["nowhere"], 1, "nowhere is not a run folder"),
+        (walks, ["{real}", "--pairs", "0"], 2, "--pairs must be at least 1"),
+        (walks, ["{real}", "--pairs", "1000"], 2, "--pairs must be at most 150"),
+    ],
+)
+def test_commands_say_what_is_wrong(runs, command, arguments, code, complaint, capsys):
+    names = {"bits": runs["lbae-digits"], "real": runs["vae-digits"]}
+    assert command.main([word.format(**names) for word in arguments]) == code
+    said = capsys.readouterr().err
+    assert complaint in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
