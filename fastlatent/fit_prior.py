@@ -29,15 +29,17 @@ from fastlatent.runs.priors import prior_file, write_prior
 
 DESCRIPTION = """Fit a prior to the latents of a trained model's images, and store it in the run.
 
-It takes draws of the posterior where the model has one, codes otherwise; of a Ladder VAE the top
-layer's latents. Then `sample RUN --method gmm` draws from it. The table compares it with N(0, I)
-on latents of test images, by mean log-density and by the Frechet distance of draws.
+It takes draws of the posterior where the model has one, several of each image where there are few,
+codes otherwise; of a Ladder VAE the top layer's latents. Then `sample RUN --method gmm` draws from
+it. The table compares it with N(0, I) on latents of test images, by mean log-density and by the
+Frechet distance of draws.
 
 Examples:
   python -m fastlatent.fit_prior runs/vae-digits
   python -m fastlatent.fit_prior runs/vae-digits --prior ladder --code-dim 2 --steps 1000
   python -m fastlatent.sample runs/vae-digits --method ladder"""
 
+ENOUGH = 20_000  # latents: of fewer images so many draws are taken
 IMPORTANCE = 64  # draws for the density of test latents where it is a bound
 HELD_OUT = 10  # where the model stores its latents, one of so many is not fitted to
 
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{trained.run.path} holds a model of bits, and a prior of kind {settings.prior} is "
             "over real latents; bits take --method copula or random of sample, without fit_prior"
         )
-    if settings.prior == "vamp" and trained.model.gaussian_posterior(probe(trained)) is None:
+    if settings.prior == "vamp" and not encodes_gaussians(trained):
         raise UsageError(
             f"--prior vamp needs a model whose encoder gives a Gaussian posterior; that in "
             f"{trained.run.path} does not, but takes normal, gmm, hierarchical or ladder"
@@ -109,6 +111,11 @@ def settings_of(options: Options) -> PriorSettings:
     )
 
 
+def encodes_gaussians(trained: Trained) -> bool:
+    with evaluating(trained.model):
+        return trained.model.gaussian_posterior(probe(trained)) is not None
+
+
 def probe(trained: Trained) -> Tensor:
     """An image of the model's shape, to see what it gives."""
     return torch.zeros(1, *trained.model.image_shape, device=trained.device)
@@ -122,14 +129,26 @@ def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
         held = max(1, len(stored) // HELD_OUT)
         train = stored[order[held:][: options.n].to(stored.device)]
         return train.to(trained.device), stored[order[:held].to(stored.device)].to(trained.device)
-    return tuple(
-        encoded(trained, trained.split(name), options.n if name == "train" else None, options.means)
-        for name in ("train", "test")
-    )
+    split = trained.split("train")
+    images = min(len(split), options.n or len(split))
+    # With a single draw of few images, components close in on what chance made of them.
+    single = options.means or not draws_differ(trained)
+    train = encoded(trained, split, images, options.means, 1 if single else -(-ENOUGH // images))
+    return train, encoded(trained, trained.split("test"), None, options.means)
 
 
-def encoded(trained: Trained, split: Split, limit: int | None, means: bool) -> Tensor:
-    """Latents of the split's images, a random part of them where there is a limit."""
+def draws_differ(trained: Trained) -> bool:
+    """Whether the model draws latents of an image, or has one code for it."""
+    image = probe(trained)
+    with evaluating(trained.model):
+        first, second = (trained.model.draw_latents(image, Noise(0, step)) for step in range(2))
+    return not torch.equal(first, second)
+
+
+def encoded(
+    trained: Trained, split: Split, limit: int | None, means: bool, draws: int = 1
+) -> Tensor:
+    """Latents of the split's images, of a random part of them where there is a limit."""
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         stream = generator(trained.seed, 0, f"images/{split.name}")
@@ -139,8 +158,10 @@ def encoded(trained: Trained, split: Split, limit: int | None, means: bool) -> T
         batches = split.batches(trained.batch, device, order=order)
         total = -(-len(order) // trained.batch)
         for number, part in enumerate(track(batches, f"latents of {split.name} images", total)):
-            noise = None if means else Noise(trained.seed, number).derived(f"prior/{split.name}")
-            parts.append(trained.model.draw_latents(part.images, noise).float())
+            for draw in range(draws):
+                noise = Noise(trained.seed, number).derived(f"prior/{split.name}/{draw}")
+                z = trained.model.draw_latents(part.images, None if means else noise)
+                parts.append(z.float())
     return torch.cat(parts)
 
 

@@ -5,11 +5,13 @@ which says what `log_prob` returns: "exact", "lower_bound", or "none" where it r
 contract is `Prior`.
 """
 
+from fastlatent.priors.aggregate import Divergences, aggregate_log_prob, posterior_divergences
 from fastlatent.priors.base import Estimate, FitReport, PathSpace, Prior, cross_entropy
 from fastlatent.priors.codes import CodeStatistics, edit_attribute, random_bits
 from fastlatent.priors.copula import BernoulliCopula, CodePath, Directions, Distortion
 from fastlatent.priors.hierarchical import Bound, Hierarchical, Ladder
 from fastlatent.priors.hyperplanes import slerp
+from fastlatent.priors.marginal import kernel_log_prob, quadrature_log_prob
 from fastlatent.priors.mixture import GaussianMixture
 from fastlatent.priors.mixture_fit import MixtureFit
 from fastlatent.priors.normal import Normal
@@ -24,6 +26,7 @@ __all__ = [
     "CodeStatistics",
     "Directions",
     "Distortion",
+    "Divergences",
     "Estimate",
     "FitReport",
     "GaussianMixture",
@@ -37,8 +40,12 @@ __all__ = [
     "PriorSettings",
     "TwoStage",
     "VampPrior",
+    "aggregate_log_prob",
     "cross_entropy",
     "edit_attribute",
+    "kernel_log_prob",
+    "posterior_divergences",
+    "quadrature_log_prob",
     "random_bits",
     "slerp",
 ]

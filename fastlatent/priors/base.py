@@ -53,14 +53,15 @@ class Prior(nn.Module, ABC):
 
     support: Support = "real"
     density: Density = "exact"  # what log_prob returns; "none": it raises
+    dim: int  # of a latent; 0 as long as only a fit can tell
     report: FitReport | None = None  # of the last fit
     on_step: Callable[[], None] | None = None  # called after each step of a fit by gradients
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int | None):  # None: the fit tells
         super().__init__()
-        if dim < 1:
+        if dim is not None and dim < 1:
             raise ValueError(f"{type(self).__name__}: dim must be at least 1; got {dim}")
-        self.dim = dim
+        self.dim = dim or 0
         self._seen: dict[str, tuple[Any, Any]] = {}
 
     @abstractmethod
@@ -105,7 +106,10 @@ class Prior(nn.Module, ABC):
         noise: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:  # (n, dim)
-        """n draws; `noise=False` leaves out the last, independent noise of a hierarchy."""
+        """n draws, without gradients.
+
+        `noise=False` leaves out the last, independent noise of a hierarchy.
+        """
 
     @abstractmethod
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:

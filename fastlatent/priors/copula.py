@@ -11,15 +11,18 @@ reference bit that is always +1, so that means are second moments with it:
 Then P(v_i = v_j) = 1/2 + arcsin(R_ij) / pi and E[v_i] = (2 / pi) arcsin(R_i*).
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastlatent.ops import bernoulli_copula_sample, pack_bits
+from fastlatent.priors.base import FitReport, Prior
 from fastlatent.priors.codes import CodeStatistics, check_codes
 from fastlatent.priors.correlation import REPAIRS, gaussian_correlation
 from fastlatent.priors.hyperplanes import margin_directions, slerp_weights, split_directions
@@ -51,7 +54,7 @@ class CodePath(NamedTuple):
     wrong_bits: Tensor  # (k, 2) int64: bits in which these two differ from the codes asked for
 
 
-class BernoulliCopula:
+class BernoulliCopula(Prior):
     """Distribution of binary codes with given first and second moments.
 
     `repair` says what happens where no thresholded Gaussian has these moments: "clip" (Higham
@@ -62,11 +65,13 @@ class BernoulliCopula:
     Bits that are constant, equal or opposite in all codes are so in all samples.
     """
 
+    support = "bits"
     density = "none"
 
     def __init__(
         self, repair: Literal["clip", "nearest_correlation", "exact_means"] = "clip"
     ) -> None:
+        super().__init__(None)
         if repair not in REPAIRS:
             raise ValueError(
                 f"BernoulliCopula: repair must be one of {', '.join(REPAIRS)}; got {repair!r}"
@@ -74,8 +79,11 @@ class BernoulliCopula:
         self.repair = repair
         self._fit: _Fit | None = None
 
-    def fit(self, z: CodeStatistics | Tensor) -> Self:
-        """Fit to statistics, or to codes +/-1 (n, d), in float64 on their device."""
+    def fit(self, z: CodeStatistics | Tensor, *, seed: int = 0) -> Self:
+        """Fit to statistics, or to codes +/-1 (n, d), in float64 on their device.
+
+        Nothing is random, so `seed`, which belongs to the contract of priors, changes nothing.
+        """
         statistics = z if isinstance(z, CodeStatistics) else CodeStatistics.of(z)
         n = statistics.count
         if n == 0:
@@ -101,7 +109,13 @@ class BernoulliCopula:
             repaired=bool(failed),
             rarest=_rarest_difference(disagree, n),
         )
+        self.dim = len(sign) - 1
+        self.report = FitReport(n, 1, True, math.nan)
         return self
+
+    def refit(self, z: CodeStatistics | Tensor, *, seed: int = 0) -> FitReport | None:
+        """As `fit`."""
+        return self.fit(z).report
 
     @property
     def d(self) -> int:
@@ -187,7 +201,9 @@ class BernoulliCopula:
             parts.append(pack_bits(codes) if packed else codes)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(
+        self, z: Tensor, n: int = 1, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Always NotImplementedError: the probability of a code is an orthant integral."""
         raise NotImplementedError(
             "BernoulliCopula.log_prob: the probability of a code has no closed form; "
@@ -268,6 +284,39 @@ class BernoulliCopula:
         fit = self._fitted("directions")
         sign = fit.sign[:-1].to(activations)
         return torch.where(activations[..., fit.source[:-1]] >= 0, sign, -sign)
+
+    # The fit is not made of buffers, since their shapes would have to be known before it; these
+    # three treat it like buffers, but always in float64.
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._fit is not None:
+            for item in fields(_Fit):
+                destination[prefix + item.name] = torch.as_tensor(getattr(self._fit, item.name))
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        missing, _, errors = lists
+        values = {item.name: state_dict.get(prefix + item.name) for item in fields(_Fit)}
+        absent = [prefix + name for name, value in values.items() if value is None]
+        if absent:
+            missing.extend(absent if strict else [])
+            return
+        sign, factor = values["sign"], values["factor"]
+        if sign.dim() != 1 or factor.dim() != 2 or values["source"].shape != sign.shape:
+            errors.append(f"{prefix}sign, source and factor do not fit each other")
+            return
+        values |= {"repaired": bool(values["repaired"]), "rarest": float(values["rarest"])}
+        self._fit, self.dim = _Fit(**values), len(sign) - 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._fit is not None:
+            device = fn(self._fit.factor).device
+            moved = {item.name: getattr(self._fit, item.name) for item in fields(_Fit)}
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()}
+            self._fit = _Fit(**moved)
+        return super()._apply(fn, recurse)
 
     def _fitted(self, name: str) -> "_Fit":
         if self._fit is None:

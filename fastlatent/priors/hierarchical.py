@@ -157,10 +157,12 @@ class Hierarchical(Prior):
             z = mean + std * normal(tuple(mean.shape), mean, generator)
         return self.bound(z, n, generator=generator).total
 
+    @torch.no_grad()
     def sample(
         self, n: int, *, noise: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws of p(z); without `noise` the means g(t), which are none."""
+        check_count(self, "sample", n, least=0)
         mean, std = self.conditional(self.code.sample(n, generator=generator))
         return mean + std * normal((n, self.dim), mean, generator) if noise else mean
 

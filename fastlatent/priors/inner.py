@@ -10,6 +10,7 @@ Activation = Literal["leaky_relu", "relu", "tanh"]
 ScaleKind = Literal["profile", "learned", "fixed"]
 
 _ACTIVATIONS = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU, "tanh": nn.Tanh}
+_FAR = 6.0  # logit of a learned scale: so near to a bound, and back in a moderate number of steps
 _MOMENTUM = 0.99  # of the running scale, a step
 
 
@@ -80,6 +81,9 @@ class Scale(nn.Module):
         "profile": the root of the mean square inside the bounds. It is given without gradient: at
         the best scale the likelihood does not change with it to first order.
         """
+        if self.kind == "learned":
+            with torch.no_grad():
+                self.logit.clamp_(-_FAR, _FAR)
         if self.kind != "profile":
             return self.value
         with torch.no_grad():
