@@ -11,7 +11,7 @@ from memory import needs_linux, peak
 from torch import Tensor, nn
 
 from fastlatent.data import Batch, DataConfig, load
-from fastlatent.latents import walk
+from fastlatent.latents import draw
 from fastlatent.models import GLO, GLOConfig, Turn, build
 from fastlatent.models.glo import (
     CodeTable,
@@ -30,9 +30,10 @@ from fastlatent.models.glo.generators import legacy_bilinear
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
 from fastlatent.noise import Noise, generator
 from fastlatent.presets import TrainConfig
-from fastlatent.training import Learner
 from fastlatent.training.codes import LearnedCodes
+from fastlatent.training.learner import Learner
 from fastlatent.training.objective import Objective
+from fastlatent.walking import walk
 
 F64 = torch.float64
 
@@ -720,3 +721,12 @@ def test_the_gradient_is_clipped_to_its_global_norm(length: float, factor: float
     assert float(Learner._bound_gradient(learner)) == pytest.approx(length)
     for weights, part in zip(model.parameters(), parts, strict=True):
         torch.testing.assert_close(weights.grad.flatten(), factor * part)
+
+
+def test_codes_of_fitted_priors_are_brought_into_the_region() -> None:
+    class Far:
+        def sample(self, n: int, noise: bool = True, generator=None) -> Tensor:
+            return torch.full((n, 6), 3.0)
+
+    drawn = draw(tiny(), "gmm", 4, generator(0, 0, "x"), prior=Far())
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4))

@@ -246,7 +246,8 @@ def test_a_small_step_of_the_codes_lowers_the_loss() -> None:
     model = GLO(PRESETS["glo-digits"].config.model).train()
     data = load(PRESETS["glo-digits"].config.data)
     x = data.train.images(torch.arange(32)) / 255
-    codes = project(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), "ball")
+    make = torch.Generator().manual_seed(0)
+    codes = project(torch.randn(32, model.latent_dim, generator=make), "ball")
     codes.requires_grad_()
     before = model(x, latents=codes)["loss"].mean()
     (gradient,) = torch.autograd.grad(before, codes)
