@@ -14,6 +14,7 @@ COMMANDS = {
     "walks": "compare all ways to walk through the latents of runs, in a table",
     "geodesics": "shorten straight lines in latent space, and say by how much",
     "layers": "show what each layer of a Ladder VAE holds",
+    "fit_prior": "fit a prior to the latents of a trained model",
     "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
     "compare": "put runs side by side, in a table and a page for the browser",
     "convert": "turn published weights into a run folder",

@@ -17,11 +17,12 @@ from fastlatent.models.features import (
     fit_logistic_regression,
 )
 from fastlatent.passes import gather_codes
-from fastlatent.priors import BernoulliCopula, CodeStatistics
+from fastlatent.priors import BernoulliCopula, CodeStatistics, Prior, PriorKind
 from fastlatent.progress import say
 from fastlatent.runs import Run, Weights
 from fastlatent.runs.files import read_checkpoint, read_tensors, write_tensors
 from fastlatent.runs.folder import load_weights
+from fastlatent.runs.priors import read_prior
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ class Trained:
         if self.model.latent_kind != "bits":
             return None
         return BernoulliCopula(repair).fit(self.codes)
+
+    def prior(self, kind: PriorKind) -> Prior:
+        """The prior of that kind that fit_prior has fitted to these weights.
+
+        Raises RunError with the command to run where there is none.
+        """
+        return read_prior(self.run, self.options.weights, kind, self.model)
 
     @cached_property
     def logistic_regression(self) -> LogisticRegression:

@@ -27,6 +27,11 @@ NAMES: dict[Sampling, str] = {
     "copula": "fitted to the training codes (copula)",
     "random": "fair random bits",
     "prior": "from the prior",
+    "normal": "from a Gaussian fitted to the latents",
+    "gmm": "from a Gaussian mixture fitted to the latents",
+    "vamp": "from a VampPrior fitted to the latents",
+    "hierarchical": "from a VAE fitted to the latents",
+    "ladder": "from a ladder prior fitted to the latents",
 }
 
 

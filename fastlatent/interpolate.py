@@ -13,7 +13,7 @@ from fastlatent.arguments import Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.experiments.geodesic_walks import walk_shorter
-from fastlatent.experiments.likely_walks import LikelyOptions, PriorKind, Search, walk_likely
+from fastlatent.experiments.likely_walks import Density, LikelyOptions, Search, walk_likely
 from fastlatent.experiments.shorter import Feature
 from fastlatent.geometry.solver import Method
 from fastlatent.latents import Repair, check_method, decode
@@ -71,9 +71,9 @@ class Options(EndOptions):
     points: int | None = None
     """With --method geodesic: points of the grid on which the original program measures; default:
     20."""
-    prior: PriorKind | None = None
+    prior: Density | None = None
     """With --method likelihood: whose density makes a point likely: the model's own prior
-    (default), or one that is fitted here to the encoded training images."""
+    (default), or one that fit_prior has fitted to the run."""
     space: Space | None = None
     """With --method likelihood: where paths run, in the prior's own space (default), which for a
     hierarchical one are the latents t below, or in the model's latents z."""

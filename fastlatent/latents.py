@@ -1,7 +1,7 @@
 """Latents to decode, drawn by a named method."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from fastlatent.data import Split
 from fastlatent.models import LatentModel
 from fastlatent.noise import generator as stream_of
 from fastlatent.passes import evaluating
-from fastlatent.priors import BernoulliCopula, random_bits
+from fastlatent.priors import BernoulliCopula, Prior, PriorKind, random_bits
 
-Sampling = Literal["copula", "random", "prior"]
+Sampling = Literal["copula", "random", "prior", "normal", "gmm", "vamp", "hierarchical", "ladder"]
+FITTED: tuple[PriorKind, ...] = get_args(PriorKind)  # priors that fit_prior has fitted to a run
 Repair = Literal["clip", "nearest_correlation", "exact_means"]
 
 SAMPLINGS: dict[str, tuple[Sampling, ...]] = {"bits": ("copula", "random"), "real": ("prior",)}
@@ -28,12 +29,20 @@ def draw(
     n: int,
     generator: torch.Generator,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    prior: Prior | None = None,  # needed by the methods that are kinds of fitted priors
 ) -> Tensor:  # (n, d)
-    """Latents by the method: the fitted copula, fair random bits, or the model's prior.
+    """Latents by the method: the fitted copula, fair random bits, the model's prior, a fitted one.
 
     Raises ValueError for a method of the other kind of latent.
     """
-    check_method("sampling", method, SAMPLINGS[model.latent_kind], model)
+    check_method("sampling", method, sampling_methods(model), model)
+    if method in FITTED:
+        if prior is None:
+            raise ValueError(f"draw: the method {method} needs a fitted prior")
+        with evaluating(model) as device:
+            return model.complete_latents(
+                prior.sample(n, generator=generator).to(device), generator
+            )
     if method == "copula":
         if copula is None:
             raise ValueError("draw: the method copula needs a fitted copula")
@@ -50,12 +59,19 @@ def draw_in_parts(
     n: int,
     seed: int,
     copula: BernoulliCopula | None = None,  # needed by the method of that name
+    prior: Prior | None = None,  # needed by the methods that are kinds of fitted priors
 ) -> Iterator[Tensor]:  # each (k, d)
     """n latents in parts, so that memory does not bound n; always the same for the same seed."""
     stream = stream_of(seed, 0, f"samples/{method}")
     part = max(1, min(PART, PART_NUMBERS // model.latent_dim))
     for start in range(0, n, part):
-        yield draw(model, method, min(part, n - start), stream, copula)
+        yield draw(model, method, min(part, n - start), stream, copula, prior)
+
+
+def sampling_methods(model: LatentModel) -> tuple[Sampling, ...]:
+    """All methods that draw latents of the model's kind, those of fitted priors last."""
+    methods = SAMPLINGS[model.latent_kind]
+    return methods if model.latent_kind == "bits" else (*methods, *FITTED)
 
 
 def check_method(what: str, method: str, choices: tuple[str, ...], model: LatentModel) -> None:

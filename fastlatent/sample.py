@@ -17,12 +17,13 @@ from fastlatent.data import DataConfig, Split, load
 from fastlatent.data.config import KINDS
 from fastlatent.gallery import NAMES
 from fastlatent.latents import (
-    SAMPLINGS,
+    FITTED,
     Repair,
     Sampling,
     check_method,
     decode,
     draw_in_parts,
+    sampling_methods,
     unit_images,
 )
 from fastlatent.progress import say, track
@@ -32,6 +33,7 @@ DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
 - Gaussian latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned
+- real latents, --method normal, gmm, vamp, hierarchical, ladder: from what fit_prior has fitted
 - a data set in place of a run: its first images, as many of each class, as PNGs in --folder
 
 Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read.
@@ -52,7 +54,8 @@ class Options(RunOptions):
     n: int = 64
     """How many images to draw."""
     method: Sampling | None = None
-    """How to draw the latents; default: copula for bits, prior for Gaussian latents."""
+    """How to draw the latents; default: copula for bits, prior for Gaussian latents. The priors
+    normal ... ladder are those that fit_prior has fitted to this run."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
@@ -78,12 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_real(options, *data)
         return
     trained = Trained(options)
-    choices = SAMPLINGS[trained.model.latent_kind]
+    choices = sampling_methods(trained.model)
     method = options.method or choices[0]
     check_method("sampling", method, choices, trained.model)
     copula = trained.copula(options.repair) if method == "copula" else None
+    prior = trained.prior(method) if method in FITTED else None
 
-    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula)
+    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, prior)
     first = next(parts)
     shown = first[:SHOWN]
     picture = plots.samples(

@@ -15,7 +15,7 @@ from fastlatent.evaluation.extractors import Extractor, classifier_of
 from fastlatent.evaluation.sets import features_of, real_images
 from fastlatent.experiments.ends import EndOptions, join
 from fastlatent.experiments.findings import write_rows
-from fastlatent.experiments.likely_walks import Likely, LikelyOptions, PriorKind
+from fastlatent.experiments.likely_walks import Density, Likely, LikelyOptions
 from fastlatent.experiments.walk_table import Row, rows_of
 from fastlatent.latents import Repair
 from fastlatent.metrics.features import to_uint8
@@ -47,9 +47,9 @@ class Options:
     """Images on a walk, both ends among them."""
     split: Literal["train", "test"] = "test"
     """Whose images are walked between, and compared with."""
-    prior: PriorKind | Literal["auto"] = "auto"
-    """Whose density counts: the model's own prior's, or that of one fitted here to the encoded
-    training images; auto: its own where that has a density, else gmm."""
+    prior: Density | Literal["auto"] = "auto"
+    """Whose density counts: the model's own prior's, or that of one that fit_prior has fitted to
+    each run; auto: its own where that has a density, else gmm."""
     features: bool = True
     """Take FD(classifier), where the data set has labels."""
     repair: Repair = "clip"

@@ -38,6 +38,7 @@ FLOORS = (
         "convert",
         "doctor",
         "evaluate",
+        "fit_prior",
         "geodesics",
         "interpolate",
         "layers",

@@ -19,14 +19,13 @@ from fastlatent.latents import decode
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.paths import LikelihoodPaths, Objective, typical_level
-from fastlatent.priors import GaussianMixture, Hierarchical, Ladder, Normal, PathSpace, Prior
+from fastlatent.priors import PathSpace, Prior, PriorKind
 from fastlatent.progress import say
 from fastlatent.walking import Measured, Space, Walk, measured, space_of, walk
 
-PriorKind = Literal["own", "normal", "gmm", "hierarchical", "ladder"]
+Density = Literal["own"] | PriorKind
 Search = Literal["adam", "original"]
 
-FITTED = 20_000  # latents of training images to fit a prior to, at most
 NODES = 2_000  # of the graph of encoded images, at most
 LEVEL_DRAWS = 10_000
 TYPICAL_FROM = 9  # dimensions, where the mode is no place for data any more
@@ -37,9 +36,8 @@ CHECKED = 8  # walks in the picture of histories, at most
 class LikelyOptions:
     """How likely paths are searched for, on the command line."""
 
-    prior: PriorKind = "own"
-    """Whose density makes a point likely: the model's own prior, or one that is fitted here to
-    the encoded training images."""
+    prior: Density = "own"
+    """Whose density makes a point likely: the model's own prior, or one that fit_prior fitted."""
     space: Space = "t"
     """Where paths run: in the prior's own space, which for a hierarchical one are the latents
     below, or (z) in the model's latents."""
@@ -116,10 +114,10 @@ class Likely:
         return typical_level(self.space.log_prob, self.space.encode(drawn).double())
 
 
-def prior_of(trained: Trained, kind: PriorKind) -> Prior:
-    """The model's own prior, or one fitted to the encoded training images.
+def prior_of(trained: Trained, kind: Density) -> Prior:
+    """The model's own prior, or one that fit_prior has fitted.
 
-    Raises UsageError where there is none.
+    Raises UsageError or RunError where there is none, or it is not over all latents.
     """
     model = trained.model
     if model.latent_kind != "real":
@@ -131,21 +129,17 @@ def prior_of(trained: Trained, kind: PriorKind) -> Prior:
         prior = model.latent_prior
         if prior is None:
             raise UsageError(
-                f"{trained.run.path} holds a model whose own prior has no density; name one to fit "
-                "by --prior normal, gmm, hierarchical or ladder"
+                f"{trained.run.path} holds a model whose own prior has no density; fit "
+                f"one by python -m fastlatent.fit_prior {trained.run.path} and name it by --prior"
             )
         return prior.to(trained.device).eval()
-    d = model.latent_dim
-    made: dict[str, Prior] = {
-        "normal": Normal(d, "full"),
-        "gmm": GaussianMixture(d),
-        "hierarchical": Hierarchical(d),
-        "ladder": Ladder(d),
-    }
-    latents = training_latents(trained, FITTED)
-    say(f"fitting the prior {kind} to {len(latents):,} encoded training images")
-    fitted = made[kind].to(trained.device)
-    return fitted.fit(latents, seed=trained.seed).eval()
+    prior = trained.prior(kind)
+    if prior.dim != model.latent_dim:
+        raise UsageError(
+            f"the prior {kind} of {trained.run.path} is over {prior.dim} of the model's "
+            f"{model.latent_dim} latents; likely paths need one over all"
+        )
+    return prior
 
 
 def training_latents(trained: Trained, most: int) -> Tensor:  # (n, d)

@@ -66,6 +66,39 @@ class LatentModel(nn.Module, ABC):
         own = type(self).draw_prior is not LatentModel.draw_prior
         return None if own or self.latent_kind == "bits" else Normal(self.latent_dim)
 
+    # What a prior that is fitted after training stands on
+
+    @property
+    def prior_dim(self) -> int:
+        """Number of latents that a fitted prior is over; the model itself draws any others."""
+        return self.latent_dim
+
+    @property
+    def stored_latents(self) -> Tensor | None:
+        """The latents of the training images (n, d), where the model keeps them itself."""
+        return None
+
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation of q(z | x), each (n, d); None where it is no diagonal Gaussian."""
+        return None
+
+    def draw_latents(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """A draw of q(z | x), its mean without noise: (n, c, h, w) -> (n, prior_dim).
+
+        Without a posterior it is the code.
+        """
+        posterior = self.gaussian_posterior(x)
+        if posterior is None:
+            return self.encode(x)
+        mean, std = posterior
+        if noise is None:
+            return mean
+        return mean + std * noise.normal("latent", mean.shape, mean.device, mean.dtype)
+
+    def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents to decode from draws of a fitted prior: (n, prior_dim) -> (n, d)."""
+        return z
+
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """How training lays out the weights, and by them the features, on a device."""
         return torch.channels_last

@@ -218,6 +218,13 @@ class LBAE(LatentModel):
         first, *_ = self.encoder(x)
         return binarize(first, self.config.surrogate)[0] if self.latent_kind == "bits" else first
 
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        self._check_images("x", x)
+        if self.latent_kind == "bits":
+            return None
+        mean, log_variance = map(at_least_float32, self.encoder(x))
+        return mean, (log_variance / 2).exp()
+
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1]: (n, d) -> (n, c, h, w)."""
         self._check_latents("z", z)

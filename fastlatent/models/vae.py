@@ -131,6 +131,11 @@ class VAE(LatentModel):
         self._check_images("x", x)
         return self.encoder(2 * x - 1)[0]
 
+    def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_images("x", x)
+        mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
+        return mean, (log_variance / 2).exp()
+
     def decode(self, z: Tensor) -> Tensor:
         """Mean images, in [0, 1]: (n, d) -> (n, c, h, w)."""
         self._check_latents("z", z)

@@ -13,6 +13,7 @@ from fastlatent.priors.hyperplanes import slerp
 from fastlatent.priors.mixture import GaussianMixture
 from fastlatent.priors.mixture_fit import MixtureFit
 from fastlatent.priors.normal import Normal
+from fastlatent.priors.settings import PriorKind, PriorSettings
 from fastlatent.priors.two_stage import TwoStage
 from fastlatent.priors.vamp import VampPrior
 
@@ -32,6 +33,8 @@ __all__ = [
     "Normal",
     "PathSpace",
     "Prior",
+    "PriorKind",
+    "PriorSettings",
     "TwoStage",
     "VampPrior",
     "cross_entropy",

@@ -54,6 +54,7 @@ class Prior(nn.Module, ABC):
     support: Support = "real"
     density: Density = "exact"  # what log_prob returns; "none": it raises
     report: FitReport | None = None  # of the last fit
+    on_step: Callable[[], None] | None = None  # called after each step of a fit by gradients
 
     def __init__(self, dim: int):
         super().__init__()

@@ -53,15 +53,12 @@ def log_full_mixture(
     p = precisions_cholesky
     log_scale = p.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     constant = log_weights + log_scale - 0.5 * d * _LOG_2PI
-    centre = means.detach().double().mean(0)
     if d > _FEATURES:
         dtype = torch.promote_types(at_least_float32(z).dtype, p.dtype)
-        m = (means - centre.to(means)).to(dtype)
-        sheet = p.to(dtype).permute(1, 0, 2).flatten(1)  # (d, K d): all P_k side by side
-        offset = (m[:, None] @ p.to(dtype)).flatten()
-        points = (at_least_float32(z).to(dtype) - centre.to(dtype)).reshape(-1, d)
-        values = _WideMixture.apply(points, constant.to(dtype), sheet, offset)
+        points = at_least_float32(z).to(dtype).reshape(-1, d)
+        values = _WideMixture.apply(points, constant.to(dtype), means.to(dtype), p.to(dtype))
         return values.reshape(z.shape[:-1]).to(at_least_float32(z).dtype)
+    centre = means.detach().double().mean(0)
     m, p = means.double() - centre, p.double()
     precision = p @ p.mT
     linear = (precision @ m[..., None])[..., 0]
@@ -150,22 +147,22 @@ class _FeatureMixture(torch.autograd.Function):
 
 
 class _WideMixture(torch.autograd.Function):
-    """logsumexp_k (constant_k - |z P_k - offset_k|^2 / 2) of (n, d), (K,), (d, K d), (K d,)."""
+    """logsumexp_k (constant_k - |(z - m_k) P_k|^2 / 2): (n, d), (K,), (K, d), (K, d, d) -> (n,)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, constant: Tensor, sheet: Tensor, offset: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, constant: Tensor, means: Tensor, factors: Tensor) -> Tensor:
         only_z = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:])
         values, slope = z.new_empty(len(z)), torch.empty_like(z) if only_z else None
-        for rows in _parts(len(z), _NUMBERS // len(offset)):
-            y, exponents = _exponents(z[rows], constant, sheet, offset)
+        back = factors.mT.flatten(0, 1) if only_z else None  # (K d, d): all P_k^T in one product
+        for rows in _parts(len(z), _NUMBERS // means.numel()):
+            _, y, exponents = _exponents(z[rows], constant, means, factors)
             peak = exponents.amax(1, keepdim=True).clamp_min(torch.finfo(z.dtype).min)
             shares = _exp_(exponents.sub_(peak))
             total = shares.sum(1, keepdim=True)
             values[rows] = (total.log() + peak)[:, 0]
             if slope is not None:
-                y.mul_((shares / total)[..., None])
-                torch.mm(y.flatten(1), sheet.mT, out=slope[rows])
-        ctx.save_for_backward(*((slope,) if only_z else (z, constant, sheet, offset, values)))
+                torch.mm(y.mul_((shares / total)[..., None]).flatten(1), back, out=slope[rows])
+        ctx.save_for_backward(*((slope,) if only_z else (z, constant, means, factors, values)))
         return values
 
     @staticmethod
@@ -173,25 +170,30 @@ class _WideMixture(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             return -ctx.saved_tensors[0] * gradient[:, None], None, None, None
-        z, constant, sheet, offset, values = ctx.saved_tensors
+        z, constant, means, factors, values = ctx.saved_tensors
         to_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
-        to_constant, to_sheet, to_offset = map(torch.zeros_like, (constant, sheet, offset))
-        for rows in _parts(len(z), _NUMBERS // len(offset)):
-            y, exponents = _exponents(z[rows], constant, sheet, offset)
+        to_constant, sums, to_factors = map(torch.zeros_like, (constant, means, factors))
+        back = factors.mT.flatten(0, 1)
+        for rows in _parts(len(z), _NUMBERS // means.numel()):
+            difference, y, exponents = _exponents(z[rows], constant, means, factors)
             shares = _exp_(exponents.sub_(values[rows, None])).mul_(gradient[rows, None])
-            y = y.mul_(shares[..., None]).flatten(1)
+            y.mul_(shares[..., None])
             to_constant += shares.sum(0)
-            to_sheet.addmm_(z[rows].mT, y, alpha=-1)
-            to_offset += y.sum(0)
+            sums += y.sum(0)
+            to_factors.baddbmm_(difference.permute(1, 2, 0), y.transpose(0, 1), alpha=-1)
             if to_z is not None:
-                torch.mm(y, sheet.mT, out=to_z[rows]).neg_()
-        return to_z, to_constant, to_sheet, to_offset
+                torch.mm(y.flatten(1), back, out=to_z[rows]).neg_()
+        return to_z, to_constant, (factors @ sums[..., None])[..., 0], to_factors
 
 
-def _exponents(z: Tensor, constant: Tensor, sheet: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """y (n, K, d) and constant - |y|^2 / 2 (n, K)."""
-    y = torch.addmm(offset, z, sheet, beta=-1).unflatten(1, (len(constant), -1))
-    return y, constant - 0.5 * torch.linalg.vector_norm(y, dim=-1).square()
+def _exponents(
+    z: Tensor, constant: Tensor, means: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z - m_k and y = (z - m_k) P_k, (n, K, d) each, and constant - |y|^2 / 2 (n, K)."""
+    difference = z[:, None] - means
+    y = torch.empty_like(difference)
+    torch.bmm(difference.transpose(0, 1), factors, out=y.transpose(0, 1))
+    return difference, y, constant - 0.5 * torch.linalg.vector_norm(y, dim=-1).square()
 
 
 def _exp_(x: Tensor) -> Tensor:

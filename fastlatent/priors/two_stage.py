@@ -70,6 +70,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(prior.parameters(), options.clip)
         optimizer.step()
         schedule.step()
+        if prior.on_step is not None:
+            prior.on_step()
     prior.eval()
     inner = finish(z, seed)
     log_prob = report_log_prob(prior, z, generator)

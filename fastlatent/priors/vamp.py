@@ -30,6 +30,8 @@ class VampPrior(Prior):
     program.
     """
 
+    TRAINING = TwoStage(rate=1e-2, steps=500)
+
     def __init__(
         self,
         dim: int,
@@ -45,7 +47,7 @@ class VampPrior(Prior):
         self.components = components
         self.image_shape = tuple(image_shape)
         self.free = free
-        self.two_stage = two_stage or TwoStage(rate=1e-2, steps=500)
+        self.two_stage = two_stage or self.TRAINING
         self.raw = nn.Parameter(torch.randn(components, *image_shape))
         # In a tuple, where Module does not find it and make it a child.
         self._bound: tuple[Encoder] | None = None

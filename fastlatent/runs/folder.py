@@ -4,6 +4,7 @@ config.json                how to train again
 weights.safetensors        weights to use: the newest checkpoint's, or their moving average
 best.safetensors           weights at the lowest test loss
 codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
+prior-<kind>.safetensors   a prior fitted to the latents, by fit_prior (prior-<kind>-best: of best)
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
 metrics.jsonl              one line of numbers for each log, test and sample measurement
 evaluation.json            what evaluate measured last

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastlatent.models.base import LatentModel
 from fastlatent.models.lvae.config import LVAEConfig
-from fastlatent.models.lvae.layers import LadderPass, LayerPass, TopDownLayer
+from fastlatent.models.lvae.layers import LadderPass, LayerPass, Normal, TopDownLayer
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS
 from fastlatent.nn import (
     ACTIVATIONS,
@@ -172,6 +172,27 @@ class LadderVAE(LatentModel):
             seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
             passed = self.sample_prior(min(PRIOR_PART, n - start), Noise(seed, 0))
             parts.append(passed.latents)
+        return torch.cat(parts)
+
+    @property
+    def prior_dim(self) -> int:
+        """The latents of the top layer; the others have learned conditionals."""
+        return self.latent_sizes[-1]
+
+    def draw_latents(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """The top layer's part of a draw of the posterior, of its means without noise."""
+        return self.posterior(self.features(x), noise).latents[:, -self.prior_dim :]
+
+    def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws of the top layer and, given them, of all layers below: (n, prior_dim) -> (n, d)."""
+        top = Normal.of(self.top_down[-1].top_prior)
+        standard = (z - top.mean.flatten(1)) * (-top.log_variance.flatten(1) / 2).exp()
+        parts = []
+        for part in standard.split(PRIOR_PART):
+            seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+            noise = self._normal(len(part), Noise(seed, 0))
+            noise[:, -self.prior_dim :] = part
+            parts.append(self.top_down_pass(noise=noise).latents)
         return torch.cat(parts)
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""Fit a prior to the latents of a trained model: `python -m fastlatent.fit_prior RUN`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlatent.arguments import RunOptions, Trained
+from fastlatent.console import UsageError, command, parse
+from fastlatent.data import Split
+from fastlatent.latents import unit_images
+from fastlatent.metrics import frechet_from_features
+from fastlatent.noise import Noise, generator
+from fastlatent.passes import evaluating
+from fastlatent.priors import (
+    Estimate,
+    Normal,
+    Prior,
+    PriorSettings,
+    VampPrior,
+    cross_entropy,
+)
+from fastlatent.progress import Progress, format_seconds, say, track
+from fastlatent.runs.priors import prior_file, write_prior
+
+DESCRIPTION = """Fit a prior to the latents of a trained model's images, and store it in the run.
+
+It takes draws of the posterior where the model has one, codes otherwise; of a Ladder VAE the top
+layer's latents. Then `sample RUN --method gmm` draws from it. The table compares it with N(0, I)
+on latents of test images, by mean log-density and by the Frechet distance of draws.
+
+Examples:
+  python -m fastlatent.fit_prior runs/vae-digits
+  python -m fastlatent.fit_prior runs/vae-digits --prior ladder --code-dim 2 --steps 1000
+  python -m fastlatent.sample runs/vae-digits --method ladder"""
+
+IMPORTANCE = 64  # draws for the density of test latents where it is a bound
+HELD_OUT = 10  # where the model stores its latents, one of so many is not fitted to
+
+
+@dataclass(frozen=True)
+class Options(PriorSettings, RunOptions):
+    """The command line."""
+
+    n: int | None = None
+    """Training images to take latents of, at most; default: all."""
+    means: bool = False
+    """Fit to means of the posterior, not to draws."""
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        PriorSettings.__post_init__(self)
+
+
+class Row(NamedTuple):
+    """A prior against the latents of test images."""
+
+    name: str
+    log_prob: Estimate | None  # its value with the sign of a cross-entropy; None: no density
+    density: str
+    frechet: float  # of draws to the test latents
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, fit and store."""
+    options = parse(Options, argv, "fit_prior", DESCRIPTION)
+    trained = Trained(options)
+    model, settings = trained.model, settings_of(options)
+    if model.latent_kind == "bits":
+        raise UsageError(
+            f"{trained.run.path} holds a model of bits, and a prior of kind {settings.prior} is "
+            "over real latents; bits take --method copula or random of sample, without fit_prior"
+        )
+    if settings.prior == "vamp" and trained.model.gaussian_posterior(probe(trained)) is None:
+        raise UsageError(
+            f"--prior vamp needs a model whose encoder gives a Gaussian posterior; that in "
+            f"{trained.run.path} does not, but takes normal, gmm, hierarchical or ladder"
+        )
+    train, test = latents(trained, options)
+    torch.manual_seed(trained.seed)
+    prior = settings.build(model.prior_dim, model.image_shape).to(trained.device)
+    prior.bind(model.gaussian_posterior)
+    if isinstance(prior, VampPrior):
+        count = len(trained.split("train"))
+        some = torch.randperm(count, generator=generator(trained.seed, 0, "pseudo-images"))
+        chosen = some[: settings.components]
+        prior.start_from(unit_images(trained.split("train"), chosen, trained.device))
+    began = time.monotonic()
+    with Progress(f"fitting {settings.prior}", max(1, settings.trains)) as progress:
+        prior.on_step = progress.advance
+        prior.fit(train, seed=trained.seed)
+    seconds = time.monotonic() - began
+    prior.on_step = None
+    replaced = prior_file(trained.run, options.weights, settings.prior).is_file()
+    report(trained, prior, settings, test, seconds)
+    path = write_prior(trained.run, options.weights, settings, prior)
+    say(f"{path}{' (in place of the one before)' if replaced else ''}")
+    say(f"  python -m fastlatent.sample {trained.run.path} --method {settings.prior}")
+
+
+def settings_of(options: Options) -> PriorSettings:
+    return PriorSettings(
+        **{item.name: getattr(options, item.name) for item in fields(PriorSettings)}
+    )
+
+
+def probe(trained: Trained) -> Tensor:
+    """An image of the model's shape, to see what it gives."""
+    return torch.zeros(1, *trained.model.image_shape, device=trained.device)
+
+
+def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
+    """Latents to fit to, and others to measure with: (n, prior_dim), (m, prior_dim)."""
+    stored = trained.model.stored_latents
+    if stored is not None:
+        order = torch.randperm(len(stored), generator=generator(trained.seed, 0, "held out"))
+        held = max(1, len(stored) // HELD_OUT)
+        train = stored[order[held:][: options.n].to(stored.device)]
+        return train.to(trained.device), stored[order[:held].to(stored.device)].to(trained.device)
+    return tuple(
+        encoded(trained, trained.split(name), options.n if name == "train" else None, options.means)
+        for name in ("train", "test")
+    )
+
+
+def encoded(trained: Trained, split: Split, limit: int | None, means: bool) -> Tensor:
+    """Latents of the split's images, a random part of them where there is a limit."""
+    order = torch.arange(len(split))
+    if limit is not None and limit < len(split):
+        stream = generator(trained.seed, 0, f"images/{split.name}")
+        order = torch.randperm(len(split), generator=stream)[:limit]
+    parts = []
+    with evaluating(trained.model) as device:
+        batches = split.batches(trained.batch, device, order=order)
+        total = -(-len(order) // trained.batch)
+        for number, part in enumerate(track(batches, f"latents of {split.name} images", total)):
+            noise = None if means else Noise(trained.seed, number).derived(f"prior/{split.name}")
+            parts.append(trained.model.draw_latents(part.images, noise).float())
+    return torch.cat(parts)
+
+
+def report(
+    trained: Trained, prior: Prior, settings: PriorSettings, test: Tensor, seconds: float
+) -> None:
+    """Print what the fit came to, next to N(0, I)."""
+    fitted = prior.report
+    parts = [f"{fitted.latents:,} latents of {prior.dim} dimensions", format_seconds(seconds)]
+    if fitted.components is not None:
+        dropped = f", {fitted.dropped:.1%} of the mass dropped" if fitted.dropped > 0.0005 else ""
+        parts.append(f"{fitted.active} of {fitted.components} components active{dropped}")
+    if not fitted.converged:
+        parts.append(f"not converged after {fitted.iterations} iterations")
+    say(f"{settings.prior}: {'; '.join(parts)}")
+    say(f"  {'prior':14}{'log-density':>12}{'+/-':>8}   {'density':12}{'Frechet':>9}")
+    plain = Normal(prior.dim).to(test.device)
+    for row in (
+        measured(trained, "N(0, I)", plain, test),
+        measured(trained, settings.prior, prior, test),
+    ):
+        density = f"{'-':>12}{'':>8}"
+        if row.log_prob is not None:
+            density = f"{-row.log_prob.value:12.3f}{row.log_prob.error:8.3f}"
+        say(f"  {row.name:14}{density}   {row.density.replace('_', ' '):12}{row.frechet:9.4f}")
+    say(
+        f"  nats per latent vector and squared distance of draws, on {len(test):,} held-out latents"
+    )
+
+
+def measured(trained: Trained, name: str, prior: Prior, test: Tensor) -> Row:
+    stream = generator(trained.seed, 0, f"measure/{name}", test.device)
+    log_prob = None
+    if prior.density != "none":
+        log_prob = cross_entropy(prior, test, IMPORTANCE, generator=stream)
+    with torch.no_grad():
+        draws = prior.sample(len(test), generator=stream)
+    return Row(name, log_prob, prior.density, float(frechet_from_features(test, draws)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

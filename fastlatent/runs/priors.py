@@ -1,0 +1,59 @@
+"""Priors fitted to the latents of a run: tensors with the settings that build them again."""
+
+import json
+from pathlib import Path
+
+from fastlatent.console import RunError
+from fastlatent.models import LatentModel
+from fastlatent.priors import Prior, PriorKind, PriorSettings
+from fastlatent.runs.config import from_json, to_json
+from fastlatent.runs.files import fingerprint, read_tensors, write_tensors
+from fastlatent.runs.folder import Run, Weights, load_weights
+
+
+def prior_file(run: Run, which: Weights, kind: PriorKind) -> Path:
+    """Where the prior of that kind, fitted to latents of those weights, lies."""
+    return run.path / f"prior-{kind}{'-best' if which == 'best' else ''}.safetensors"
+
+
+def write_prior(run: Run, which: Weights, settings: PriorSettings, prior: Prior) -> Path:
+    """Store a fitted prior, in place of what was fitted before, with a mark of the weights."""
+    path = prior_file(run, which, settings.prior)
+    marks = {
+        "settings": json.dumps(to_json(settings)),
+        "dim": str(prior.dim),
+        "weights": fingerprint(run.weights_file(which)),
+    }
+    write_tensors(path, prior.state_dict(), marks)
+    return path
+
+
+def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) -> Prior:
+    """The stored prior, on the model's device and in evaluation mode.
+
+    Raises RunError, with the command that fits it, where there is none or the model has changed
+    since; ValueError where the file is damaged or of another dimension.
+    """
+    path = prior_file(run, which, kind)
+    best = " --weights best" if which == "best" else ""
+    command = f"python -m fastlatent.fit_prior {run.path} --prior {kind}{best}"
+    if not path.is_file():
+        raise RunError(f"no prior {kind!r} is fitted to {run.path} yet; run {command}")
+    tensors, marks = read_tensors(path)
+    try:
+        settings = from_json(PriorSettings, json.loads(marks["settings"]), str(path))
+        dim = int(marks["dim"])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{path} is damaged or holds no prior: it lacks its settings") from None
+    if dim != model.prior_dim:
+        raise ValueError(
+            f"{path} is a prior of {dim} latents and the model has {model.prior_dim}; run {command}"
+        )
+    if marks.get("weights") != fingerprint(run.weights_file(which)):
+        raise RunError(
+            f"{path} was fitted to other weights than those in {run.path}; run {command}"
+        )
+    prior = settings.build(dim, model.image_shape)
+    load_weights(prior, tensors, path)
+    device = next(model.parameters()).device
+    return prior.bind(model.gaussian_posterior).to(device).eval().requires_grad_(False)
