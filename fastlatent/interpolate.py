@@ -73,7 +73,7 @@ class Options(EndOptions):
     20."""
     prior: Density | None = None
     """With --method likelihood: whose density makes a point likely: the model's own prior
-    (default), or one that fit_prior has fitted or, where it has not, is fitted here."""
+    (default), or one that fit_prior has fitted to the run."""
     space: Space | None = None
     """With --method likelihood: where paths run, in the prior's own space (default), which for a
     hierarchical one are the latents t below, or in the model's latents z."""

@@ -48,8 +48,8 @@ class Options:
     split: Literal["train", "test"] = "test"
     """Whose images are walked between, and compared with."""
     prior: Density | Literal["auto"] = "auto"
-    """Whose density counts: the model's own prior's, or that of one fitted here to the encoded
-    training images; auto: its own where that has a density, else gmm."""
+    """Whose density counts: the model's own prior's, or that of one that fit_prior has fitted to
+    each run; auto: its own where that has a density, else gmm."""
     features: bool = True
     """Take FD(classifier), where the data set has labels."""
     repair: Repair = "clip"

@@ -19,15 +19,13 @@ from fastlatent.latents import decode
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.paths import LikelihoodPaths, Objective, typical_level
-from fastlatent.priors import PathSpace, Prior, PriorSettings
+from fastlatent.priors import PathSpace, Prior, PriorKind
 from fastlatent.progress import say
-from fastlatent.runs.priors import prior_file
 from fastlatent.walking import Measured, Space, Walk, measured, space_of, walk
 
-Density = Literal["own", "normal", "gmm", "vamp", "hierarchical", "ladder"]
+Density = Literal["own"] | PriorKind
 Search = Literal["adam", "original"]
 
-FITTED = 20_000  # latents of training images to fit a prior to, at most
 NODES = 2_000  # of the graph of encoded images, at most
 LEVEL_DRAWS = 10_000
 TYPICAL_FROM = 9  # dimensions, where the mode is no place for data any more
@@ -39,8 +37,7 @@ class LikelyOptions:
     """How likely paths are searched for, on the command line."""
 
     prior: Density = "own"
-    """Whose density makes a point likely: the model's own prior, or one that fit_prior has fitted
-    or, where it has not, is fitted here in the same way."""
+    """Whose density makes a point likely: the model's own prior, or one that fit_prior fitted."""
     space: Space = "t"
     """Where paths run: in the prior's own space, which for a hierarchical one are the latents
     below, or (z) in the model's latents."""
@@ -118,9 +115,9 @@ class Likely:
 
 
 def prior_of(trained: Trained, kind: Density) -> Prior:
-    """The model's own prior, or one fitted to the encoded training images.
+    """The model's own prior, or one that fit_prior has fitted.
 
-    Raises UsageError where there is none, RunError where only fit_prior can fit it.
+    Raises UsageError or RunError where there is none, or it is not over all latents.
     """
     model = trained.model
     if model.latent_kind != "real":
@@ -132,16 +129,17 @@ def prior_of(trained: Trained, kind: Density) -> Prior:
         prior = model.latent_prior
         if prior is None:
             raise UsageError(
-                f"{trained.run.path} holds a model whose own prior has no density; name one to fit "
-                "by --prior normal, gmm, hierarchical or ladder"
+                f"{trained.run.path} holds a model whose own prior has no density; fit "
+                f"one by python -m fastlatent.fit_prior {trained.run.path} and name it by --prior"
             )
         return prior.to(trained.device).eval()
-    if kind == "vamp" or prior_file(trained.run, trained.options.weights, kind).is_file():
-        return trained.prior(kind)
-    latents = training_latents(trained, FITTED)
-    say(f"fitting the prior {kind} to {len(latents):,} encoded training images")
-    made = PriorSettings(prior=kind).build(model.latent_dim, model.image_shape)
-    return made.to(trained.device).fit(latents, seed=trained.seed).eval()
+    prior = trained.prior(kind)
+    if prior.dim != model.latent_dim:
+        raise UsageError(
+            f"the prior {kind} of {trained.run.path} is over {prior.dim} of the model's "
+            f"{model.latent_dim} latents; likely paths need one over all"
+        )
+    return prior
 
 
 def training_latents(trained: Trained, most: int) -> Tensor:  # (n, d)
