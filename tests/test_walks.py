@@ -279,3 +279,11 @@ def test_commands_say_what_is_wrong(runs, command, arguments, code, complaint, c
     assert command.main([word.format(**names) for word in arguments]) == code
     said = capsys.readouterr().err
     assert complaint in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
+def test_help_documents_every_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert walks.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for option in ("--pairs", "--steps", "--split", "--prior", "--features", "--repair", "--out"):
+        assert option in said
