@@ -28,6 +28,7 @@ GOALS = (  # what, rival, how many times as long it has to take at least
     ("glo step of 128 codes", "nn.Embedding, SparseAdam", 1),
     ("glo step of 128 codes", "nn.Embedding, dense Adam", 1),
     ("likely paths", "one pair at a time, 5 of the pairs", 100),
+    ("full mixture, forward + backward", "MixtureSameFamily", 2.5),
     ("Monte-Carlo improvement", "published program, one of the pairs", 500),
 )
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

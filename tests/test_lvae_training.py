@@ -189,7 +189,7 @@ def test_the_published_optimizer_is_adamax(tmp_path, monkeypatch):
         (("--model.downsample", "1"), "downsample must be 2 numbers, one for each of zdims"),
         (("--model.likelihood", "poisson"), "poisson"),
         (("--model.dim", "3"), "--model.dim"),
-        (("--optimizer", "sgd"), "sgd"),
+        (("--optimizer", "adagrad"), "adagrad"),
         (("--skip", "-1"), "skip must be at least 0"),
         (("--bound-samples", "0"), "bound_samples must be at least 1"),
         (("--data.size", "9"), "the model takes images of 8x8 pixels and 1 channel, but digits"),
