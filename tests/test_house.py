@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastlatent
+from fastlatent.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastlatent"
@@ -154,6 +155,7 @@ def test_ops_import_torch_and_numpy_only(path):
 COST = """
 import sys, time
 import fastlatent
+from fastlatent.presets import PRESETS
 assert "torch" not in sys.modules
 import torch
 before, start = set(sys.modules), time.perf_counter()
@@ -242,8 +244,16 @@ def test_every_file_has_a_topic():
     assert not [path for path in files if path.stem.split(".")[0] in none]
 
 
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
 def test_what_the_documents_tell_to_type_exists():
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    text = "".join(path.read_text() for path in DOCUMENTS)
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert targets == {"setup", "check", "test", "bench", "train"}
@@ -253,6 +263,35 @@ def test_what_the_documents_tell_to_type_exists():
     assert words and words <= targets
     assert commands and not [name for name in commands if not (PACKAGE / f"{name}.py").is_file()]
     assert files and not [name for name in files if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_documents_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, heading = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in anchors, link
+
+
+def test_every_preset_is_in_the_table_of_presets():
+    table = (ROOT / "docs" / "presets.md").read_text()
+    named = set()
+    for cell in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
+        first, *others = re.findall(r"`([\w-]+)`", cell)
+        named |= {first}
+        named |= {re.sub(r"-\d+$", name, first) if name.startswith("-") else name for name in others}
+    assert named == set(PRESETS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_snippets_of_documents_run(path):
+    for snippet in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(snippet, str(path), "exec"), {})
 
 
 def test_the_version_is_written_once():
