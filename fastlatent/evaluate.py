@@ -22,7 +22,7 @@ from fastlatent.data.config import BINARY_SIZES
 from fastlatent.evaluation.extractors import Extractor, Kind, open_extractor
 from fastlatent.evaluation.ranks import joined_ranks
 from fastlatent.evaluation.report import Comparisons, Losses
-from fastlatent.evaluation.sets import STEPS, features_of, made_by_model, real_images
+from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.latents import Repair
 from fastlatent.metrics import FeatureStatistics, Weighing, frechet_distance, score
 from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip, read_npz, to_uint8
@@ -55,15 +55,9 @@ Examples:
   torchrun --nproc-per-node 2 -m fastlatent.evaluate runs/lbae-mnist"""
 
 FOLDER_BATCH = 64  # images of two sets at a time
+
+
 # What standard errors, which take images as independent, leave out.
-DEPENDENT = {
-    "reconstruction": ["of the very images they are compared with, so errors are too large"],
-    "interpolation": [
-        f"{STEPS - 2} inner images of each walk, so errors are too small; ends are left out"
-    ],
-}
-
-
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
@@ -244,9 +238,8 @@ def compare_with_real(options: Options, trained: Trained, images: int) -> Compar
     for images_of in made:
         fake = features_of(images_of, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
-            scores = score(real, fake, trained.seed)
-            scores.notes.extend(DEPENDENT.get(images_of.name, ()))
-            compared.sets[images_of.name] = scores
+            paired = images_of.copies and options.reference is None
+            compared.sets[images_of.name] = score(real, fake, trained.seed, paired=paired)
             compared.counts[images_of.name] = len(fake)
     return compared
 

@@ -75,6 +75,35 @@ def test_singular_matrices_against_the_factors_they_are_made_of(rank_a, rank_b):
     torch.testing.assert_close(batched[0], truth, rtol=1e-8, atol=0)
 
 
+@given(
+    d=st.integers(2, 9),
+    copied=st.booleans(),
+    batched=st.booleans(),
+    scale=st.floats(0.1, 10),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=150, deadline=None)
+def test_singular_covariances_that_rounding_makes_regular(d, copied, batched, scale, seed):
+    """Cholesky factorises about every second of them by chance, with roots of rounding errors."""
+    make = torch.Generator().manual_seed(seed)
+    rank = d - 1 if copied else (d + 1) // 2
+    x = torch.randn(50, rank, dtype=F64, generator=make)
+    x = x @ (torch.eye(rank, d) if copied else torch.randn(rank, d, generator=make)).double()
+    if copied:
+        x[:, -1] = scale * x[:, 0]
+    a, eye = x.mT.cov(), torch.eye(d, dtype=F64)
+    factor = (x - x.mean(0)) / math.sqrt(len(x) - 1)
+    truth = torch.linalg.svdvals(factor)[:rank].sum()
+    if batched:
+        found, how = ops.trace_sqrtm(a[None], eye[None], diagnostics=True)
+        assert float((found - truth).abs() / (a.trace() + d)) < 1e-12
+        return
+    found, how = ops.trace_sqrtm(a, eye, diagnostics=True)
+    assert how.rank == (rank, d)
+    assert float((found - truth).abs()) <= 4 * how.bound
+    assert error(a, eye, truth) < 1e-13
+
+
 def test_more_blocks_of_a_pivoted_factor_than_one():
     w = low_rank(400, 150, 0)
     a = w @ w.mT

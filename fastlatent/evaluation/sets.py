@@ -15,13 +15,13 @@ from fastlatent.gallery import pick_pairs
 from fastlatent.latents import SAMPLINGS, decode, draw_in_parts, unit_images
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating, shares
 from fastlatent.priors import BernoulliCopula
 from fastlatent.progress import track
 from fastlatent.walking import WALKINGS, walk
 
-STEPS = 12  # of an interpolation, of which both ends, two reconstructions, are left out
+STEPS = 12  # of an interpolation, with both ends, which are two reconstructions
 Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]
 
 
@@ -31,6 +31,7 @@ class ImageSet(NamedTuple):
     name: str
     count: int  # of all ranks
     made: Callable[[], Made]
+    copies: bool = False  # each made from the real image of the same place
 
 
 def real_images(split: Split, n: int, batch: int, device: torch.device) -> ImageSet:
@@ -55,7 +56,8 @@ def made_by_model(
     """Samples of each method, reconstructions of the first n test images, and interpolations.
 
     An interpolation goes between two training images that no other one uses, in 12 steps of the
-    model's first method of walking; the 10 between its ends count. There are at most n of them.
+    model's first method of walking. One of the 10 between its ends is drawn, so that the images
+    are independent. There are at most n, and fewer where there are fewer pairs.
     """
     device = next(model.parameters()).device
 
@@ -77,22 +79,23 @@ def made_by_model(
                 corrupted = model.corrupt(images, Noise(seed, number))
                 yield start, model.reconstruction_of(corrupted, test, index)
 
-    inner = STEPS - 2
-    pairs = pick_pairs(len(train), -(-n // inner), seed)
-    walks = min(n, inner * pairs.shape[1])
+    pairs = pick_pairs(len(train), n, seed)
+    walks = pairs.shape[1]
+    places = torch.randint(1, STEPS - 1, (walks,), generator=generator(seed, 0, "places"))
 
     def interpolated() -> Made:
-        for _, (first, last) in shares(pairs.shape[1], max(1, batch // inner)):
+        for _, (first, last) in shares(walks, batch):
             index = pairs[:, first:last].flatten()
             ends = unit_images(train, index, device)
             with evaluating(model):
                 start, end = model.latents_of(ends, train, index).chunk(2)
                 path = walk(model, WALKINGS[model.latent_kind][0], start, end, STEPS, copula)
-            latents = path.latents[:, 1:-1].flatten(0, 1)[: walks - first * inner]
-            yield first * inner, decode(model, latents, batch)
+            chosen = places[first:last].to(device)
+            latents = path.latents[torch.arange(last - first, device=device), chosen]
+            yield first, decode(model, latents, batch)
 
     sets = [samples(method) for method in SAMPLINGS[model.latent_kind]]
-    sets.append(ImageSet("reconstruction", min(n, len(test)), reconstructed))
+    sets.append(ImageSet("reconstruction", min(n, len(test)), reconstructed, copies=True))
     if walks:
         sets.append(ImageSet("interpolation", walks, interpolated))
     return sets

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.sets import check_sets
+from fastlatent.metrics.sets import check_paired, check_sets
 from fastlatent.ops import project_psd, trace_sqrtm
 from fastlatent.ops.roots import Diagnostics, Factor, nuclear_norm_of_product
 
@@ -163,6 +163,7 @@ def frechet_standard_error(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
     together: int = 1,  # rows of fake that are drawn as one
+    paired: bool = False,  # each row of fake is made from the same row of real
 ) -> Tensor:  # () float64
     """Of frechet_from_features: how much it varies with the samples, to first order.
 
@@ -171,10 +172,13 @@ def frechet_standard_error(
     estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It says
     nothing of the bias, which is positive and falls with 1 / n, and is too small where both sets
     come from one distribution: the first order vanishes there. Of dependent fake samples, such as
-    the images along one walk, each `together` in succession count as one draw. Raises ValueError
-    where m is no multiple of it.
+    the images along one walk, each `together` in succession count as one draw; of fake samples
+    made from the real ones, such as reconstructions, pairs are draws. Raises ValueError where m is
+    no multiple of `together`, and for paired sets of different sizes.
     """
     check_sets("frechet_standard_error", real, fake)
+    if paired:
+        check_paired("frechet_standard_error", real, fake)
     if together < 1 or len(fake) % together:
         raise ValueError(
             f"frechet_standard_error: the {len(fake)} rows of fake must be a multiple of together; "
@@ -184,13 +188,13 @@ def frechet_standard_error(
     x, y = real - real.mean(0), fake - fake.mean(0)
     apart = real.mean(0) - fake.mean(0)
     transports = _transports(x / math.sqrt(len(x)), y / math.sqrt(len(y)))
-    variance = real.new_zeros(())
-    ways = zip((x, y), (apart, -apart), transports, (1, together), strict=True)
-    for rows, shift, transported, size in ways:
-        influence = 2 * rows @ shift + rows.square().sum(1) - transported
-        drawn = influence.unflatten(0, (-1, size)).mean(1)
-        variance = variance + drawn.var(correction=0) / len(drawn)
-    return variance.sqrt()
+    of_real, of_fake = (
+        2 * rows @ shift + rows.square().sum(1) - transported
+        for rows, shift, transported in zip((x, y), (apart, -apart), transports, strict=True)
+    )
+    draws = [of_real + of_fake] if paired else [of_real, of_fake]
+    draws[-1] = draws[-1].unflatten(0, (-1, together)).mean(1)
+    return torch.stack([drawn.var(correction=0) / len(drawn) for drawn in draws]).sum().sqrt()
 
 
 def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

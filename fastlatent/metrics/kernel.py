@@ -14,7 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.sets import check_counts, check_sets, plain_arithmetic, product_dtype
+from fastlatent.metrics.sets import (
+    check_counts,
+    check_paired,
+    check_sets,
+    plain_arithmetic,
+    product_dtype,
+)
 
 _BLOCK = 1024  # rows and columns of the kernel matrix at a time, if there are many
 
@@ -41,6 +47,7 @@ def kernel_distance(
     coef0: float = 1.0,
     seed: int = 12345,
     draws: tuple[Tensor, Tensor] | None = None,  # (subsets, size) rows of real and of fake
+    paired: bool = False,  # each row of fake is made from the same row of real
 ) -> KernelDistance:
     """The distance under k(x, y) = (gamma x.y + coef0)^degree, not multiplied by anything.
 
@@ -51,12 +58,16 @@ def kernel_distance(
 
     The error is that of a U-statistic of two samples with its first and second order (Gretton et
     al. 2012, section 6.1; both are needed, since the first vanishes for equal laws), plus what
-    the finite number of subsets adds.
+    the finite number of subsets adds. Of paired sets, subsets and the first order are of pairs.
 
     Raises ValueError for sets that do not fit each other or hold other than finite numbers, for
-    fewer than 2 rows, and for draws that are no subsets.
+    fewer than 2 rows, for draws that are no subsets, and for paired sets or draws that differ.
     """
     check_sets("kernel_distance", real, fake)
+    if paired:
+        check_paired("kernel_distance", real, fake)
+        if draws is not None and not torch.equal(*draws):
+            raise ValueError("kernel_distance: draws of paired sets must be two equal tensors")
     check_counts("kernel_distance", degree=degree, subset_size=subset_size)
     if subset_size < 2:
         raise ValueError("kernel_distance: subset_size must be at least 2; got 1")
@@ -66,12 +77,12 @@ def kernel_distance(
     sizes = (len(real), len(fake))
     kernel = _Polynomial(sets, 1 / real.shape[1] if gamma is None else gamma, coef0, degree)
     if draws is None and subsets is not None:
-        draws = _draw(sizes, subsets, subset_size, seed)
+        draws = _draw(sizes, subsets, subset_size, seed, paired)
     if draws is None:
-        _, whole = _compare(real, fake, kernel, *_no_subsets(real, fake, kernel))
+        _, whole = _compare(real, fake, kernel, *_no_subsets(real, fake, kernel), paired)
         return KernelDistance(whole.value, math.sqrt(whole.variance(sizes)), 0.0, 1, min(sizes))
     _check_draws(draws, sizes)
-    values, moments = _measure(sets, draws, kernel)
+    values, moments = _measure(sets, draws, kernel, paired)
     subsets, size = draws[0].shape
     value, deviation = float(values.mean()), float(values.std(correction=0))
     if subsets == 1:
@@ -81,7 +92,7 @@ def kernel_distance(
 
 
 def _draw(
-    sizes: tuple[int, int], subsets: int, subset_size: int, seed: int
+    sizes: tuple[int, int], subsets: int, subset_size: int, seed: int, paired: bool
 ) -> tuple[Tensor, Tensor]:
     smaller = min(sizes)
     if smaller < subset_size:
@@ -90,8 +101,8 @@ def _draw(
     drawn = [
         [torch.randperm(n, generator=make)[:subset_size] for n in sizes] for _ in range(subsets)
     ]
-    real, fake = zip(*drawn, strict=True)
-    return torch.stack(real), torch.stack(fake)
+    real, fake = map(torch.stack, zip(*drawn, strict=True))
+    return real, real if paired else fake
 
 
 def _check_draws(draws: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> None:
@@ -186,6 +197,7 @@ class _Moments(NamedTuple):
     value: float  # of the estimate
     real: float  # var h(x)
     fake: float  # var h(y)
+    both: float  # cov (h(x), h(y)) of pairs, 0 unless they are paired
     real_real: float  # var of the centred k(x, x')
     fake_fake: float
     real_fake: float
@@ -193,7 +205,7 @@ class _Moments(NamedTuple):
     def variance(self, sizes: tuple[int, int]) -> float:
         """Of the estimate from n real and m fake samples."""
         n, m = sizes
-        first = 4 * self.real / n + 4 * self.fake / m
+        first = 4 * self.real / n + 4 * self.fake / m + 8 * self.both / n
         second = 2 * self.real_real / (n * (n - 1)) + 2 * self.fake_fake / (m * (m - 1))
         second += 4 * self.real_fake / (n * m)
         # Equal laws have no first order, but an estimate of it that is as often below 0 as above;
@@ -207,6 +219,7 @@ def _compare(
     kernel: _Polynomial,
     a: Tensor,  # (s, n) 1 where the row belongs to the subset
     b: Tensor,  # (s, m)
+    paired: bool,
 ) -> tuple[Tensor, _Moments]:
     """The estimates (s,) from the subsets, and the moments as all rows have them."""
     n, m = len(x), len(y)
@@ -229,14 +242,19 @@ def _compare(
     )
     xx_var, yy_var, xy_var = (float(v.clamp(min=0)) for v in (xx_centred, yy_centred, xy_centred))
     # Means over finitely many columns vary by their noise too.
-    real = float((rows - rows_across).var()) - xx_var / (n - 1) - xy_var / m
-    fake = float((columns - columns_across).var()) - yy_var / (m - 1) - xy_var / n
+    of_real, of_fake = rows - rows_across, columns - columns_across
+    real = float(of_real.var()) - xx_var / (n - 1) - xy_var / m
+    fake = float(of_fake.var()) - yy_var / (m - 1) - xy_var / n
+    both = float(torch.stack([of_real, of_fake]).cov()[0, 1]) if paired else 0.0
     value = float(own_x + own_y - 2 * across)
-    return values, _Moments(value, real, fake, xx_var, yy_var, xy_var)
+    return values, _Moments(value, real, fake, both, xx_var, yy_var, xy_var)
 
 
 def _measure(
-    sets: tuple[Tensor, Tensor], draws: tuple[Tensor, Tensor], kernel: _Polynomial
+    sets: tuple[Tensor, Tensor],
+    draws: tuple[Tensor, Tensor],
+    kernel: _Polynomial,
+    paired: bool,
 ) -> tuple[Tensor, _Moments]:
     """The estimates (s,) from the subsets, and the moments, by the cheaper of two exact ways.
 
@@ -246,11 +264,11 @@ def _measure(
     (n, m), d = map(len, sets), sets[0].shape[1]
     subsets, size = draws[0].shape
     if (n * n / 2 + m * m / 2 + n * m) * (d + subsets) <= 2 * subsets * size**2 * d:
-        return _compare(*sets, kernel, *map(_members, draws, sets, (kernel.dtype,) * 2))
+        return _compare(*sets, kernel, *map(_members, draws, sets, (kernel.dtype,) * 2), paired)
     values, moments = [], []
     for rows in zip(*draws, strict=True):
         x, y = (z[row.to(z.device)] for z, row in zip(sets, rows, strict=True))
-        _, found = _compare(x, y, kernel, *_no_subsets(x, y, kernel))
+        _, found = _compare(x, y, kernel, *_no_subsets(x, y, kernel), paired)
         values.append(found.value)
         moments.append(found)
     values = torch.tensor(values, dtype=torch.float64)

@@ -26,34 +26,36 @@ def score(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
     seed: int = 12345,
+    *,
+    paired: bool = False,  # each row of fake is made from the same row of real
 ) -> Scores:
     """Frechet and kernel distance, precision, recall, density, coverage, and the two F of PRD.
 
     With the settings of their papers: 3 nearest neighbours for precision and recall, 5 for density
     and coverage, 20 clusters, and subsets of 1,000 for the kernel distance, of which there are 100.
     PRD compares the first rows of both where they are of different sizes. What needs more samples
-    than there are is left out, which `notes` says. Raises ValueError for sets that do not fit each
-    other, are not finite or have fewer than 2 rows.
+    than there are is left out, which `notes` says. Errors take samples as independent, or pairs of
+    them where they are paired. Raises ValueError for sets that do not fit each other, are not
+    finite or have fewer than 2 rows.
     """
     distance = float(frechet_from_features(real, fake))
-    metrics = {
-        "frechet_distance": Estimate(distance, float(frechet_standard_error(real, fake))),
-    }
+    error = float(frechet_standard_error(real, fake, paired=paired))
+    metrics = {"frechet_distance": Estimate(distance, error)}
     notes = []
-    kernel = kernel_distance(real, fake, seed=seed)
+    kernel = kernel_distance(real, fake, seed=seed, paired=paired)
     metrics["kernel_distance"] = Estimate(kernel.value, kernel.error)
     if kernel.subsets == 1:
         notes.append(f"kernel distance of one subset, of {kernel.subset_size:,} images")
     few = min(len(real), len(fake))
     if few > max(NEIGHBOURS):
-        around = Neighbourhoods(real, fake, NEIGHBOURS)
+        around = Neighbourhoods(real, fake, NEIGHBOURS, paired=paired)
         pairs = around.precision_recall(NEIGHBOURS[0]), around.density_coverage(NEIGHBOURS[1])
         metrics |= {name: value for pair in pairs for name, value in pair._asdict().items()}
     else:
         notes.append(f"precision to coverage need {max(NEIGHBOURS) + 1} samples of each set")
     curve = None
     if 2 * few >= CLUSTERS:
-        curve = prd_curve(real[:few], fake[:few], CLUSTERS, seed=seed)
+        curve = prd_curve(real[:few], fake[:few], CLUSTERS, seed=seed, paired=paired)
         f = prd_f_beta(curve)
         metrics |= {"prd_f8": f.recall, "prd_f1/8": f.precision}
         if len(real) != len(fake):

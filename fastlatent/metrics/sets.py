@@ -75,6 +75,15 @@ def check_sets(
             raise ValueError(f"{function}: {name} must be finite; it has NaN or infinite features")
 
 
+def check_paired(function: str, real: Tensor, fake: Tensor) -> None:
+    """Raises ValueError unless each row of fake can be made from that of real."""
+    if len(real) != len(fake):
+        raise ValueError(
+            f"{function}: paired sets have as many rows as each other; got {len(real)} and "
+            f"{len(fake)}"
+        )
+
+
 def check_counts(function: str, **counts: int) -> None:
     """Raises ValueError unless each is a positive integer."""
     for name, value in counts.items():

@@ -1,4 +1,4 @@
-"""A = W W^T for positive semi-definite A, by Cholesky where it succeeds and with pivots otherwise.
+"""A = W W^T for positive semi-definite A, by Cholesky where its rank is full and with pivots otherwise.
 
 A singular covariance, as of fewer samples than features, has eigenvalues of rounding size where
 its own are 0; their square roots would be 1e-8 of the largest. So the factor of such a matrix gets
@@ -34,7 +34,7 @@ def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
     Raises ValueError for one that is further from positive semi-definite than rounding explains.
     """
     w, failed = torch.linalg.cholesky_ex(a)
-    if not failed.any():
+    if not failed.any() and (smallest_eigenvalue(w) > least_left(a.shape[-1])).all():
         return Factor(w, True)
     single = a.dim() == 2 and a.device.type == "cpu"
     live = a.diagonal() > 0 if single else None
@@ -54,6 +54,30 @@ def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
     return Factor((eigen.vectors * (eigen.roots * kept)[..., None, :])[..., columns], False)
 
 
+def least_left(d: int) -> float:
+    """Part of a feature's variance that may be rounding alone, once others are accounted for."""
+    return (d + 16) * EPS
+
+
+def smallest_eigenvalue(
+    w: Tensor,  # (..., d, d) lower triangular
+) -> Tensor:  # (...)
+    """Of W W^T scaled to unit diagonal, by inverse iteration: near enough if it stands alone.
+
+    A Cholesky factorisation of a singular matrix can succeed, by chance, and then it is tiny.
+    """
+    scaled = w / w.norm(dim=-1, keepdim=True)
+    d = w.shape[-1]
+    x = torch.arange(1, d + 1, dtype=w.dtype, device=w.device).cos()
+    x = x.expand(w.shape[:-1])[..., None]
+    for _ in range(3):
+        x = x / x.norm(dim=-2, keepdim=True)
+        x = torch.linalg.solve_triangular(scaled, x, upper=False)
+        squared = x.square().sum((-2, -1))  # of the inverse, between x and x
+        x = torch.linalg.solve_triangular(scaled.mT, x, upper=True)
+    return 1 / squared
+
+
 def pivoted_cholesky(
     a: Tensor,  # (d, d) float64
 ) -> Tensor | None:  # (d, rank)
@@ -71,7 +95,7 @@ def pivoted_cholesky(
     diagonal = remainder.diagonal().clone()
     unused = torch.ones_like(diagonal)
     rows = torch.zeros_like(a)  # of W^T
-    least = d * EPS
+    least = least_left(d)
     rank = start = 0
     while start < d:
         stop = min(start + PANEL, d)

@@ -1,0 +1,75 @@
+"""Errors of comparisons whose samples belong together in pairs, by simulation."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastlatent.metrics import (
+    density_coverage,
+    frechet_standard_error,
+    kernel_distance,
+    prd_curve,
+    precision_recall,
+    score,
+)
+
+REPETITIONS = 40  # whose own spread is known to 11 %
+
+
+def images_and_reconstructions(seed: int, n: int = 160, d: int = 4) -> tuple[Tensor, Tensor]:
+    make = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=make)
+    shrunk = 0.7 * x + 0.6
+    return x, shrunk + 0.5 * torch.randn(n, d, generator=make)
+
+
+def test_errors_of_pairs_are_the_spread_of_repetitions():
+    """Those of independent samples would be far too large, but for density and coverage."""
+    drawn = [images_and_reconstructions(seed) for seed in range(REPETITIONS)]
+    found = [score(*sets, paired=True).metrics for sets in drawn]
+    independent = score(*drawn[0]).metrics
+    for name in found[0]:
+        values, errors = torch.tensor([metrics[name] for metrics in found]).double().T
+        ratio = float(errors.square().mean().sqrt() / values.std())
+        print(name, ratio, found[0][name], independent[name])
+    for name in ("frechet_distance", "kernel_distance"):
+        assert independent[name].error > 2 * found[0][name].error, name
+
+
+def test_all_rows_and_subsets_of_pairs_have_one_error():
+    sets = images_and_reconstructions(0)
+    whole = kernel_distance(*sets, subsets=None, paired=True)
+    within = kernel_distance(*sets, subset_size=160, paired=True)
+    assert within.error == pytest.approx(whole.error, rel=1e-6)
+    small = kernel_distance(*sets, subsets=4, subset_size=60, paired=True)
+    assert small.error > whole.error
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        frechet_standard_error,
+        kernel_distance,
+        precision_recall,
+        density_coverage,
+        score,
+    ],
+)
+def test_pairs_need_sets_of_one_size(measure):
+    real, fake = images_and_reconstructions(0)
+    with pytest.raises(ValueError, match="paired sets have as many rows as each other"):
+        measure(real, fake[:-1], paired=True)
+    with pytest.raises(ValueError, match="draws of paired sets must be two equal tensors"):
+        draws = torch.arange(40).reshape(2, 20), torch.arange(1, 41).reshape(2, 20)
+        kernel_distance(real, fake, draws=draws, paired=True)
+
+
+def test_pairs_are_drawn_again_as_pairs():
+    """Where each sample is its own copy, no resampling tells the two sets apart."""
+    real, _ = images_and_reconstructions(0)
+    curve = prd_curve(real, real.clone(), runs=2, paired=True)
+    same = torch.ones(len(curve.resampled_precision), dtype=torch.float64)
+    torch.testing.assert_close(curve.resampled_precision.amax(1), same)
+    middle = slice(450, 550)  # where the curve bends
+    apart = prd_curve(real, real.clone(), runs=2)
+    assert (apart.resampled_precision[:, middle] < curve.resampled_precision[:, middle]).any()
