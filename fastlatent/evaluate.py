@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 from torch import Tensor
 
@@ -20,32 +19,37 @@ from fastlatent.console import UsageError, choose_device, command, parse
 from fastlatent.data import DataConfig, load
 from fastlatent.data.config import BINARY_SIZES
 from fastlatent.evaluation.extractors import Extractor, Kind, open_extractor
+from fastlatent.evaluation.given import Given, compare, count_of, read_set
+from fastlatent.evaluation.priors import bounds_under, stored_priors, table_of
 from fastlatent.evaluation.ranks import joined_ranks
 from fastlatent.evaluation.report import Comparisons, Losses
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.latents import Repair
-from fastlatent.metrics import FeatureStatistics, Weighing, frechet_distance, score
-from fastlatent.metrics.features import distance_name, extract, jpeg_round_trip, read_npz, to_uint8
-from fastlatent.models import LVAEConfig
+from fastlatent.metrics import Weighing
+from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
+from fastlatent.models import LaDDer, LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
-from fastlatent.progress import is_main_process, say, track
+from fastlatent.priors import Prior, PriorKind
+from fastlatent.progress import is_main_process, say
 from fastlatent.runs.files import RESULTS, fingerprint, read_json, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
 - every model: samples of each method, reconstructions and interpolations next to the real images,
   by Frechet and kernel distance, precision, recall, density, coverage and the F of PRD
-- Ladder VAE: ELBO, reconstruction and KL, in total and of each layer, from one draw of the latents
-- Ladder VAE, --samples K: also the importance-weighted bound on the log-likelihood, of K draws
+- Ladder VAE, LaDDer: ELBO, reconstruction and KL, from one draw of the latents; --samples K: also
+  the importance-weighted bound on the log-likelihood, of K draws
+- priors that fit_prior has fitted to the run: their samples, and of LaDDer the bounds under them
 - two sets in place of a run, --real and --fake: folders of images, or .npz of images or features
 
 Sets are compared by features: of a small classifier that learns the data set's own training images
 (by default, where it has labels), of the Inception network, or of DINOv2. What is called FID is
 taken with the Inception network, else it is FD(classifier) or FD(dinov2).
 
-The numbers are printed, stored as evaluation.json in the run folder, and added as a line to
-results.jsonl beside it; PRD curves are drawn as images/prd.png, the KL of layers as
-images/kl-layers.png. Under torchrun each process takes a share of a run's images.
+The numbers are printed, stored as evaluation.json in the run folder, or in --folder for two sets,
+and added as a line to results.jsonl beside it; PRD curves are drawn as prd.png, the KL of layers as
+kl-layers.png. Standard errors take images as independent, reconstructions as pairs with the images
+they are of. Under torchrun each process takes a share of a run's images.
 
 Examples:
   python -m fastlatent.evaluate runs/lbae-digits
@@ -54,10 +58,7 @@ Examples:
   python -m fastlatent.evaluate --real folder --fake samples.npz --features inception
   torchrun --nproc-per-node 2 -m fastlatent.evaluate runs/lbae-mnist"""
 
-FOLDER_BATCH = 64  # images of two sets at a time
 
-
-# What standard errors, which take images as independent, leave out.
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
@@ -91,8 +92,11 @@ class Options(RunOptions):
     LBAE does; default: in 8 bits."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula (bits)."""
+    folder: Path | None = None
+    """With --real and --fake: where the numbers and the picture go; default: evaluation-FAKE."""
     results: Path | None = None
-    """File to which a line of all numbers is added; default: results.jsonl beside the run."""
+    """File to which a line of all numbers is added; default: results.jsonl beside the run, or
+    beside the folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,8 +110,21 @@ class Options(RunOptions):
             raise ValueError("name a run folder, or two sets by --real and --fake")
         if self.data is not None and self.run is not None:
             raise ValueError("--data goes with --real and --fake; a run knows its data set")
-        if self.reference is not None and self.run is None:
-            raise ValueError("--reference goes with a run; two sets are --real and --fake")
+        if self.folder is not None and self.run is not None:
+            raise ValueError("--folder goes with --real and --fake; a run has its own")
+        of_runs = {
+            "reference": self.reference is not None,
+            "samples": self.samples is not None,
+            "split": self.split != "test",
+            "weights": self.weights != "last",
+        }
+        for name, given in of_runs.items():
+            if given and self.run is None:
+                raise ValueError(f"--{name} goes with a run, and not with --real and --fake")
+        if self.feature_weights is not None and self.features not in ("inception", "dinov2"):
+            raise ValueError("--feature-weights goes with --features inception or dinov2")
+        if self.feature_name is not None and self.features != "dinov2":
+            raise ValueError("--feature-name goes with --features dinov2")
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor]:
@@ -134,7 +151,7 @@ def evaluate_run(options: Options) -> None:
     if options.samples is not None and not isinstance(model, Weighing):
         family = trained.run.config.model.family
         raise UsageError(
-            f"--samples needs a model with a likelihood, such as lvae; this is {family}"
+            f"--samples needs a model with a likelihood, lvae or ladder; this is {family}"
         )
     split = trained.split(options.split)
     images = min(options.limit or len(split), len(split))
@@ -162,7 +179,12 @@ def evaluate_run(options: Options) -> None:
     before = compared_before(path, found)
     if is_main_process():
         write_json(path, found | before)
-    compared = compare_with_real(options, trained, images)
+    priors = stored_priors(trained)
+    if priors and isinstance(model, LaDDer):
+        under = bounds_under(model, priors, split, batch, seed, options.samples, options.limit)
+        say("\n".join(table_of(under)))
+        found["priors"] = {name: row.values() for name, row in under.items()}
+    compared = compare_with_real(options, trained, images, priors)
     if compared is not None:
         found |= {"jpeg": options.jpeg, **compared.values()}
         say("\n".join(compared.lines()))
@@ -172,8 +194,8 @@ def evaluate_run(options: Options) -> None:
     say(f"numbers: {path}")
     results = options.results or trained.run.path.parent / RESULTS
     append_line(results, {"run": str(trained.run.path)} | found)
-    if compared is not None and any(scores.prd for scores in compared.sets.values()):
-        say(f"picture: {plots.save(compared.picture(), trained.place(None, 'prd'))}")
+    if compared is not None:
+        draw_prd(compared, trained.place(None, "prd"))
     layers = [mean for name, mean in means.items() if name.startswith("kl_layer_")]
     if layers:
         title = f"KL of each layer, {options.split} split"
@@ -194,7 +216,9 @@ def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def compare_with_real(options: Options, trained: Trained, images: int) -> Comparisons | None:
+def compare_with_real(
+    options: Options, trained: Trained, images: int, priors: dict[PriorKind, Prior]
+) -> Comparisons | None:
     """The model's sets of images next to the real ones; None where there is nothing to go by."""
     labelled = trained.data.label_names is not None
     if options.features == "none" or (options.features == "auto" and not labelled):
@@ -219,27 +243,19 @@ def compare_with_real(options: Options, trained: Trained, images: int) -> Compar
     if options.reference is None:
         reference = f"{images:,} {options.split} images of {trained.data.name}"
         shown = real_images(test, images, batch, trained.device)
-        real = features_of(shown, extractor.features, batch, transform)
+        real: Given = features_of(shown, extractor.features, batch, transform)
     else:
-        reference = str(options.reference)
-        real = extract(
-            options.reference,
-            extractor.features,
-            batch=batch,
-            device=trained.device,
-            transform=transform,
-            size=trained.model.image_shape[1:],
-            channels=trained.model.image_shape[0],
-        ).all()
-    made = made_by_model(
-        trained.model, train, test, images, batch, trained.seed, trained.copula(options.repair)
-    )
+        reference, path = str(options.reference), options.reference.expanduser()
+        shape = trained.model.image_shape
+        real = read_set(path, extractor, transform, trained.device, batch=batch, shape=shape)
+    copula = trained.copula(options.repair)
+    made = made_by_model(trained.model, train, test, images, batch, trained.seed, copula, priors)
     compared = comparisons(extractor, reference)
     for images_of in made:
         fake = features_of(images_of, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
             paired = images_of.copies and options.reference is None
-            compared.sets[images_of.name] = score(real, fake, trained.seed, paired=paired)
+            compared.sets[images_of.name] = compare(real, fake, trained.seed, paired=paired)
             compared.counts[images_of.name] = len(fake)
     return compared
 
@@ -272,64 +288,35 @@ def evaluate_sets(options: Options) -> None:
         )
         say(f"features: {extractor.about}")
     real, fake = (
-        features_in(path, extractor, options, device) for path in (options.real, options.fake)
-    )
-    if isinstance(real, FeatureStatistics) or isinstance(fake, FeatureStatistics):
-        moments = [moments_of(features) for features in (real, fake)]
-        distance = float(frechet_distance(*moments[0], *moments[1]))
-        say(f"{options.real} and {options.fake}, by their moments alone:")
-        say(f"  {distance_name(None)} {distance:.6g}")
-        return
-    compared = comparisons(extractor, str(options.real))
-    compared.sets[options.fake.name] = score(real, fake, options.seed or 0)
-    compared.counts[options.fake.name] = len(fake)
-    say(f"{len(real):,} of {options.real} and {len(fake):,} of {options.fake}:")
-    say("\n".join(compared.lines()))
-    if options.results is not None:
-        append_line(options.results, {"fake": str(options.fake)} | compared.values())
-
-
-def features_in(
-    path: Path, extractor: Extractor | None, options: Options, device: torch.device
-) -> Tensor | FeatureStatistics:  # (n, d)
-    """Features of the images in a folder or .npz file, or the features or moments that it holds.
-
-    Raises UsageError for features where a network is named and for images where none is.
-    """
-    stored = read_npz(path) if path.suffix == ".npz" and not path.is_dir() else None
-    holds_images = stored is None or (isinstance(stored, Tensor) and stored.dim() == 4)
-    if holds_images and extractor is None:
-        raise UsageError(
-            f"{path} holds images: name the network whose features are compared, by --features, "
-            "or by --data the data set whose classes a small one learns"
+        read_set(
+            path.expanduser(),
+            extractor,
+            options.transform,
+            device,
+            batch=options.batch,
+            limit=options.limit,
         )
-    if not holds_images and extractor is not None:
-        raise UsageError(f"{path} holds features already; --features goes with images")
-    if isinstance(stored, FeatureStatistics):
-        return stored
-    features = extract(
-        path,
-        None if extractor is None else extractor.features,
-        batch=options.batch or FOLDER_BATCH,
-        device=device,
-        transform=options.transform if holds_images else None,
+        for path in (options.real, options.fake)
     )
-    parts, count = [], 0
-    for part in track(features, f"features of {path}", features.batches or 0):
-        parts.append(part)
-        count += len(part)
-        if options.limit is not None and count >= options.limit:
-            break
-    return torch.cat(parts)[: options.limit]
+    compared = comparisons(extractor, str(options.real))
+    name = options.fake.name
+    compared.sets[name] = compare(real, fake, options.seed or 0)
+    compared.counts[name] = count_of(fake)
+    say(f"{options.fake} next to {options.real}:")
+    say("\n".join(compared.lines()))
+    folder = (options.folder or Path(f"evaluation-{options.fake.stem}")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"real": str(options.real), "fake": str(options.fake)} | compared.values()
+    write_json(folder / "evaluation.json", found)
+    say(f"numbers: {folder / 'evaluation.json'}")
+    append_line(options.results or folder.parent / RESULTS, found)
+    draw_prd(compared, folder / "prd.png")
 
 
-def moments_of(features: Tensor | FeatureStatistics) -> tuple[Tensor, Tensor]:
-    """Mean and covariance."""
-    if isinstance(features, FeatureStatistics):
-        return features.mu, features.sigma
-    statistics = FeatureStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics.mu, statistics.sigma
+def draw_prd(compared: Comparisons, path: Path) -> None:
+    """The PRD curves, where there are any."""
+    if any(scores.prd for scores in compared.sets.values()):
+        say(f"picture: {plots.save(compared.picture(), path)}")
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

@@ -163,24 +163,33 @@ def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     np.savez(tmp_path / "fake.npz", features=x[30:] + 3)
     sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
     results = tmp_path / "results.jsonl"
-    assert evaluate.main([*sets, "--results", str(results)]) == 0
+    folder = tmp_path / "compared"
+    assert evaluate.main([*sets, "--results", str(results), "--folder", str(folder)]) == 0
     assert " FD " in capsys.readouterr().out
     (line,) = map(json.loads, results.read_text().splitlines())
+    stored = json.loads((folder / "evaluation.json").read_text())
+    assert stored == {name: value for name, value in line.items() if name != "time"}
+    assert stored["sets"]["fake.npz"]["kernel"] == {"subsets": 1, "subset_size": 30, "deviation": 0}
+    with Image.open(folder / "prd.png") as picture:
+        assert picture.width > 100
     want = float(frechet_from_features(torch.tensor(x[:30]), torch.tensor(x[30:] + 3)))
     found = line["sets"]["fake.npz"]["metrics"]["frechet_distance"]["value"]
     assert found == pytest.approx(want)
 
 
-def test_two_folders_of_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_two_folders_of_images(tmp_path: Path, capsys, monkeypatch) -> None:
     data = load(evaluate.DataConfig("digits"))
     for name, split in (("real", data.test), ("fake", data.train)):
         (tmp_path / name).mkdir()
         for k, pixels in enumerate(split.images(torch.arange(12))):
             Image.fromarray(pixels[0].numpy()).save(tmp_path / name / f"{k}.png")
     sets = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake")]
+    monkeypatch.chdir(tmp_path)
     assert evaluate.main([*sets, "--features", "classifier", "--data", "digits"]) == 0
-    said = capsys.readouterr().out
-    assert "FD(classifier)" in said and "12 of" in said
+    assert "FD(classifier)" in capsys.readouterr().out
+    stored = json.loads(Path("evaluation-fake/evaluation.json").read_text())
+    assert stored["sets"]["fake"]["images"] == 12
+    assert len(Path("results.jsonl").read_text().splitlines()) == 1
     assert evaluate.main(sets) == 2
     assert "holds images: name the network" in capsys.readouterr().err
 
@@ -193,6 +202,7 @@ def bad_sets(tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", features=make.normal(size=(10, 4)))
     np.savez(tmp_path / "other.npz", something=np.zeros((10, 3)))
     np.savez(tmp_path / "images.npz", images=np.zeros((4, 28, 28), np.uint8))
+    (tmp_path / "words.txt").write_text("words")
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/a.png").write_bytes(b"no picture")
@@ -201,11 +211,12 @@ def bad_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fake", "options", "sentence"),
     [
-        ("one.npz", (), "fake must have at least 2 rows; got 1"),
+        ("one.npz", (), "one.npz must give at least 2 images or features; got 1"),
         ("nan.npz", (), "nan.npz, batch 0 has features that are NaN or infinite"),
         ("wide.npz", (), "fake must have as many features as real, 3; got 4"),
         ("other.npz", (), "other.npz holds something; expected mu and sigma, or one of"),
         ("none.npz", (), "there is no file"),
+        ("words.txt", (), "words.txt is neither a folder of images nor an .npz file"),
         ("empty", ("--data", "digits"), "empty holds no image files"),
         ("damaged", ("--features", "classifier", "--data", "digits"), "a.png"),
         ("good.npz", ("--features", "classifier", "--data", "digits"), "holds features already"),
@@ -233,6 +244,12 @@ def test_bad_sets_are_named(fake, options, sentence, tmp_path, capsys) -> None:
         (["{run}", "--real", "a", "--fake", "b"], "name a run folder, or two sets"),
         (["{run}", "--data", "digits"], "--data goes with --real and --fake"),
         (["--real", "a", "--fake", "b", "--reference", "c"], "--reference goes with a run"),
+        (["--real", "a", "--fake", "b", "--samples", "5"], "--samples goes with a run"),
+        (["--real", "a", "--fake", "b", "--split", "train"], "--split goes with a run"),
+        (["--real", "a", "--fake", "b", "--weights", "best"], "--weights goes with a run"),
+        (["{run}", "--folder", "a"], "--folder goes with --real and --fake"),
+        (["{run}", "--feature-weights", "a"], "--feature-weights goes with --features inception"),
+        (["{run}", "--feature-name", "a"], "--feature-name goes with --features dinov2"),
     ],
 )
 def test_what_does_not_go_together(run: Path, arguments, sentence, capsys) -> None:
@@ -247,9 +264,16 @@ def test_moments_have_a_frechet_distance_alone(tmp_path: Path, capsys) -> None:
     statistics.save(tmp_path / "real.npz")
     np.savez(tmp_path / "fake.npz", features=y.numpy())
     sets = ["--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz")]
-    assert evaluate.main(sets) == 0
-    said = capsys.readouterr().out
-    assert float(said.split()[-1]) == pytest.approx(float(frechet_from_features(x, y)), rel=1e-5)
+    assert evaluate.main([*sets, "--folder", str(tmp_path / "compared")]) == 0
+    assert "from moments alone, which tell neither an error" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "compared/evaluation.json").read_text())
+    assert stored["sets"]["fake.npz"]["metrics"] == {
+        "frechet_distance": {
+            "value": pytest.approx(float(frechet_from_features(x, y)), rel=1e-5),
+            "error": None,
+        }
+    }
+    assert not (tmp_path / "compared/prd.png").exists()
 
 
 def test_another_reference(run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastlatent import plots
-from fastlatent.metrics import Estimate, Scores
+from fastlatent.metrics import KernelDistance, Scores
 from fastlatent.passes import Bound, Mean
 
 if TYPE_CHECKING:
@@ -75,20 +75,27 @@ class Comparisons:
     heading: str  # of the Frechet distance
     features: dict[str, Any]  # extractor, short, reference
     sets: dict[str, Scores] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int | None] = field(default_factory=dict)  # None: not known
 
     def lines(self) -> list[str]:
-        """A row for each set; a standard error behind each number."""
+        """A row for each metric, a column for each set; a standard error behind each number."""
         names = list(
             dict.fromkeys(name for scores in self.sets.values() for name in scores.metrics)
         )
         kernel = "KID" if self.heading == "FID" else "kernel distance"
         titled = TITLES | {"frechet_distance": self.heading, "kernel_distance": kernel}
-        titles = [titled.get(name, name) for name in names]
-        lines = [f"  {'':16}{'images':>8}" + "".join(f"{title:>20}" for title in titles)]
-        for name, scores in self.sets.items():
-            numbers = [scores.metrics.get(metric) for metric in names]
-            lines.append(f"  {name:16}{self.counts[name]:8,}" + "".join(map(_cell, numbers)))
+        counts = ("" if count is None else f"{count:,}" for count in self.counts.values())
+        rows = [["", *self.sets], ["images", *counts]]
+        for name in names:
+            found = (scores.metrics.get(name) for scores in self.sets.values())
+            numbers = ("" if number is None else str(number) for number in found)
+            rows.append([titled.get(name, name), *numbers])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"  {row[0]:{widths[0]}}"
+            + "".join(f"{c:>{w + 3}}" for c, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
         notes = dict.fromkeys(
             f"{name}: {note}" for name, scores in self.sets.items() for note in scores.notes
         )
@@ -103,6 +110,7 @@ class Comparisons:
                     metric: {"value": found.value, "error": _known(found.error)}
                     for metric, found in scores.metrics.items()
                 },
+                **({} if scores.kernel is None else {"kernel": _subsets(scores.kernel)}),
                 "notes": scores.notes,
             }
             for name, scores in self.sets.items()
@@ -119,8 +127,13 @@ class Comparisons:
         return plots.prd_curves(curves, f"PRD against {self.features['reference']}")
 
 
-def _cell(found: Estimate | None) -> str:
-    return f"{'' if found is None else str(found):>20}"
+def _subsets(kernel: KernelDistance) -> dict[str, float]:
+    """What the published protocol of the LBAE states beside the mean."""
+    return {
+        "subsets": kernel.subsets,
+        "subset_size": kernel.subset_size,
+        "deviation": kernel.deviation,
+    }
 
 
 def _known(error: float) -> float | None:

@@ -3,7 +3,8 @@
 Under torch.distributed every rank makes its share and all get all features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from fastlatent.data import Split
 from fastlatent.gallery import pick_pairs
-from fastlatent.latents import SAMPLINGS, decode, draw_in_parts, unit_images
+from fastlatent.latents import SAMPLINGS, Sampling, decode, draw_in_parts, unit_images
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating, shares
-from fastlatent.priors import BernoulliCopula
+from fastlatent.priors import BernoulliCopula, Prior, PriorKind
 from fastlatent.progress import track
 from fastlatent.walking import WALKINGS, walk
 
@@ -52,8 +53,9 @@ def made_by_model(
     batch: int,
     seed: int,
     copula: BernoulliCopula | None = None,  # needed where latents are bits
+    priors: Mapping[PriorKind, Prior] = MappingProxyType({}),  # fitted to the model's latents
 ) -> list[ImageSet]:
-    """Samples of each method, reconstructions of the first n test images, and interpolations.
+    """Samples of each method and prior, reconstructions of the first n test images, interpolations.
 
     An interpolation goes between two training images that no other one uses, in 12 steps of the
     model's first method of walking. One of the 10 between its ends is drawn, so that the images
@@ -61,10 +63,11 @@ def made_by_model(
     """
     device = next(model.parameters()).device
 
-    def samples(method: str) -> ImageSet:
+    def samples(method: Sampling) -> ImageSet:
         def made() -> Made:
             first = 0
-            for part in draw_in_parts(model, method, n, seed, copula):
+            prior = priors.get(method)
+            for part in draw_in_parts(model, method, n, seed, copula, prior=prior):
                 for _, (start, end) in shares(len(part), batch):
                     yield first + start, decode(model, part[start:end], batch)
                 first += len(part)
@@ -94,7 +97,7 @@ def made_by_model(
             latents = path.latents[torch.arange(last - first, device=device), chosen]
             yield first, decode(model, latents, batch)
 
-    sets = [samples(method) for method in SAMPLINGS[model.latent_kind]]
+    sets = [samples(method) for method in (*SAMPLINGS[model.latent_kind], *priors)]
     sets.append(ImageSet("reconstruction", min(n, len(test)), reconstructed, copies=True))
     if walks:
         sets.append(ImageSet("interpolation", walks, interpolated))

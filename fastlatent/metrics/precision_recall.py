@@ -14,13 +14,13 @@ Decisions are exact, as `fastlatent.metrics.distances` says: they equal those of
 All take O((n + m) k) memory beyond the features and a few blocks of distances.
 
 **Errors.** A standard error holds the choice of both sets, taken as independent unless they are
-paired: they are split at random into halves, pairs as one, and the number is made from one half of each and from the other. A quarter of
-the mean squared difference over many splits is the variance of the number, as far as that falls as
-one over the number of samples. No distance is computed again for it. In simulations it was 0.7 to
-1.15 times the spread over new samples; the least where a few outliers make the number, or where
-coverage is near 1. (Resampling with replacement does not serve, as copies have distance 0: A.
-Abadie, G. Imbens 2008. Leaving out one sample at a time overstates, here up to 2.5 times: B.
-Efron, C. Stein 1981.)
+paired: they are split at random into halves, pairs as one, and the number is made from one half of
+each and from the other. A quarter of the mean squared difference over many splits is the variance
+of the number, as far as that falls as one over the number of samples. No distance is computed again
+for it. In simulations it was 0.7 to 1.15 times the spread over new samples; the least where a few
+outliers make the number, or where coverage is near 1. (Resampling with replacement does not serve,
+as copies have distance 0: A. Abadie, G. Imbens 2008. Leaving out one sample at a time overstates,
+here up to 2.5 times: B. Efron, C. Stein 1981.)
 """
 
 import math

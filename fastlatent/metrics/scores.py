@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastlatent.metrics.frechet import frechet_from_features, frechet_standard_error
-from fastlatent.metrics.kernel import kernel_distance
+from fastlatent.metrics.kernel import KernelDistance, kernel_distance
 from fastlatent.metrics.prd import PRDCurve, prd_curve, prd_f_beta
 from fastlatent.metrics.precision_recall import Neighbourhoods
 from fastlatent.metrics.sets import Estimate
@@ -20,6 +20,7 @@ class Scores(NamedTuple):
     metrics: dict[str, Estimate]
     prd: PRDCurve | None  # None where it could not be: `notes` says why
     notes: list[str]  # what was left out
+    kernel: KernelDistance | None = None  # with the subsets it was taken over
 
 
 def score(
@@ -62,4 +63,4 @@ def score(
             notes.append(f"PRD of the first {few:,} of each set")
     else:
         notes.append(f"PRD needs {CLUSTERS // 2} samples of each set")
-    return Scores(metrics, curve, notes)
+    return Scores(metrics, curve, notes, kernel)

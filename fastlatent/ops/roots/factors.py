@@ -1,4 +1,4 @@
-"""A = W W^T for positive semi-definite A, by Cholesky where its rank is full and with pivots otherwise.
+"""A = W W^T for positive semi-definite A: by Cholesky of full rank, with pivots otherwise.
 
 A singular covariance, as of fewer samples than features, has eigenvalues of rounding size where
 its own are 0; their square roots would be 1e-8 of the largest. So the factor of such a matrix gets

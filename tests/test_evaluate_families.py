@@ -1,0 +1,91 @@
+"""The evaluation of runs of every family, and of priors fitted to them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastlatent import compare, evaluate, fit_prior, train
+from fastlatent.data import load
+from fastlatent.evaluation.priors import ruled_by
+from fastlatent.passes import measure
+from fastlatent.runs import Run
+from fastlatent.runs.priors import read_prior
+
+RUNS = {
+    "vae": (
+        *("vae-digits", "--model.image-shape", "1", "8", "8", "--data.size", "8"),
+        *("--model.dim", "2", "--model.samples", "1"),
+    ),
+    "bigan": (
+        *("bigan-digits", "--model.image-shape", "1", "8", "8", "--data.size", "8"),
+        *("--model.dim", "2", "--model.discriminator-rate", "0.6"),
+    ),
+    "lvae": (
+        *("lvae-digits", "--model.zdims", "2", "3", "--model.downsample", "1", "1"),
+        *("--model.filters", "4"),
+    ),
+    "ladder": ("ladder-digits", "--prior", "normal", "--model.dim", "3"),
+}
+BRIEF = (
+    *("--device", "cpu", "--batch", "32", "--steps", "4", "--pictures-every", "never"),
+    *("--data.per-class", "30"),
+)
+LIMIT = ("--limit", "40", "--device", "cpu")
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / request.param
+    assert train.main([*RUNS[request.param], *BRIEF, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_fitted_prior_is_a_set_of_its_own(run: Path, tmp_path: Path, capsys) -> None:
+    assert fit_prior.main([str(run), "--prior", "gmm", "--components", "3"]) == 0
+    assert evaluate.main([str(run), *LIMIT]) == 0
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert set(stored["sets"]) == {"prior", "gmm", "reconstruction", "interpolation"}
+    assert stored["sets"]["gmm"]["metrics"] != stored["sets"]["prior"]["metrics"]
+    assert {found["images"] for found in stored["sets"].values()} == {40}
+    capsys.readouterr()
+    page = tmp_path / "compare.html"
+    assert compare.main([str(run), "--out", str(page)]) == 0
+    assert "gmm" in page.read_text()
+
+
+def test_a_prior_of_other_weights_is_left_out(run: Path, capsys) -> None:
+    assert fit_prior.main([str(run), "--prior", "normal"]) == 0
+    path = run / "prior-normal.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert evaluate.main([str(run), *LIMIT]) == 0
+    assert "left out: " in capsys.readouterr().out
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert "normal" not in stored["sets"]
+    path.unlink()
+
+
+def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    assert train.main([*RUNS["ladder"], *BRIEF, "--out", str(out)]) == 0
+    for kind in ("gmm", "hierarchical"):
+        small = ("--components", "3", "--width", "8", "--depth", "1", "--steps", "20")
+        assert fit_prior.main([str(out), "--prior", kind, *small]) == 0
+    options = ("--features", "none", "--samples", "20", "--limit", "60", "--device", "cpu")
+    assert evaluate.main([str(out), *options]) == 0
+    said = capsys.readouterr().out
+    stored = json.loads((out / "evaluation.json").read_text())
+    assert set(stored["priors"]) == {"prior", "gmm", "hierarchical"}
+    assert stored["priors"]["prior"]["loss"] == stored["values"]["loss"]
+    losses = {kind: found["loss"]["mean"] for kind, found in stored["priors"].items()}
+    assert len(set(losses.values())) == 3
+    for found in stored["priors"].values():
+        bound, error = found["log_likelihood"]["mean"], found["log_likelihood"]["standard_error"]
+        assert -found["loss"]["mean"] < bound + error
+    assert "under" in said and "hierarchical" in said
+    opened = Run.open(out)
+    model, test = opened.model("last"), load(opened.config.data).test
+    own = measure(model, test, 64, 12345, 60)["loss"].value
+    with ruled_by(model, read_prior(opened, "last", "gmm", model)):
+        inside = measure(model, test, 64, 12345, 60)["loss"].value
+    assert measure(model, test, 64, 12345, 60)["loss"].value == own != inside
