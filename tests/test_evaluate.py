@@ -152,8 +152,10 @@ def test_two_processes_measure_as_one(run: Path, tmp_path: Path) -> None:
         assert two["values"][name]["mean"] == pytest.approx(value["mean"], rel=1e-5), name
     for name, found in one["sets"].items():
         for metric, value in found["metrics"].items():
-            other = two["sets"][name]["metrics"][metric]["value"]
-            assert other == pytest.approx(value["value"], rel=1e-3, abs=1e-4), (name, metric)
+            where = name, metric
+            other = two["sets"][name]["metrics"][metric]
+            assert other["value"] == pytest.approx(value["value"], rel=1e-3, abs=1e-4), where
+            assert other["error"] == pytest.approx(value["error"], rel=1e-2, abs=1e-4), where
 
 
 def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -124,22 +124,24 @@ def frechet_from_features(
     check_sets("frechet_from_features", real, fake)
     x, y = (_centred(features.double()) for features in (real, fake))
     means = (x.mean - y.mean).square().sum()
-    d = real.shape[1]
+    d, how = real.shape[1], None
     if min(len(x.rows), len(y.rows)) >= d:
         covariances = (x.rows.mT @ x.rows, y.rows.mT @ y.rows)
         if not diagnostics:
-            root, how = trace_sqrtm(*covariances), None
+            root = trace_sqrtm(*covariances)
         else:
             root, how = trace_sqrtm(*covariances, diagnostics=True)
     elif torch.is_grad_enabled() and (x.rows.requires_grad or y.rows.requires_grad):
-        with torch.no_grad():
-            how = _low_rank(x.rows, y.rows)[1]
+        if diagnostics:
+            with torch.no_grad():
+                how = _low_rank(x.rows, y.rows)[1]
         root = torch.linalg.svdvals(x.rows @ y.rows.mT).sum()
     else:
-        root, how = _low_rank(x.rows, y.rows)
+        root, found = _low_rank(x.rows, y.rows)
+        how = found if diagnostics else None
     distance = means + x.rows.square().sum() + y.rows.square().sum() - 2 * root
     distance = distance.clamp_min(0)
-    return (distance, how) if diagnostics else distance
+    return distance if how is None else (distance, how)
 
 
 def _low_rank(x: Tensor, y: Tensor) -> tuple[Tensor, Diagnostics]:
@@ -206,15 +208,23 @@ def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             a.requires_grad_(), b.requires_grad_()
             maps = torch.autograd.grad(trace_sqrtm(a, b), (a, b))
         return tuple(2 * len(z) * ((z @ t) * z).sum(1) for z, t in zip((x, y), maps, strict=True))
+    (basis_x, x), (basis_y, y) = map(_thin, (x, y))
     p, s, q = torch.linalg.svd(x @ y.mT, full_matrices=False)
-    return n * (p.square() @ s), m * (q.mT.square() @ s)
+    return n * ((basis_x @ p).square() @ s), m * ((basis_y @ q.mT).square() @ s)
+
+
+def _thin(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, d) as an orthonormal basis times min(n, d) rows."""
+    if len(x) > x.shape[1]:
+        return tuple(torch.linalg.qr(x))
+    return torch.eye(len(x), dtype=x.dtype, device=x.device), x
 
 
 class Extrapolated(NamedTuple):
     """A distance extrapolated to infinitely many samples."""
 
     value: float
-    error: float  # of the fit of the straight line at 1 / n = 0; not of the choice of either set
+    error: float  # of the choice of both sets, and of the line through the random subsets
     sizes: list[int]
     distances: list[float]
 
@@ -251,6 +261,6 @@ def frechet_infinity(
     y = torch.tensor(distances, dtype=torch.float64)
     inverse = torch.linalg.inv(line.mT @ line)
     fit = inverse @ (line.mT @ y)
-    variance = (y - line @ fit).square().sum() / (points - 2)
-    error = (variance * inverse[0, 0]).sqrt()
-    return Extrapolated(float(fit[0]), float(error), sizes.tolist(), distances)
+    variance = (y - line @ fit).square().sum() / (points - 2) * inverse[0, 0]
+    error = math.hypot(math.sqrt(variance), float(frechet_standard_error(real, fake)))
+    return Extrapolated(float(fit[0]), error, sizes.tolist(), distances)
