@@ -207,7 +207,7 @@ def test_compile_with_aot_eager(op, device):
             torch.testing.assert_close(got, want)
 
 
-def test_compile_with_inductor(op, device):
+def compiled_and_not(op, device, run):
     """On a transposed case where there is one: inductor checks strides."""
     torch._dynamo.reset()
     function = public_function(op.name)
@@ -215,9 +215,21 @@ def test_compile_with_inductor(op, device):
     turned = [args for args in cases if not args[0].is_contiguous()]
     args = (turned or cases)[-1]
     compiled = torch.compile(function, fullgraph=True)
-    for got, want in zip(
-        run_both_ways(op, compiled, args), run_both_ways(op, function, args), strict=True
-    ):
+    return zip(run(op, compiled, args), run(op, function, args), strict=True)
+
+
+def test_compile_with_inductor(op, device):
+    second = op.name.endswith("_backward")  # whose own gradients take longer than all the rest
+    run = (lambda op, function, args: outputs(function(*args))) if second else run_both_ways
+    for got, want in compiled_and_not(op, device, run):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.slow
+def test_compile_second_derivatives_with_inductor(op, device):
+    if not op.name.endswith("_backward"):
+        pytest.skip("has its first derivatives compiled by the test above")
+    for got, want in compiled_and_not(op, device, run_both_ways):
         torch.testing.assert_close(got, want)
 
 
