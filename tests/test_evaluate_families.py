@@ -51,7 +51,7 @@ def test_a_fitted_prior_is_a_set_of_its_own(run: Path, tmp_path: Path, capsys) -
     capsys.readouterr()
     page = tmp_path / "compare.html"
     assert compare.main([str(run), "--out", str(page)]) == 0
-    assert "gmm" in page.read_text()
+    assert "samples from a fitted prior: gmm" in page.read_text()
 
 
 def test_a_prior_of_other_weights_is_left_out(run: Path, capsys) -> None:
