@@ -655,6 +655,34 @@ def test_a_nan_stays_in_its_pixel():
         assert gradient.isnan().any(1).nonzero().tolist() == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_nan_reaches_what_is_drawn_from_it(coupled, implementation):
+    params = torch.zeros(1, 20 if coupled else 14, 1, 40)
+    uniforms = torch.full((1, 4, 1, 40), 0.3)  # which draw the first of two components
+
+    def drawn(poisoned, at):
+        values = [params.clone(), uniforms.clone()]
+        values[poisoned][0, at, 0, 7] = torch.nan
+        with ops.use(implementation):
+            values_drawn = discretized_logistic_mixture_sample(*values, "continuous", coupled)
+            bins = discretized_logistic_mixture_sample(*values, coupled=coupled)
+        nan = values_drawn.isnan()
+        assert not nan[..., :7].any() and not nan[..., 8:].any()
+        assert (bins[nan] == 0).all() and (bins[~nan] != 0).all()
+        return nan[0, :, 0, 7].nonzero().flatten().tolist()
+
+    for plane in (0, 1):  # logits
+        assert drawn(0, plane) == [0, 1, 2]
+    assert drawn(0, 2) == [0, 1, 2] if coupled else [0]
+    assert drawn(0, 3) == []  # a mean of the other component
+    if coupled:  # coefficients
+        assert drawn(0, 6) == [1, 2] and drawn(0, 12) == [2] and drawn(0, 18) == [2]
+    assert drawn(1, 0) == [0, 1, 2]
+    assert drawn(1, 1) == [0, 1, 2] if coupled else [0]
+    assert drawn(1, 3) == [2]
+
+
 def test_definition_in_many_digits():
     """float64 against the difference of two sigmoids in 80 digits."""
     make = torch.Generator().manual_seed(4)

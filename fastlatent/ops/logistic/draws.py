@@ -39,7 +39,8 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
     u = uniforms.flatten(2)
     weights = (p.logits - p.logits.amax(1, keepdim=True)).exp()
     cumulative = weights.cumsum(1)
-    choice = cumulative - u[:, :1] * cumulative[:, -1:]
+    threshold = u[:, 0] * cumulative[:, -1]
+    choice = cumulative - threshold[:, None]
     component = (choice[:, :-1] <= 0).sum(1, keepdim=True)
 
     def chosen(planes: Tensor) -> Tensor:  # (n, c, K, s) -> (n, c, s)
@@ -61,6 +62,7 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
         if tau is not None and c == 2:
             centre = centre + tau[:, 1] * drawn[0] + tau[:, 2] * drawn[1]
         y = (centre + offsets[:, c]).clamp(-last, last)
+        y = torch.where(threshold.isnan(), threshold, y)
         unrounded.append(y)
         if quantized:
             y = 2 * ((y + grid.n) / 2).floor().clamp(0, last) - last
@@ -123,6 +125,7 @@ def _decided(
 def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid in [
         ((1, 3, 1, 2), 2, None, 16, "centred"),
+        ((2, 3, 2, 3), 1, None, 256, "centred"),
         ((2, 3, 9, 8), 10, None, 256, "centred"),
         ((2, 3, 5, 7), 3, False, 256, "symmetric"),
         ((16, 1, 1, 40), 5, None, 256, "centred"),
@@ -210,6 +213,10 @@ def discretized_logistic_mixture_sample(
     `discretized_logistic_mixture_log_prob`: later channels see the bin centres of earlier ones.
     "continuous" is PixelCNN++'s: values before rounding, clipped to the outer centres, which later
     channels see unrounded. Layout and the other arguments as there.
+
+    A NaN logit or first uniform gives NaN in its pixel; a NaN of the drawn component or of another
+    uniform in its channel and those coupled to it. Components that are not drawn are not read, and
+    where "continuous" gives NaN "quantized" gives bin 0.
 
     Raises TypeError and ValueError as there, and for uniforms of another dtype, device or shape.
     """
