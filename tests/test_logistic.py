@@ -891,6 +891,48 @@ def test_mean_is_accurate_at_any_scale():
     torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-6)
 
 
+def slopes_of_mean(m, ls, low, high):
+    """The derivatives of E[clip(Y, low, high)], in many digits."""
+    with mpmath.workdps(60):
+        m, s = mpmath.mpf(m), mpmath.exp(mpmath.mpf(ls))
+
+        def sigmoid(x):
+            return 1 / (1 + mpmath.exp(-x)) if x > 0 else 1 - 1 / (1 + mpmath.exp(x))
+
+        def softplus(x):
+            return max(x, 0) + mpmath.log1p(mpmath.exp(-abs(x)))
+
+        u, v = (high - m) / s, (low - m) / s
+        by_scale = u * sigmoid(u) - v * sigmoid(v) - softplus(u) + softplus(v)
+        return float(sigmoid(u) - sigmoid(v)), float(s * by_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mean_has_gradients_at_any_mean_and_scale(grid, dtype):
+    of = Grid.of(grid, 256, None)
+    low, high = (mpmath.mpf(x + of.shift) / of.gamma for x in (-255, 255))
+    places = [-1e4, -37.0, -1.0, -0.25, 0.0, 0.3125, 0.875, 1.0, 2.0, 1e4]
+    scales = [-60.0, -44.0, -30.0, -7.0, -5.5, -3.0, -1.0, 0.0, 1.0, 2.5, 6.0, 30.0, 60.0]
+    pairs = torch.tensor(list(product(places, scales)), dtype=dtype)
+    mean, scale = (x.clone().requires_grad_(True) for x in pairs.unbind(1))
+    value = discretized_logistic_mean(mean, scale, grid=grid, min_log_scale=None)
+    got = torch.stack(torch.autograd.grad(value.sum(), (mean, scale)), 1)
+    want = [slopes_of_mean(*pair, low, high) for pair in pairs.tolist()]
+    rounding = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got, torch.tensor(want, dtype=dtype), rtol=rounding, atol=rounding)
+
+
+def test_mixture_mean_has_finite_gradients_at_extremes():
+    params = colour_parameters(4, 13, 50)[:, :, None, None]
+    for log_scale, mean in product((-60.0, 30.0), (-1e4, 1e4)):
+        extreme = params.clone()
+        extreme[:, 4:8], extreme[:, 8:12] = mean, log_scale
+        leaf = extreme.requires_grad_(True)
+        discretized_logistic_mixture_mean(leaf, min_log_scale=None).sum().backward()
+        assert leaf.grad.isfinite().all()
+
+
 def test_mixture_mean_equals_that_of_samples():
     params = colour_parameters(4, 13)[:, :28]  # uncoupled
     count = 100_000

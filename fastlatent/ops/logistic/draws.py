@@ -305,8 +305,11 @@ def discretized_logistic_mean(
 def _clipped_mean(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     """In half-widths: last - s log((1 + e^((last - m) / s)) / (1 + e^((-last - m) / s)))."""
     last = grid.n - 1
-    scale = grid.gamma * clamped(log_scale, grid).exp()
-    upper, lower, span = (last - mean) / scale, (-last - mean) / scale, 2 * last / scale
+    floored = clamped(log_scale, grid)
+    scale = grid.gamma * floored.exp()
+    # Not divided by the scale: the derivative of that overflows.
+    inverse = (-floored).exp() / grid.gamma
+    upper, lower, span = (last - mean) * inverse, (-last - mean) * inverse, 2 * last * inverse
     # One logarithm where the span is short: the difference of two would cancel.
     short = torch.log1p(lower.sigmoid() * torch.expm1(span.clamp_max(1)))
     softplus = torch.nn.functional.softplus
