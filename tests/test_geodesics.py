@@ -293,6 +293,21 @@ def test_degenerate_and_broken_pairs_leave_the_others_alone():
     torch.testing.assert_close(found.control[[1, 3]], line.control[[1, 3]])
 
 
+def test_a_first_curve_through_a_hole_leaves_the_status_of_the_better_one():
+    def holed(z):
+        hole = torch.where(z[:, 1:] > 0.5, torch.nan, 1.0)
+        return hole * torch.cat([z, torch.sin(3 * z)], 1)
+
+    a, b = points([-1.0, 0.0]), points([1.0, 0.0])
+    bent = straight(a, b, spans=2).control.clone()
+    bent[:, 1:-1, 1] = 1
+    first = Curves(bent, straight(a, b, spans=2).knots)
+    assert curve_length(holed, first.control, first.knots).length.isnan().all()
+    alone, guided = geodesic(holed, a, b), geodesic(holed, a, b, first=first)
+    torch.testing.assert_close(guided.length, alone.length)
+    assert alone.status.tolist() == guided.status.tolist() == [Status.CONVERGED]
+
+
 def test_finer_grid_where_detours_hide():
     """A decoder that wiggles between the points of the first grid must not fool the length."""
 

@@ -52,7 +52,7 @@ class Geodesics:
     energy: Tensor  # (n,), of the chords that the search saw
     iterations: Tensor  # (n,) int64
     evaluations: Tensor  # (n,) int64, of the decoder; a backward pass counts as 2, a JVP as 3
-    status: Tensor  # (n,) int64 of Status: how the last search ended
+    status: Tensor  # (n,) int64 of Status: how the search for the curve ended
     history: Tensor  # (levels + 1, n): shortest length so far, that of the straight line first
 
     @property
@@ -234,13 +234,14 @@ def _solve(
     rows = best.open()
     if len(rows):
         mean_metric = mean_metric_factor(metric, line[rows])
-        for curves in candidates:
-            _descend(best, minimise, curves[rows], mean_metric, rows, spans)
+        for candidate, curves in enumerate(candidates):
+            _descend(best, candidate, minimise, curves[rows], mean_metric, rows, spans)
     return best.result(len(candidates) * len(spans) + 1)
 
 
 def _descend(
     best: "_Best",
+    candidate: int,
     minimise: _Minimiser,
     curves: Curves,  # of the pairs `rows`
     mean_metric: Tensor,
@@ -260,7 +261,7 @@ def _descend(
             found = minimise(Curves(control[going], curves.knots), mean_metric[going], segments)
             control[going, 1:-1] = found.x
             part = Curves(control[going], curves.knots)
-            measured = best.offer(rows[going], part, found, segments)
+            measured = best.offer(candidate, rows[going], part, found, segments)
             hidden = (measured.length - measured.grid).abs() > GRID_ERROR * measured.length
             going, segments = going[hidden], 2 * segments
         curves = Curves(control, curves.knots)
@@ -287,13 +288,16 @@ class _Best:
         self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
         self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
         self.status[point] = int(Status.DEGENERATE)
+        self.holder = torch.zeros_like(self.status)  # the candidate that the curve came from
         self.history = [self.length.clone()]
 
     def open(self) -> Tensor:
         """The pairs between which there is something to find."""
         return (self.status == int(Status.MAX_ITERATIONS)).nonzero()[:, 0]
 
-    def offer(self, rows: Tensor, curves: Curves, found: Minimum, segments: int) -> Measured:
+    def offer(
+        self, candidate: int, rows: Tensor, curves: Curves, found: Minimum, segments: int
+    ) -> Measured:
         """Measures the curves of the pairs `rows`, and takes those that are shorter."""
         measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
         self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
@@ -305,7 +309,9 @@ class _Best:
         self.iterations[rows] += found.iterations
         points = (found.values + 3 * found.gradients) * (segments - 1)
         self.evaluations[rows] += points + measured.evaluations
-        self.status[rows] = found.status
+        self.holder[win] = candidate
+        mine = self.holder[rows] == candidate
+        self.status[rows[mine]] = found.status[mine]
         return measured
 
     def note(self) -> None:
