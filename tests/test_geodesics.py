@@ -334,7 +334,7 @@ def test_graph_finds_the_way_around():
     guided = geodesic(hill, a, b, spans=(1, 4, 8), first=first)
     assert float(guided.length) < float(alone.length)
     assert float(guided.length) < 1.2 * math.pi + 0.05
-    with pytest.raises(ValueError, match="neighbours must be at least 1"):
+    with pytest.raises(ValueError, match="neighbours must be a whole number, at least 1"):
         graph_curves(hill, ring, a, b, neighbours=0)
     with pytest.raises(ValueError, match="nodes must be"):
         graph_curves(hill, ring[:, :1], a, b)
@@ -428,3 +428,18 @@ def test_bad_arguments():
         (name,) = wrong
         with pytest.raises(ValueError, match=f"{name} must be"):
             geodesic(sphere, A, B, **wrong)
+    for wrong in ({"chunk": 2.5}, {"tolerance": "x"}, {"spans": (2.5,)}, {"points": None}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"geodesic: {name} must be"):
+            geodesic(sphere, A, B, **wrong)
+
+
+def test_distances_between_no_points_and_what_is_no_points():
+    assert distance_matrix(sphere, A[:0]).shape == (0, 0)
+    assert distance_matrix(sphere, A).tolist() == [[0]]
+    with pytest.raises(TypeError, match="distance_matrix: points must be a float32 or float64"):
+        distance_matrix(sphere, [[1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"distance_matrix: points must be \(m, d\); got"):
+        distance_matrix(sphere, A[0])
+    with pytest.raises(ValueError, match="distance_matrix: points must be finite"):
+        distance_matrix(sphere, torch.nan * A)

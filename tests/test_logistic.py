@@ -737,7 +737,12 @@ BAD = [
     (
         lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3), 1),
         ValueError,
-        "n_bins must be in 2 ... 65536; got 1",
+        "n_bins must be a whole number in 2 ... 65536; got 1",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3), 256.0),
+        ValueError,
+        "n_bins must be a whole number in 2 ... 65536; got 256.0",
     ),
     (
         lambda: discretized_logistic_log_prob(
@@ -752,6 +757,13 @@ BAD = [
         ),
         ValueError,
         "min_log_scale must be at least -60",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(
+            pixels(3), torch.zeros(3), torch.zeros(3), min_log_scale="low"
+        ),
+        ValueError,
+        "min_log_scale must be at least -60; got 'low'",
     ),
     (
         lambda: discretized_logistic_mixture_log_prob(pixels(2, 3, 4, 4), torch.zeros(2, 25, 4, 4)),
