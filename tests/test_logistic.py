@@ -262,22 +262,85 @@ def test_probabilities_sum_to_one(n, grid, mean, log_scale, floor):
     assert abs(float(total.sum()) - 1) <= 1e-6
 
 
-@quick
-@given(
-    n=st.sampled_from([2, 3, 8, 32, 256]),
-    k=st.integers(1, 10),
-    scale=st.sampled_from([0.5, 2.0, 1e4]),
-    seed=st.integers(0, 1000),
-    floor=st.sampled_from([-7.0, None]),
-)
-def test_probabilities_of_mixtures_sum_to_one(n, k, scale, seed, floor):
+def extreme_parameters(k, channels, coupled, spread, seed):
+    """(1, planes): means and coefficients within +-spread, log-scales within +-30."""
     make = torch.Generator().manual_seed(seed)
-    log_scales = torch.rand(k, generator=make) * 60 - 30
-    means = torch.randn(k, generator=make) * scale
-    params = torch.cat([torch.randn(k, generator=make) * 3, means.clamp(-1e4, 1e4), log_scales])
-    bins = torch.arange(n, dtype=torch.int32)[:, None]
-    log_prob = mixture_of(bins, params.expand(n, -1), n_bins=n, min_log_scale=floor)
+
+    def within(size):
+        return (2 * torch.rand(1, k, generator=make) - 1) * size
+
+    blocks = [torch.randn(1, k, generator=make) * 3]
+    for _ in range(channels):
+        blocks += [within(spread), within(30.0)] + [within(spread)] * coupled
+    return torch.cat(blocks, 1)
+
+
+@st.composite
+def kinds_of_mixtures(draw):
+    """Bins of a channel, channels, whether they are coupled, and a grid that goes with that."""
+    channels, coupled = draw(st.sampled_from([(1, False), (2, False), (3, False), (3, True)]))
+    n = draw(st.sampled_from({1: [2, 3, 8, 32, 256], 2: [2, 3, 8, 32], 3: [2, 3, 8]}[channels]))
+    return n, channels, coupled, draw(st.sampled_from(GRIDS[:2] if coupled else GRIDS))
+
+
+mixtures = {
+    "k": st.integers(1, 10),
+    "spread": st.sampled_from([1.0, 3.0, 1e4]),
+    "seed": st.integers(0, 10_000),
+    "floor": st.sampled_from([-7.0, None]),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=kinds_of_mixtures(), **mixtures)
+def test_probabilities_of_mixtures_sum_to_one(kind, k, spread, seed, floor):
+    n, channels, coupled, grid = kind
+    params = extreme_parameters(k, channels, coupled, spread, seed)
+    bins = torch.cartesian_prod(*[torch.arange(n, dtype=torch.int32)] * channels)
+    log_prob = mixture_of(
+        bins.view(-1, channels),
+        params.expand(n**channels, -1),
+        coupled=coupled,
+        n_bins=n,
+        grid=grid,
+        min_log_scale=floor,
+    )
     assert abs(float(log_prob.double().exp().sum()) - 1) <= 1e-6
+
+
+@quick
+@given(grid=st.sampled_from(GRIDS[:2]), **mixtures | {"k": st.integers(1, 4)})
+def test_coupled_channels_follow_the_chain_rule_for_any_parameters(grid, k, spread, seed, floor):
+    """256 bins: greens and blues of a red sum to that red, blues of a green to what others sum to.
+
+    The likeliest red and green are taken: elsewhere rounding leaves little of so small a number.
+    """
+    options = {"grid": grid, "min_log_scale": floor}
+    params = extreme_parameters(k, 3, True, spread, seed)
+    bins = torch.arange(256, dtype=torch.int32)
+    reds = mixture_of(bins[:, None], params[:, : 3 * k].expand(256, -1), **options).double()
+    assert abs(float(reds.exp().sum()) - 1) <= 1e-6
+
+    red = int(reds.argmax())
+    pairs = torch.cartesian_prod(bins, bins).T.reshape(1, 2, 256, 256)
+    colours = torch.cat([torch.full_like(pairs[:, :1], red), pairs], 1)
+
+    def of_greens(params):
+        """log P(red, green), for all greens."""
+        planes = params[:, :, None, None].expand(1, -1, 256, 256)
+        each = discretized_logistic_mixture_log_prob(colours, planes, reduction="none", **options)
+        return each[0].double().logsumexp(1)
+
+    greens = of_greens(params)
+    spare = math.log(2) * 16  # a colour's share of its red, in nats, as rounding sees it
+    sum_of_greens = float(greens.logsumexp(0))
+    size = 4 + abs(float(reds[red])) + spare
+    assert abs(sum_of_greens - float(reds[red])) <= 2.5e-7 * size
+    other_blue = params.clone()
+    other_blue[:, 7 * k : 9 * k] = torch.tensor([0.3, -1.0]).repeat_interleave(k)
+    green = int(greens.argmax())
+    size = 4 + abs(float(greens[green])) + spare
+    assert abs(float((of_greens(other_blue) - greens)[green])) <= 2.5e-7 * size
 
 
 def test_many_bins_sum_to_one_in_double_precision():

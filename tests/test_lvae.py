@@ -684,7 +684,10 @@ def test_compiled_training_does_not_recompile_at_every_step():
         ({"image_shape": (1, 28)}, "image_shape must be three whole numbers from 1 up"),
         ({"zdims": ()}, "zdims must be at least one whole number, each at least 1"),
         ({"zdims": (32, 0)}, "zdims must be at least one whole number, each at least 1"),
-        ({"downsample": (1, 1)}, "downsample must be 3 whole numbers, one for each of zdims, from 0"),
+        (
+            {"downsample": (1, 1)},
+            "downsample must be 3 whole numbers, one for each of zdims, from 0",
+        ),
         ({"downsample": (5, 0, 0)}, r"from 0 to blocks \(4\); got \(5, 0, 0\)"),
         ({"image_shape": (1, 28.0, 28)}, "image_shape must be three whole numbers from 1 up"),
         ({"zdims": (8.0,)}, "zdims must be at least one whole number"),
