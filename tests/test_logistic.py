@@ -1111,12 +1111,59 @@ def test_layouts_of_other_programs(low_bit):
     assert (tail - exact).max() > 2
 
 
-def test_values_beyond_the_images_range_are_refused():
-    if ops.OPS["discretized_logistic_log_prob"].serving("cpu").implementation != "cpp":
-        pytest.skip("values are checked inside the C++ kernel")
-    x = torch.full((1, 3, 4, 4), 1.5)
-    with pytest.raises(ValueError, match="bins must be in 0 to 255"):
-        discretized_logistic_mixture_log_prob(*from_pixelcnn(x, torch.zeros(1, 10, 4, 4)))
+def test_grey_images_of_pixelcnn():
+    """One channel: the same loss, by the logistic function alone."""
+    make = torch.Generator().manual_seed(8)
+    k = 5
+    params = torch.randn(2, 3 * k, 6, 7, generator=make)
+    params[:, 2 * k :] = params[:, 2 * k :] * 0.3 - 1
+    bins = torch.randint(0, 256, (2, 1, 6, 7), generator=make)
+    x = bins / 127.5 - 1
+    x.view(-1)[:2] = torch.tensor([-1.0, 1.0])
+    logits, means, scales = params.double().chunk(3, 1)
+    distance, width = x.double() - means, 1 / 255
+    upper, lower = ((distance + side) / scales.exp() for side in (width, -width))
+    middle = upper.sigmoid() - lower.sigmoid()
+    p = torch.where(
+        x < -0.999, upper.sigmoid(), torch.where(x > 0.999, 1 - lower.sigmoid(), middle)
+    )
+    want = -(logits.softmax(1) * p).sum(1).log()
+    got = discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params), reduction="none")
+    torch.testing.assert_close(-got.double(), want, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n_bins", [2, 32, 256])
+def test_all_bins_are_found_in_images_of_any_precision(n_bins, dtype):
+    bins = torch.arange(n_bins, dtype=torch.int32).view(1, 1, 1, n_bins)
+    x = (bins.double() * 2 / (n_bins - 1) - 1).to(dtype)
+    found, _ = from_pixelcnn(x, torch.zeros(1, 3, 1, n_bins, dtype=dtype), n_bins)
+    assert torch.equal(found, bins)
+
+
+@pytest.mark.parametrize("value", [0.003, 1.5, -1.01, math.nan, math.inf])
+def test_values_off_the_images_grid_are_refused(value):
+    x, params = torch.full((1, 3, 4, 4), -1.0), torch.zeros(1, 10, 4, 4)
+    x[0, 1, 2, 3] = value
+    message = rf"x must be 2 k / 255 - 1, from -1 to 1; got {value}"
+    with pytest.raises(ValueError, match=f"from_pixelcnn: {message}"):
+        from_pixelcnn(x, params)
+    with pytest.raises(ValueError, match=f"from_vdvae: {message}"):
+        from_vdvae(x.permute(0, 2, 3, 1), params.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="from_pixelcnn: n_bins must be a whole number"):
+        from_pixelcnn(x, params, 256.0)
+
+
+def test_pixelcnn_images_do_not_break_the_graph():
+    x, params = torch.full((1, 3, 4, 4), -1.0), colour_parameters(2, 5, 16).view(1, 4, 4, 20)
+    planes = params.permute(0, 3, 1, 2)
+
+    def loss(x, params):
+        return discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, planes), loss(x, planes))
 
 
 @pytest.mark.parametrize(
