@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import gradcheck
 
 from fastlatent import ops
 from fastlatent.ops import (
@@ -1006,6 +1007,42 @@ def test_mixture_mean_has_finite_gradients_at_extremes():
         leaf = extreme.requires_grad_(True)
         discretized_logistic_mixture_mean(leaf, min_log_scale=None).sum().backward()
         assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p: discretized_logistic_mean(p[:, 0], p[:, 1], grid="centred"),
+        lambda p: discretized_logistic_mode(p[:, 0], p[:, 1], grid="centred"),
+        lambda p: discretized_logistic_mixture_mean(p),
+        lambda p: discretized_logistic_mixture_mode(p),
+        lambda p: discretized_logistic_mixture_mode(p[:, :9], 1),
+    ],
+    ids=["mean", "mode", "mixture mean", "mixture mode", "mixture mode of grey"],
+)
+def test_means_and_modes_compile_into_one_graph(function):
+    params = colour_parameters(3, 4, 12).view(1, 3, 4, 30).permute(0, 3, 1, 2).contiguous()
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(params), function(params))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_means_are_differentiated_rightly(grid):
+    """Also the coupling, and one scale below the floor."""
+    params = colour_parameters(2, 6, 3, torch.float64)[:, :, None, None]
+    params[:, 8:10] = params[:, 8:10].clamp(-3, 0)
+    params[0, 4] = -9.0
+
+    def of_mixture(p):
+        return discretized_logistic_mixture_mean(p, coupled=grid != "unit", grid=grid)
+
+    def of_one(p):
+        return discretized_logistic_mean(p[:, 2], p[:, 4], grid=grid)
+
+    planes = params if grid != "unit" else params[:, :14]
+    assert gradcheck(of_mixture, planes.clone().requires_grad_(True))
+    assert gradcheck(of_one, params.clone().requires_grad_(True))
 
 
 def test_mixture_mean_equals_that_of_samples():

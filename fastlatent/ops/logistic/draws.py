@@ -293,7 +293,12 @@ def discretized_logistic_mean(
 ) -> Tensor:  # (...) on the grid's scale
     """E[clip(Y, first centre, last centre)] of the logistic Y, differentiable.
 
-    The mean of "continuous" samples, within half a bin of that of "quantized" ones.
+    The mean of "continuous" samples, within half a bin of that of "quantized" ones. Plain PyTorch,
+    computed in float32 or float64.
+
+    Raises TypeError for parameters that are not floating tensors of one dtype, ValueError for
+    shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
+    and min_log_scale below -60.
     """
     check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
@@ -330,7 +335,11 @@ def discretized_logistic_mixture_mean(
     """Mean image: components' clipped means, weighted; coupled channels see the means before.
 
     Exact for "continuous" samples without coupling and for the first channel; otherwise a plug-in.
-    Differentiable. Raises as `discretized_logistic_mixture_log_prob`.
+    Differentiable, in plain PyTorch.
+
+    Raises TypeError for params that are not floating, ValueError for a number of planes that does
+    not fit, coupled channels that are not three or on grid "unit", an unknown grid, n_bins outside
+    2 ... 65536 and min_log_scale below -60.
     """
     op = "discretized_logistic_mixture_mean"
     check_grid(op, n_bins, grid, min_log_scale)
@@ -370,7 +379,12 @@ def discretized_logistic_mode(
     grid: Literal["centred", "symmetric", "unit"] = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:  # (...) uint8 (int32 beyond 256 bins)
-    """The likeliest bin of each value: the one that holds the mean, or an open one."""
+    """The likeliest bin of each value: the one that holds the mean, or an open one.
+
+    Plain PyTorch around `discretized_logistic_log_prob`; no gradient.
+
+    Raises as `discretized_logistic_mean`.
+    """
     check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
     of = Grid.of(grid, n_bins, min_log_scale)
@@ -393,7 +407,9 @@ def discretized_logistic_mixture_mode(
     A component's mode goes channel by channel, later channels seeing the bins before; for one
     channel the first and the last bin are tried too. Not always the mixture's own mode: with one
     channel, 10 components and log-scales of -5 to -2 it is in 19 of 20 pixels. Costs about K
-    log-probabilities. Raises as `discretized_logistic_mixture_log_prob`.
+    log-probabilities. Plain PyTorch around `discretized_logistic_mixture_log_prob`; no gradient.
+
+    Raises as `discretized_logistic_mixture_mean`.
     """
     op = "discretized_logistic_mixture_mode"
     check_grid(op, n_bins, grid, min_log_scale)
