@@ -18,6 +18,7 @@ from fastlatent.ops.logistic.arguments import (
 from fastlatent.ops.logistic.cell import Grid, clamped, widen
 from fastlatent.ops.logistic.mixture import (
     Planes,
+    coupled_mean,
     discretized_logistic_mixture_log_prob,
     images_and_parameters,
 )
@@ -56,11 +57,7 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
     drawn: list[Tensor] = []
     unrounded = []
     for c in range(means.shape[1]):
-        centre = means[:, c]
-        if tau is not None and c == 1:
-            centre = centre + tau[:, 0] * drawn[0]
-        if tau is not None and c == 2:
-            centre = centre + tau[:, 1] * drawn[0] + tau[:, 2] * drawn[1]
+        centre = coupled_mean(means[:, c], c, tau, drawn)
         y = (centre + offsets[:, c]).clamp(-last, last)
         y = torch.where(threshold.isnan(), threshold, y)
         unrounded.append(y)
@@ -347,14 +344,10 @@ def discretized_logistic_mixture_mean(
     of = Grid.of(grid, n_bins, min_log_scale)
     p = Planes.of(params, channels, is_coupled(coupled, channels))
     middles = of.gamma * p.means - of.shift
+    tau = None if p.coefficients is None else p.coefficients.tanh()
     found: list[Tensor] = []
     for c in range(channels):
-        middle = middles[:, c]
-        if p.coefficients is not None and c > 0:
-            tau = p.coefficients.tanh()
-            middle = middle + (
-                tau[:, 0] * found[0] if c == 1 else tau[:, 1] * found[0] + tau[:, 2] * found[1]
-            )
+        middle = coupled_mean(middles[:, c], c, tau, found)
         found.append(_clipped_mean(middle, p.log_scales[:, c], of))
     weighted = (torch.stack(found, 1) * p.logits.softmax(1)[:, None]).sum(2)
     return ((weighted + of.shift) / of.gamma).unflatten(2, params.shape[2:])
@@ -419,13 +412,11 @@ def discretized_logistic_mixture_mode(
     p = Planes.of(params, channels, pairs)
     options = (n_bins, grid, min_log_scale)
     middles = of.gamma * p.means - of.shift
+    tau = None if p.coefficients is None else p.coefficients.tanh()
     found: list[Tensor] = []  # (n, K, s) each
     for c in range(channels):
-        middle = middles[:, c]
-        if p.coefficients is not None and c > 0:
-            tau = p.coefficients.tanh()
-            x = [2 * bins - (n_bins - 1) for bins in found]
-            middle = middle + (tau[:, 0] * x[0] if c == 1 else tau[:, 1] * x[0] + tau[:, 2] * x[1])
+        values = [2 * bins - (n_bins - 1) for bins in found]
+        middle = coupled_mean(middles[:, c], c, tau, values)
         found.append(_likeliest(middle, p.log_scales[:, c], of, options))
     candidates = torch.stack(found, 1)  # (n, c, K, s)
     if channels == 1:
