@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from original_pixelcnn import pasted_log_prob
 from torch.autograd import gradcheck
 
 from fastlatent import ops
@@ -1092,34 +1093,6 @@ def test_colour_mode_beats_samples():
     assert better.float().mean() > 0.98
 
 
-def pixelcnn_loss(x, params, half_width=1 / 255):
-    """The usual formula in channels-last order, float64: thresholds and all."""
-    x, params = x.double(), params.double()
-    k = params.shape[-1] // 10
-    logits, rest = params[..., :k], params[..., k:].unflatten(-1, (3, 3 * k))
-    means, scales = rest[..., :k], rest[..., k : 2 * k].clamp_min(-7)
-    tau = rest[..., 2 * k :].tanh()
-    red, green, _ = x.unbind(-1)
-    m = torch.stack(
-        [
-            means[..., 0, :],
-            means[..., 1, :] + tau[..., 0, :] * red[..., None],
-            means[..., 2, :] + tau[..., 1, :] * red[..., None] + tau[..., 2, :] * green[..., None],
-        ],
-        -2,
-    )
-    centred, inverse = x[..., None] - m, (-scales).exp()
-    plus, minus = inverse * (centred + half_width), inverse * (centred - half_width)
-    delta = plus.sigmoid() - minus.sigmoid()
-    middle = inverse * centred
-    density = middle - scales - 2 * torch.nn.functional.softplus(middle) + math.log(2 * half_width)
-    log_p = torch.where(delta > 1e-5, delta.clamp_min(1e-12).log(), density)
-    log_p = torch.where(x[..., None] > 0.999, -torch.nn.functional.softplus(minus), log_p)
-    first = plus - torch.nn.functional.softplus(plus)
-    log_p = torch.where(x[..., None] < -0.999, first, log_p)
-    return -(log_p.sum(-2) + logits.log_softmax(-1)).logsumexp(-1), delta
-
-
 @pytest.mark.parametrize("low_bit", [False, True])
 def test_layouts_of_other_programs(low_bit):
     """Equal where every bin is likelier than 1e-5; far in the tail theirs is too low."""
@@ -1129,44 +1102,37 @@ def test_layouts_of_other_programs(low_bit):
     params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = 0.0
     bins = torch.randint(0, n, (2, 6, 7, 3), generator=make)
     x = bins / ((n - 1) / 2) - 1
-    want, delta = pixelcnn_loss(x, params, 1 / (n - 1))
+    planes, seen = params.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    want, delta = pasted_log_prob(seen.double(), planes.double(), n)
     assert (delta > 1e-5).all()
     ours = discretized_logistic_mixture_log_prob(
         *from_vdvae(x, params, low_bit), n_bins=n, reduction="none"
     )
-    torch.testing.assert_close(-ours.double(), want, rtol=1e-6, atol=1e-5)
-    planes = params.permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-5)
     again = discretized_logistic_mixture_log_prob(
-        *from_pixelcnn(x.permute(0, 3, 1, 2), planes, n), n_bins=n, reduction="none"
+        *from_pixelcnn(seen, planes, n), n_bins=n, reduction="none"
     )
     assert torch.equal(again, ours)
     if low_bit:
         return
     params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = -7.0
-    tail, _ = pixelcnn_loss(x, params)
-    exact = -discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
-    assert (tail - exact).max() > 2
+    tail, _ = pasted_log_prob(seen.double(), planes.double())
+    exact = discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
+    assert (exact - tail).max() > 2
 
 
 def test_grey_images_of_pixelcnn():
-    """One channel: the same loss, by the logistic function alone."""
     make = torch.Generator().manual_seed(8)
     k = 5
     params = torch.randn(2, 3 * k, 6, 7, generator=make)
-    params[:, 2 * k :] = params[:, 2 * k :] * 0.3 - 1
+    params[:, 2 * k :] = 0.0
     bins = torch.randint(0, 256, (2, 1, 6, 7), generator=make)
     x = bins / 127.5 - 1
     x.view(-1)[:2] = torch.tensor([-1.0, 1.0])
-    logits, means, scales = params.double().chunk(3, 1)
-    distance, width = x.double() - means, 1 / 255
-    upper, lower = ((distance + side) / scales.exp() for side in (width, -width))
-    middle = upper.sigmoid() - lower.sigmoid()
-    p = torch.where(
-        x < -0.999, upper.sigmoid(), torch.where(x > 0.999, 1 - lower.sigmoid(), middle)
-    )
-    want = -(logits.softmax(1) * p).sum(1).log()
+    want, delta = pasted_log_prob(x.double(), params.double())
+    assert (delta > 1e-5).all()
     got = discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params), reduction="none")
-    torch.testing.assert_close(-got.double(), want, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
