@@ -14,7 +14,7 @@ from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.experiments.geodesic_walks import walk_shorter
 from fastlatent.experiments.likely_walks import Density, LikelyOptions, Search, walk_likely
-from fastlatent.experiments.shorter import Feature
+from fastlatent.experiments.shorter import CurveOptions
 from fastlatent.geometry.solver import Method
 from fastlatent.latents import Repair, check_method, decode
 from fastlatent.paths.objective import Reduction
@@ -26,8 +26,9 @@ DESCRIPTION = """Walk from one image to another through the latent space, a walk
 - bits, --method copula: along the arcs of the copula fitted to the training codes
 - real latents, --method spherical or linear: around the origin, or straight
 - real latents, --method geodesic: straight and along a shorter curve under the metric that the
-  decoder gives the latents, in equal steps, with the lengths of both and the cosines between their
-  images (numbers in a CSV beside the picture)
+  decoder gives the latents, in equal steps, with the lengths of both, how the search came to them
+  and the cosines between their images (numbers in a CSV beside the picture); --tolerance,
+  --max-iterations, --chunk, --feature and --vgg go with it
 - real latents, --method likelihood: straight and along a path that is short, evenly stepped and
   likely under a prior, with the search's curves and, in two dimensions, both over the density
 - bits, --set-attribute: from an image to the same with an attribute or class set
@@ -40,11 +41,12 @@ Examples:
   python -m fastlatent.interpolate runs/vae-mnist --method likelihood --prior gmm"""
 
 LIKELY = tuple(field.name for field in fields(LikelyOptions))
-GEODESIC = "solver", "spans", "feature", "vgg", "points"
+SEARCH = tuple(CurveOptions.__annotations__)
+GEODESIC = "solver", "spans", "points", *SEARCH
 
 
 @dataclass(frozen=True)
-class Options(EndOptions):
+class Options(CurveOptions, EndOptions):
     """The command line."""
 
     method: Walking | None = None
@@ -63,11 +65,6 @@ class Options(EndOptions):
     procedure."""
     spans: tuple[int, ...] | None = None
     """With --method geodesic: polynomial pieces of the curves, level by level; default: 2 8 16."""
-    feature: Feature | None = None
-    """With --method geodesic: measure lengths between features of the images, the class
-    probabilities of a logistic regression trained here or the last map of a VGG-19."""
-    vgg: Path | None = None
-    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
     points: int | None = None
     """With --method geodesic: points of the grid on which the original program measures; default:
     20."""
