@@ -283,7 +283,9 @@ def test_every_preset_is_in_the_table_of_presets():
     for cell in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
         first, *others = re.findall(r"`([\w-]+)`", cell)
         named |= {first}
-        named |= {re.sub(r"-\d+$", name, first) if name.startswith("-") else name for name in others}
+        named |= {
+            re.sub(r"-\d+$", name, first) if name.startswith("-") else name for name in others
+        }
     assert named == set(PRESETS)
 
 

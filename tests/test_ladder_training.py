@@ -466,8 +466,31 @@ def test_progress_is_measured_on_images_set_apart(tmp_path, capsys):
     assert "40 validation images" in shown and "test loss" in shown
 
 
+TELLING = """
+import sys
+from pathlib import Path
+import torch
+from fastlatent import train
+from fastlatent.training.loop import Training
+
+conclude = Training.conclude
+
+def telling(self):
+    prior = self.learner.model.prior.code
+    torch.manual_seed(0)
+    density = prior.log_prob(3 * torch.randn(50, prior.dim)).detach()
+    torch.save((prior.active, density), Path(sys.argv[1]) / f"{self.accelerator.process_index}.pt")
+    conclude(self)
+
+Training.conclude = telling
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
 def test_two_ranks_train_and_fit_alike(tmp_path):
-    out = tmp_path / "run"
+    """The density of the fitted mixture, too: on both ranks, after steps that follow the fits."""
+    out, script = tmp_path / "run", tmp_path / "telling.py"
+    script.write_text(TELLING)
     options = ["--model.prior.kind", "ladder", "--epochs", "3", "--batch", "128"]
     common = ["--device", "cpu", "--out", str(out), "--data.per-class", "26", "--model.dim", "3"]
     small = ["--model.prior.width", "16", "--model.schedule.warmup-epochs", "1"]
@@ -475,7 +498,7 @@ def test_two_ranks_train_and_fit_alike(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [
-            *[*launcher, "--nproc-per-node", "2", "-m", "fastlatent.train", "ladder-digits"],
+            *[*launcher, "--nproc-per-node", "2", str(script), str(tmp_path), "ladder-digits"],
             *[*common, *small, *rest, *options],
         ],
         capture_output=True,
@@ -486,3 +509,6 @@ def test_two_ranks_train_and_fit_alike(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prior fitted anew" in done.stdout
     assert Run.open(out).model("last").ruling
+    (active, density), (other_active, other) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    assert active == other_active > 1
+    assert torch.equal(density, other)

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,6 @@ class Prior(nn.Module, ABC):
         if dim is not None and dim < 1:
             raise ValueError(f"{type(self).__name__}: dim must be at least 1; got {dim}")
         self.dim = dim or 0
-        self._seen: dict[str, tuple[Any, Any]] = {}
 
     @abstractmethod
     def log_prob(
@@ -172,13 +171,6 @@ class Prior(nn.Module, ABC):
                 f"constant: {which}"
             )
         return z.detach()
-
-    def _remembered(self, name: str, of: Tensor, value: Callable[[Tensor], Any]) -> Any:
-        """value(of), computed again only when the tensor `of` has changed: it waits for a GPU."""
-        key = (id(of), of._version)
-        if name not in self._seen or self._seen[name][0] != key:
-            self._seen[name] = (key, value(of))
-        return self._seen[name][1]
 
 
 def cross_entropy(

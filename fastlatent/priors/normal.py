@@ -51,7 +51,7 @@ class Normal(Prior):
         """Whether draws fill only a subspace."""
         if self.covariance == "identity":
             return False
-        return self._remembered("singular", self.deviations, lambda w: bool((w == 0).any()))
+        return bool((self.deviations == 0).any())
 
     @property
     def density(self) -> Density:  # type: ignore[override]
