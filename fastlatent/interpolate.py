@@ -20,7 +20,7 @@ from fastlatent.latents import Repair, check_method, decode
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
-from fastlatent.walking import WALKINGS, Direction, Space, Walk, Walking, walk
+from fastlatent.walking import Direction, Space, Walk, Walking, walk, walkings
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
@@ -48,7 +48,8 @@ class Options(EndOptions):
     """The command line."""
 
     method: Walking | None = None
-    """How to walk; default: copula for bits, spherical for real latents."""
+    """How to walk; default: copula for bits, spherical for real latents, linear for codes of GLO in
+    a ball."""
     set_attribute: str | None = None
     """Instead of --to: set this attribute or class, given by its number or its name (bits)."""
     reference: Literal["population", "zero"] = "population"
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and interpolate."""
     options = parse(Options, argv, "interpolate", DESCRIPTION)
     trained = Trained(options)
-    choices = WALKINGS[trained.model.latent_kind]
+    choices = walkings(trained.model)
     method = options.method or choices[0]
     if options.set_attribute is not None:
         if trained.model.latent_kind != "bits":

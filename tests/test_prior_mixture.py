@@ -323,6 +323,8 @@ def test_other_bad_input_is_named():
         MixtureFit(prune=1.0)
     with pytest.raises(ValueError, match=r"GaussianMixture.set: expected at most 2 weights"):
         GaussianMixture(2, 2).set(torch.ones(3), torch.ones(3, 2), torch.ones(3, 2, 2))
+    with pytest.raises(ValueError, match=r"options.max_latents must be at least .* 50; got 20"):
+        GaussianMixture(2, 50, options=MixtureFit(max_latents=20))
     with pytest.raises(ValueError, match="n must be at least 0"):
         GaussianMixture(2).sample(-1)
 

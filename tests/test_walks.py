@@ -14,12 +14,14 @@ from fastlatent.geometry import as_metric
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models import build
 from fastlatent.models.bigan import BiGANConfig
+from fastlatent.models.glo import GLOConfig
+from fastlatent.models.ladder import LaDDerConfig, PriorConfig
 from fastlatent.models.lbae import LBAEConfig
 from fastlatent.models.lvae import LVAEConfig
 from fastlatent.models.vae import VAEConfig
 from fastlatent.ops import binarize
 from fastlatent.priors import BernoulliCopula, CodeStatistics, GaussianMixture, Ladder, Normal
-from fastlatent.walking import WALKINGS, between, measured, space_of, walk
+from fastlatent.walking import WALKINGS, between, measured, space_of, walk, walkings
 
 MODELS = {
     "vae": VAEConfig(image_shape=(1, 12, 12), dim=2),
@@ -29,6 +31,11 @@ MODELS = {
     "lvae": LVAEConfig(
         image_shape=(1, 16, 16), zdims=(1, 1), downsample=(1, 1), blocks=1, filters=4
     ),
+    "glo": GLOConfig(image_shape=(1, 8, 8), dim=3, width=0.05, initial="gaussian"),
+    "glo-sphere": GLOConfig(
+        image_shape=(1, 8, 8), dim=3, width=0.05, initial="gaussian", projection="sphere"
+    ),
+    "ladder": LaDDerConfig(width=64, dim=3, prior=PriorConfig(width=8, layers=1, components=3)),
 }
 METHODS = ("copula", "linear", "spherical", "likelihood", "geodesic")
 FAST = {"likelihood": {"steps": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
@@ -42,7 +49,7 @@ def model(request):
 def ends_of(model, k=3):
     make = torch.Generator().manual_seed(0)
     z = torch.randn(2, k, model.latent_dim, generator=make)
-    return [binarize(x)[0] if model.latent_kind == "bits" else x for x in z]
+    return [binarize(x)[0] if model.latent_kind == "bits" else model.project(x) for x in z]
 
 
 def needs_of(model):
@@ -100,6 +107,35 @@ def test_a_missing_copula_is_named():
     model = build(MODELS["lbae"], seed=0)
     with pytest.raises(ValueError, match="copula needs a copula fitted to the codes"):
         walk(model, "copula", *ends_of(model), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"), [("vae", "spherical"), ("glo", "linear"), ("glo-sphere", "spherical")]
+)
+def test_the_default_walk_suits_the_region_of_latents(name, default):
+    methods = walkings(build(MODELS[name], seed=0))
+    assert methods[0] == default and set(methods) == set(WALKINGS["real"])
+
+
+@pytest.mark.parametrize("method", ["linear", "likelihood", "geodesic"])
+def test_walks_stay_on_the_sphere(method):
+    """Between nearly opposite codes the straight line passes by the origin."""
+    model = build(MODELS["glo-sphere"], seed=0).eval()
+    start, end = torch.tensor([[1.0, 0, 0]]), model.project(torch.tensor([[-1.0, 1e-3, 0]]))
+    given = needs_of(model) | {"space": space_of(Normal(3))}
+    path = walk(model, method, start, end, 5, **given, search=FAST.get(method))
+    torch.testing.assert_close(path.latents.norm(dim=2), torch.ones(1, 5))
+    torch.testing.assert_close(path.points, path.latents)
+
+
+def test_a_space_of_another_dimension_is_named():
+    model = build(MODELS["vae"], seed=0).eval()
+    ladder = Ladder(3, 2, 4, width=8, depth=1).eval()
+    z = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"Ladder.posterior: z must be of shape \(..., 3\)"):
+        walk(model, "likelihood", z, z, 5, space=space_of(ladder))
+    with pytest.raises(ValueError, match=r"Normal.path_space.encode: .*\(..., 3\); got \(2, 2\)"):
+        walk(model, "linear", z, z, 5, space=space_of(Normal(3)))
 
 
 def test_likely_walks_beat_linear_ones():

@@ -105,6 +105,18 @@ class LatentModel(nn.Module, ABC):
             return mean
         return mean + std * noise.normal("latent", mean.shape, mean.device, mean.dtype)
 
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest latents in the region where the model has any: (..., d) -> (..., d)."""
+        return z
+
+    @property
+    def walks_straight(self) -> bool:
+        """Whether a walk through real latents goes straight, and not around the origin, by default.
+
+        Straight lines leave a sphere, or the shell where N(0, I) has its mass.
+        """
+        return False
+
     def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Latents to decode from draws of a fitted prior: (n, prior_dim) -> (n, d)."""
         return z

@@ -31,7 +31,7 @@ class _Search:
 
     steps: int
     rate: float
-    falling: bool  # the rate: along a quarter of a cosine to 0
+    falling: bool  # the rate: along half a cosine to 0
     betas: tuple[float, float]
     clip: float | None  # of the entries of the gradient
     smoothing: float  # of the deviation, in units of the straight line's steps

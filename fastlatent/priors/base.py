@@ -132,7 +132,7 @@ class Prior(nn.Module, ABC):
                 f"{type(self).__name__}.path_space: likely paths need an exact density; "
                 f"this prior's is {self.density!r}"
             )
-        return PathSpace(self.dim, _identity, self.log_prob, _identity)
+        return PathSpace(self.dim, self._as_points, self.log_prob, _identity)
 
     def bind(self, encoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Self:
         """Take the map from images to mean and deviation, each (n, dim), if the prior needs it."""
@@ -142,6 +142,15 @@ class Prior(nn.Module, ABC):
         """Parameters that are scales and may want a learning rate of their own."""
         return []
 
+    @property
+    def least_latents(self) -> int:
+        """The fewest latents that `fit` takes."""
+        return 2
+
+    def _as_points(self, z: Tensor) -> Tensor:
+        self._check_points("path_space.encode", z)
+        return z
+
     def _check_points(self, method: str, z: Tensor, name: str = "z") -> None:
         who = f"{type(self).__name__}.{method}: {name} must be"
         if not isinstance(z, Tensor) or not z.is_floating_point():
@@ -150,14 +159,16 @@ class Prior(nn.Module, ABC):
         if z.dim() == 0 or z.shape[-1] != self.dim:
             raise ValueError(f"{who} of shape (..., {self.dim}); got {tuple(z.shape)}")
 
-    def _check_latents(self, z: Tensor, least: int = 2, *, varying: bool = True) -> Tensor:
+    def _check_latents(self, z: Tensor, *, varying: bool = True) -> Tensor:
         """z, ready to be fitted to; `varying`: every single dimension has to vary."""
         who = f"{type(self).__name__}.fit"
         self._check_points("fit", z)
         if z.dim() != 2:
             raise ValueError(f"{who}: z must have shape (n, {self.dim}); got {tuple(z.shape)}")
-        if len(z) < least:
-            raise ValueError(f"{who}: at least {least} latents are needed; got {len(z)}")
+        if len(z) < self.least_latents:
+            raise ValueError(
+                f"{who}: at least {self.least_latents} latents are needed; got {len(z)}"
+            )
         if not z.isfinite().all():
             bad = int((~z.isfinite()).any(1).sum())
             raise ValueError(f"{who}: z must be finite; {bad} of {len(z)} latents are not")

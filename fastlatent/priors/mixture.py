@@ -41,6 +41,11 @@ class GaussianMixture(Prior):
         self.components = components
         self.covariance: Covariance = covariance
         self.options = options or MixtureFit()
+        if self.options.max_latents < components:
+            raise ValueError(
+                "GaussianMixture: options.max_latents must be at least the number of components, "
+                f"{components}; got {self.options.max_latents}"
+            )
         self.trainable = trainable
         eye = torch.eye(dim) if covariance == "full" else torch.ones(dim)
         factors = eye.repeat(components, *[1] * eye.dim())
@@ -72,6 +77,10 @@ class GaussianMixture(Prior):
             return self.components
         # Not kept: what other ranks broadcast into a buffer leaves no trace to know it by.
         return int((self._log_weights > -math.inf).sum())
+
+    @property
+    def least_latents(self) -> int:
+        return max(2, self.components)
 
     @property
     def log_weights(self) -> Tensor:
@@ -185,7 +194,7 @@ class GaussianMixture(Prior):
         return self._fit(z, seed, warm=self.options.mode == "original").report
 
     def _fit(self, z: Tensor, seed: int, warm: bool) -> Self:
-        z = self._check_latents(z, least=max(2, self.components))
+        z = self._check_latents(z)
         state = None
         if warm:
             state = {

@@ -72,6 +72,10 @@ class VampPrior(Prior):
         return super().train(mode)
 
     @property
+    def least_latents(self) -> int:
+        return max(2, self.components)
+
+    @property
     def images(self) -> Tensor:
         """The pseudo-images (K, c, h, w)."""
         return self.raw if self.free else self.raw.sigmoid()
@@ -119,7 +123,7 @@ class VampPrior(Prior):
 
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:
         """Move the pseudo-images by gradients; the encoder stays as it is."""
-        z = self._check_latents(z, least=self.components)
+        z = self._check_latents(z)
         held = [p for p in self._depends(self._encoder()) if p.requires_grad and p is not self.raw]
         for parameter in held:
             parameter.requires_grad_(False)

@@ -179,3 +179,9 @@ class LaDDerConfig:
         _require(self, "width", good, f"a multiple of {step} for {self.architecture}")
         _require(self, "dim", self.dim >= 1, "at least 1")
         _require(self, "start_scale", 0 < self.start_scale < math.inf, "positive")
+        prior, samples = self.prior, self.schedule.refit_samples
+        if prior.kind in MIXTURES and samples < prior.components:
+            raise ValueError(
+                "LaDDerConfig: schedule.refit_samples must be at least prior.components, "
+                f"{prior.components}; got {samples}"
+            )
