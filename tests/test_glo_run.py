@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastlatent import evaluate, film, interpolate, reconstruct, sample, train
+from fastlatent.console import RunError
 from fastlatent.data import DataConfig, epoch_order, load
 from fastlatent.models import GLO
 from fastlatent.models.glo import project
@@ -57,6 +58,24 @@ def test_a_run_keeps_a_code_for_each_image(run: Run) -> None:
     torch.testing.assert_close(model.code_covariance, codes.double().T.cov().float())
     losses = [line["loss"] for line in read_metrics(run.path) if line["kind"] == "train"]
     assert len(losses) == 20 and np.mean(losses[-3:]) < 0.8 * losses[0]
+
+
+def test_codes_are_bound_to_their_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """New weights with old codes, as a crash between the two files leaves them, are refused."""
+    copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    tensors = copied.model("best").state_dict()
+    codes = {"codes": torch.zeros(3, 6)}
+    with monkeypatch.context() as patch:
+        patch.setattr("fastlatent.runs.folder.write_latents", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copied.write_best(tensors | {"code_mean": torch.ones(6)}, 40, 0.1, codes)
+    with pytest.raises(RunError, match=r"latents-best\.safetensors holds codes learned with other"):
+        copied.model("best")
+    copied.write_best(tensors, 40, 0.1, codes)
+    assert torch.equal(copied.model("best").codes, codes["codes"])
+    copied.write_weights(copied.model("last").state_dict() | {"code_mean": torch.ones(6)})
+    with pytest.raises(RunError, match=r"learned with other weights than weights\.safetensors"):
+        copied.model("last")
 
 
 def test_codes_begin_at_the_components(tmp_path: Path) -> None:
@@ -131,12 +150,14 @@ def test_parts_of_a_step_are_the_step(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.nn, "BatchNorm2d", StillNorm)
     for order in ("simultaneous", "alternating"):
         options = ("--steps", "1", "--model.order", order, "--model.initial", "gaussian")
-        one = codes_of(trained(tmp_path / f"{order}1", *options))
-        two = codes_of(trained(tmp_path / f"{order}2", *options, "--accumulate", "2"))
+        # Without batch norm gradients are small, and the full step of the weights kills all units.
+        long = (*options, "--model.alpha", "1e4", "--lr", "1e-3")
+        one = codes_of(trained(tmp_path / f"{order}1", *long))
+        two = codes_of(trained(tmp_path / f"{order}2", *long, "--accumulate", "2"))
         start = codes_of(trained(tmp_path / f"{order}0", *options, "--model.alpha", "1e-9"))
-        assert int(((one - start).norm(dim=1) > 1e-4).sum()) == 32
-        print((one - start).norm(dim=1).max(), (two - one).abs().max())
-        torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+        moved = (one - start).norm(dim=1)
+        assert int((moved > 1e-2).sum()) == 32
+        assert ((two - one).norm(dim=1) <= 1e-4 * moved).all()
 
 
 def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
