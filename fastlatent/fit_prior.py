@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fastlatent.priors import (
     Estimate,
     Normal,
     Prior,
+    PriorKind,
     PriorSettings,
     cross_entropy,
 )
@@ -48,12 +49,21 @@ HELD_OUT = 10  # where the model stores its latents, one of so many is not fitte
 class Options(PriorSettings, RunOptions):
     """The command line."""
 
+    prior: PriorKind | Literal["copula"] = "gmm"  # type: ignore[assignment]
+    """normal: mean and covariance; gmm: a mixture; vamp: posteriors of learned pseudo-images;
+    hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents;
+    copula: refused here, as sample fits that of bits itself."""
     n: int | None = None
     """Training images to take latents of, at most; default: all."""
     means: bool = False
     """Fit to means of the posterior, not to draws."""
 
     def __post_init__(self) -> None:
+        if self.prior == "copula":
+            raise ValueError(
+                "--prior copula is not for fit_prior: sample and interpolate fit the copula of a "
+                "run of bits themselves, from its stored codes"
+            )
         RunOptions.__post_init__(self)
         PriorSettings.__post_init__(self)
 

@@ -13,10 +13,11 @@ from fastlatent.arguments import Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.experiments.geodesic_walks import walk_shorter
-from fastlatent.experiments.likely_walks import Density, LikelyOptions, Search, walk_likely
+from fastlatent.experiments.likely_walks import Density, LikelyOptions, walk_likely
 from fastlatent.experiments.shorter import Feature
 from fastlatent.geometry.solver import Method
 from fastlatent.latents import Repair, check_method, decode
+from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
@@ -89,7 +90,7 @@ class Options(EndOptions):
     """With --method likelihood: points cost nothing that are likelier than the least likely 5 % of
     draws from the prior; default: in more than 8 dimensions."""
     iterations: int | None = None
-    """With --method likelihood: steps of the search; default: 300, of the original's 500."""
+    """With --method likelihood: iterations of the search; default: 300, of the original's 500."""
     search: Search | None = None
     """With --method likelihood: original: the published search."""
     out: Path | None = None

@@ -290,8 +290,10 @@ def test_commands(run: Run, tmp_path: Path, capsys) -> None:
     assert reconstruct.main([path, "--n", "6"]) == 0
     fitted = capsys.readouterr().out
     assert "loss of start" in fitted and "psnr" in fitted
+    assert "images, codes fitted by 4 steps from 2 starts" in fitted
     assert reconstruct.main([path, "--n", "6", "--split", "train"]) == 0
-    assert "loss of start" not in capsys.readouterr().out
+    learned = capsys.readouterr().out
+    assert "loss of start" not in learned and "images, learned codes" in learned
     for method in ("spherical", "linear"):
         assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
         assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100

@@ -343,6 +343,30 @@ def test_stopped_run_goes_on_bit_for_bit(tmp_path, options):
     assert same(*weights)
     kinds = [line["kind"] for line in read_metrics(tmp_path / "whole")]
     assert ("refit" in kinds) == ("vamp" not in options)
+    for line in read_metrics(tmp_path / "whole"):
+        assert ("held_out_log_prob" in line) == (line["kind"] == "refit")
+
+
+@pytest.mark.parametrize("kind", ["gmm", "ladder"])
+def test_a_fit_is_judged_by_unseen_images(kind):
+    """Few latents of images alike are fitted too closely for others."""
+    model = build(config_of(kind, {"components": 4}, refit_samples=20), 0)
+    split = Split("train", (images(20) * 255).to(torch.uint8))
+    unseen = Split("test", (images(30, seed=1) * 255).to(torch.uint8))
+    numbers = refit(model, split, 16, 0, 2, unseen)
+    assert numbers["held_out_log_prob"] < numbers["log_prob"]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        mean, std = model.eval().encoder(unseen.images(torch.arange(30)) / 255)
+        z = mean + std * torch.randn(200, 30, 3)
+        if kind == "gmm":
+            each = model.prior.log_prob(z)
+        else:
+            m, v = model.prior.posterior(z)
+            each = model.prior.code.log_prob(m + v * torch.randn_like(m))
+    # 30 images, a draw of each: its mean is within four standard errors of that of many.
+    error = each.std(0).square().mean().sqrt() / 30**0.5
+    assert abs(numbers["held_out_log_prob"] - each.mean()) < 4 * error
 
 
 def test_warmed_up_run_samples_from_its_own_prior(tmp_path):

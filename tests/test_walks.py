@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
+from fastlatent.evaluation.extractors import Extractor
 from fastlatent.geometry import as_metric
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models import build
@@ -38,7 +40,7 @@ MODELS = {
     "ladder": LaDDerConfig(width=64, dim=3, prior=PriorConfig(width=8, layers=1, components=3)),
 }
 METHODS = ("copula", "linear", "spherical", "likelihood", "geodesic")
-FAST = {"likelihood": {"steps": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
+FAST = {"likelihood": {"iterations": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -166,7 +168,7 @@ def test_walks_below_a_hierarchical_prior():
     prior = Ladder(3, 2, components=4).eval()
     start, end = ends_of(model)
     below = space_of(prior, "t")
-    path = walk(model, "likelihood", start, end, 6, space=below, search={"steps": 30})
+    path = walk(model, "likelihood", start, end, 6, space=below, search={"iterations": 30})
     assert path.points.shape == (3, 6, 2) and path.latents.shape == (3, 6, 3)
     with torch.no_grad():
         torch.testing.assert_close(path.latents, prior.conditional(path.points)[0])
@@ -176,7 +178,7 @@ def test_walks_below_a_hierarchical_prior():
     with torch.no_grad():
         assert torch.equal(upstairs.log_prob(z), upstairs.log_prob(z))
         assert not torch.equal(upstairs.log_prob(z), space_of(prior, "z", seed=2).log_prob(z))
-    path = walk(model, "likelihood", start, end, 6, space=upstairs, search={"steps": 30})
+    path = walk(model, "likelihood", start, end, 6, space=upstairs, search={"iterations": 30})
     assert torch.equal(path.latents[:, 0], start)
     assert (path.found.terms.objective <= path.found.line.objective).all()
 
@@ -278,6 +280,39 @@ def test_table_of_walks(runs, tmp_path, capsys):
     density = {name: float(by_method[name]["log_density"]) for name in ("linear", "likelihood")}
     assert density["likelihood"] >= density["linear"] - 1e-6
     assert float(by_method["geodesic"]["image_length"]) > 0
+
+
+def test_a_table_leaves_out_what_is_not_possible(runs, tmp_path, capsys):
+    """A Ladder VAE has no density of all its latents, and no prior is fitted to the VAE."""
+    ladder, out = train_ladder(tmp_path, 1), tmp_path / "walks.csv"
+    options = ["--pairs", "2", "--steps", "4", "--prior", "vamp", "--no-features"]
+    paths = [str(ladder), str(runs["vae-digits"])]
+    assert walks.main([*paths, *options, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{ladder}: no likely walks and no log p: likely paths need a density of all" in said
+    assert "use spherical or linear or geodesic" in said
+    assert f"{runs['vae-digits']}: no likely walks and no log p: no prior 'vamp' is fitted" in said
+    rows = list(csv.DictReader(out.open()))
+    assert [row["method"] for row in rows] == ["spherical", "linear", "geodesic"] * 2
+    assert all(row["log_density"] == "" for row in rows)
+    assert interpolate.main([str(ladder), "--method", "likelihood"]) == 2
+    error = capsys.readouterr().err
+    assert "use spherical or linear or geodesic" in error and "fit_prior" not in error
+
+
+def test_table_with_distances_of_features(runs, tmp_path, monkeypatch):
+    """Of the inner images to the split, by features that a network gives."""
+    weight = torch.randn(28 * 28, 3, generator=torch.Generator().manual_seed(0))
+
+    def features(images):
+        return images.flatten(1).double() @ weight[: images[0].numel()].double() / 255
+
+    monkeypatch.setattr(walks, "classifier_of", lambda *_: Extractor(features, "classifier", ""))
+    out = tmp_path / "walks.csv"
+    run = runs["vae-digits"]
+    assert walks.main([str(run), "--pairs", "6", "--steps", "5", "--out", str(out)]) == 0
+    rows = {row["method"]: row for row in csv.DictReader(out.open())}
+    assert all(float(row["distance"]) > 0 < float(row["distance_error"]) for row in rows.values())
 
 
 @pytest.mark.parametrize(

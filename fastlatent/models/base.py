@@ -110,6 +110,14 @@ class LatentModel(nn.Module, ABC):
         return z
 
     @property
+    def search(self) -> str | None:
+        """How codes of images are found, in a few words, where that takes a search; None: encoded.
+
+        Where there are learned codes, those are taken.
+        """
+        return None
+
+    @property
     def walks_straight(self) -> bool:
         """Whether a walk through real latents goes straight, and not around the origin, by default.
 
@@ -182,6 +190,13 @@ class LatentModel(nn.Module, ABC):
         Returns numbers to log. To be called in evaluation mode and without gradients.
         """
         raise NotImplementedError(f"{type(self).__name__} has nothing to fit between epochs")
+
+    def held_out_log_prob(self, batches: Iterable[Tensor], noise: Noise) -> float:
+        """Mean log-density in nats, by what `refit` has fitted, of a draw for each of other images.
+
+        To be called as `refit` is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} fits no density between epochs")
 
     @property
     def terms(self) -> dict[str, tuple[str, ...]]:

@@ -121,6 +121,15 @@ class Prior(nn.Module, ABC):
         """Fit what gradients do not train to latents (n, dim) as they are now; None: nothing."""
         return None
 
+    def refitted_log_prob(
+        self,
+        z: Tensor,  # (n, dim)
+        *,
+        seed: int = 0,
+    ) -> Tensor:  # (n,) nats
+        """The log-density of what `refit` fits, by default of all; for latents held out of it."""
+        return self.log_prob(z)
+
     @property
     def path_space(self) -> PathSpace:
         """The space to look for likely paths in: by default that of the latents.

@@ -184,6 +184,11 @@ class Hierarchical(Prior):
         """Fit p(t), where gradients do not train it, to one draw of q(t|z) for each latent."""
         return self._refit_code(self._check_latents(z), seed)
 
+    def refitted_log_prob(self, z: Tensor, *, seed: int = 0) -> Tensor:
+        """log p(t), where t is one draw of q(t|z) for each latent."""
+        self._check_points("refitted_log_prob", z)
+        return self.code.refitted_log_prob(self._codes(z, seed), seed=seed)
+
     @property
     def path_space(self) -> PathSpace:
         """That of p(t): points are encoded by m(z), followed under p(t) and lifted by g(t)."""

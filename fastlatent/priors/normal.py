@@ -15,8 +15,7 @@ from fastlatent.priors.base import (
     normal,
     report_log_prob,
 )
-
-_LOG_2PI = math.log(2 * math.pi)
+from fastlatent.priors.gaussian import LOG_2PI
 
 
 class Normal(Prior):
@@ -62,7 +61,7 @@ class Normal(Prior):
     ) -> Tensor:
         self._check_points("log_prob", z)
         white, log_volume = self._whitened(at_least_float32(z))
-        return -0.5 * (white.square().sum(-1) + self.dim * _LOG_2PI) - log_volume
+        return -0.5 * (white.square().sum(-1) + self.dim * LOG_2PI) - log_volume
 
     def expected_log_prob(
         self,

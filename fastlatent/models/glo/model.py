@@ -82,6 +82,14 @@ class GLO(LatentModel):
         return project(z, self.config.projection)
 
     @property
+    def search(self) -> str:
+        def count(n: int, word: str) -> str:
+            return f"{n:,} {word}{'s' * (n > 1)}"
+
+        steps, starts = self.config.fit_steps, self.config.fit_starts
+        return f"codes fitted by {count(steps, 'step')} from {count(starts, 'start')}"
+
+    @property
     def walks_straight(self) -> bool:
         """Lines between codes stay in the ball."""
         return self.config.projection != "sphere"
