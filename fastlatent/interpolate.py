@@ -13,14 +13,15 @@ from fastlatent.arguments import Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.experiments.geodesic_walks import walk_shorter
-from fastlatent.experiments.likely_walks import Density, LikelyOptions, Search, walk_likely
+from fastlatent.experiments.likely_walks import Density, LikelyOptions, walk_likely
 from fastlatent.experiments.shorter import CurveOptions
 from fastlatent.geometry.solver import Method
 from fastlatent.latents import Repair, check_method, decode
+from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
-from fastlatent.walking import WALKINGS, Direction, Space, Walk, Walking, walk
+from fastlatent.walking import Direction, Space, Walk, Walking, walk, walkings
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
@@ -50,7 +51,8 @@ class Options(CurveOptions, EndOptions):
     """The command line."""
 
     method: Walking | None = None
-    """How to walk; default: copula for bits, spherical for real latents."""
+    """How to walk; default: copula for bits, spherical for real latents, linear for codes of GLO in
+    a ball."""
     set_attribute: str | None = None
     """Instead of --to: set this attribute or class, given by its number or its name (bits)."""
     reference: Literal["population", "zero"] = "population"
@@ -85,7 +87,7 @@ class Options(CurveOptions, EndOptions):
     """With --method likelihood: points cost nothing that are likelier than the least likely 5 % of
     draws from the prior; default: in more than 8 dimensions."""
     iterations: int | None = None
-    """With --method likelihood: steps of the search; default: 300, of the original's 500."""
+    """With --method likelihood: iterations of the search; default: 300, of the original's 500."""
     search: Search | None = None
     """With --method likelihood: original: the published search."""
     out: Path | None = None
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and interpolate."""
     options = parse(Options, argv, "interpolate", DESCRIPTION)
     trained = Trained(options)
-    choices = WALKINGS[trained.model.latent_kind]
+    choices = walkings(trained.model)
     method = options.method or choices[0]
     if options.set_attribute is not None:
         if trained.model.latent_kind != "bits":
