@@ -291,20 +291,19 @@ def test_mask_is_fixed_by_the_training_images():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bound_never_exceeds_the_importance_weighted_one(kind):
-    """E log w <= log E w, and log_weights is the ELBO's integrand: the same mean, draw by draw."""
+def test_importance_weights_have_the_mean_of_the_bound(kind):
+    """log_weights is the ELBO's integrand: the same mean over draws."""
     small = Small(config_of(kind, warmup_epochs=1)).run(0, 9)
     model, x = small.model.eval(), images(48)
     assert model.ruling
     with torch.no_grad():
         weights = torch.stack(
-            [model.log_weights(model.features(x), x, Noise(0, k)) for k in range(400)]
+            [model.log_weights(model.features(x), x, Noise(0, k)) for k in range(100)]
         ).double()
-        elbos = torch.stack([model(x, noise=Noise(0, k))["elbo"] for k in range(400)]).double()
+        elbos = torch.stack([model(x, noise=Noise(0, k))["elbo"] for k in range(100)]).double()
     difference = (weights - elbos).mean(1)
-    error = difference.std() / 20
+    error = difference.std() / 10
     assert abs(difference.mean()) < 4 * error + 1e-4
-    assert weights.logsumexp(0).sub(math.log(400)).mean() >= weights.mean()
 
 
 def test_values_are_logged_in_parts():

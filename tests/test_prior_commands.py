@@ -158,7 +158,7 @@ def test_a_ladder_vae_gets_a_prior_of_its_top_layer(tmp_path, capsys):
     assert model.prior_dim == model.latent_sizes[-1] < model.latent_dim
     assert fit_prior.main([str(run), "--prior", "vamp", "--device", "cpu"]) == 2
     assert "takes normal, gmm, hierarchical or ladder" in one_sentence(capsys)
-    assert fit_prior.main([str(run), "--prior", "gmm", *SMALL]) == 0
+    assert fit_prior.main([str(run), "--prior", "gmm", "--n", "100", *SMALL]) == 0
     prior = read_prior(Run.open(run), "last", "gmm", model)
     assert prior.dim == model.prior_dim
     top = prior.sample(6, generator=torch.Generator().manual_seed(0))
