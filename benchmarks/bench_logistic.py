@@ -1,39 +1,21 @@
 """The mixture of discretized logistics against the formula that everybody pastes."""
 
-import math
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fastlatent import ops
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from original_pixelcnn import pasted_log_prob
+
 
 def pasted(bins, params):
-    """log P as PixelCNN++ and its descendants compute it, for one or three channels."""
-    c = bins.shape[1]
-    x = (bins.float() / 127.5 - 1)[:, :, None]  # (n, c, 1, h, w)
-    blocks = 3 if c == 3 else 2
-    k = params.shape[1] // (1 + blocks * c)
-    logits, rest = params[:, :k], params[:, k:].unflatten(1, (c, blocks, k))
-    means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(min=-7.0)
-    if c == 3:
-        tau = rest[:, :, 2].tanh()
-        green = means[:, 1] + tau[:, 0] * x[:, 0]
-        blue = means[:, 2] + tau[:, 1] * x[:, 0] + tau[:, 2] * x[:, 1]
-        means = torch.stack([means[:, 0], green, blue], 1)
-    centred = x - means
-    inverse = torch.exp(-log_scales)
-    plus, minus = inverse * (centred + 1 / 255), inverse * (centred - 1 / 255)
-    delta = plus.sigmoid() - minus.sigmoid()
-    middle = inverse * centred
-    density = middle - log_scales - 2 * F.softplus(middle) - math.log(127.5)
-    inner = torch.where(delta > 1e-5, delta.clamp(min=1e-12).log(), density)
-    last, first = -F.softplus(minus), plus - F.softplus(plus)
-    log_p = torch.where(x < -0.999, first, torch.where(x > 0.999, last, inner))
-    joint = log_p.sum(1) + F.log_softmax(logits, 1)
-    return torch.logsumexp(joint, 1).sum((1, 2))
+    """log P of each image."""
+    return pasted_log_prob(bins.float() / 127.5 - 1, params)[0].sum((1, 2))
 
 
 def implementations():
@@ -50,14 +32,14 @@ def implementations():
 
 
 def pixels(n, c, k, device, size=32):
-    make = torch.Generator().manual_seed(0)
-    bins = torch.randint(0, 256, (n, c, size, size), generator=make, dtype=torch.uint8)
+    here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    bins = torch.randint(0, 256, (n, c, size, size), dtype=torch.uint8, **here)
     planes = k * (10 if c == 3 else 1 + 2 * c)
-    params = torch.randn(n, planes, size, size, generator=make)
+    params = torch.randn(n, planes, size, size, **here)
     blocks = params[:, k:].unflatten(1, (c, -1, k))
     blocks[:, :, 0] *= 0.5
     blocks[:, :, 1] -= 3
-    return bins.to(device), params.to(device)
+    return bins, params
 
 
 SHAPES = {  # images, channels, components
@@ -150,10 +132,10 @@ def test_sampling(compare, device, name, kind):
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
 def test_single(compare, device, name):
     n = IMAGES[device]
-    make = torch.Generator().manual_seed(0)
-    bins = torch.randint(0, 256, (n, 3, 32, 32), generator=make, dtype=torch.uint8).to(device)
-    mean = torch.rand(bins.shape, generator=make).to(device).requires_grad_(True)
-    log_scale = (torch.randn(bins.shape, generator=make) - 3).to(device).requires_grad_(True)
+    here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    bins = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, **here)
+    mean = torch.rand(bins.shape, **here).requires_grad_(True)
+    log_scale = (torch.randn(bins.shape, **here) - 3).requires_grad_(True)
 
     def run():
         with ops.use("auto" if name == "fastlatent" else "torch"):

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from fastlatent.paths import likelihood_path
 from fastlatent.priors import GaussianMixture
 
-PAIRS, ONE_BY_ONE, POINTS, STEPS, COMPONENTS = 1_000, 5, 8, 500, 50
+PAIRS, ONE_BY_ONE, POINTS, ITERATIONS, COMPONENTS = 1_000, 5, 8, 500, 50
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def published(density, start, end):
     share = torch.arange(1, POINTS + 1, device=start.device)[:, None] / (POINTS + 1)
     points = torch.lerp(start, end, share).requires_grad_()
     adam = torch.optim.Adam([points], lr=1e-2, betas=(0.9, 0.95))
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         steps = torch.cat([start[None], points, end[None]]).diff(dim=0).norm(dim=1)
         value = 10 * steps.sum() + 100 * steps.std(correction=0) - mixture.log_prob(points).sum()
         adam.zero_grad()
@@ -63,12 +63,12 @@ def test_likely_paths(compare, device, density, ends, name):
         if name == "fastlatent":
             likelihood_path(mixture.log_prob, start, end, POINTS, method="original")
         elif name == "fastlatent, 4 starts":
-            likelihood_path(mixture.log_prob, start, end, POINTS, steps=STEPS)
+            likelihood_path(mixture.log_prob, start, end, POINTS, iterations=ITERATIONS)
         else:
             for k in range(ONE_BY_ONE):
                 published(density, start[k], end[k])
 
     share = ONE_BY_ONE / PAIRS if name.startswith("one") else 1.0
-    size = f"{PAIRS} pairs, {POINTS} points, {STEPS} steps, {COMPONENTS} components in 2-D"
+    size = f"{PAIRS} pairs, {POINTS} points, {ITERATIONS} steps, {COMPONENTS} components in 2-D"
     rounds = 3 if name == "fastlatent" else 1
     compare(None, "likely paths", size, name, run, rounds, share, warmup=0)

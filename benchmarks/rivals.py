@@ -35,11 +35,14 @@ def inputs() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     many = features(10_000, 0.0, 1)
     few, others = features(1_000, 0.0, 2), features(1_000, 0.1, 3)
     dead = [x * (torch.arange(D) % 2) for x in (few, others)]
+    four = 1e4 * features(4, 0.0, 5)
+    again = four + 1e-3 * torch.randn(4, D, dtype=F64, generator=torch.Generator().manual_seed(6))
     return {
         "10,000 and 10,000 features": (many, features(10_000, 0.1, 4)),
         "1,000 and 1,000 features": (few, others),
         "the same, every other feature 0": (dead[0], dead[1]),
         "10,000 features with themselves": (many, many),
+        "4 features, large, and 4 nearly the same": (four, again),
     }
 
 

@@ -706,16 +706,22 @@ V whole_part(V x) {  // floor, for |x| < 2^22
   return nearest > x ? nearest - 1 : nearest;
 }
 
+template <class V>
+struct Drawn {
+  V component;
+  V threshold;  // NaN where u or a logit is
+};
+
 // The smallest component whose cumulated probability exceeds u, for each lane.
 template <class V>
-V drawn_component(const Tile<V>& tile, int64_t at, V u) {
+Drawn<V> draw_component(const Tile<V>& tile, int64_t at, V u) {
   const V threshold = u * exponentiate_logits(tile, at);
   V sum = {}, passed = {};
   for (int64_t i = 0; i + 1 < tile.k; ++i) {
     sum += tile.get(tile.logit(i), at);
     passed = sum > threshold ? passed : passed + 1;
   }
-  return passed;
+  return {passed, threshold};
 }
 
 template <class V>
@@ -736,7 +742,7 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         const auto* from = pointer<S>(uniforms) + image * uniforms.stride[0] + c * uniforms.stride[1];
         return load_lanes(from + first * uniforms.stride[2], uniforms.stride[2], count);
       };
-      const V component = drawn_component(tile, at, uniform(0));
+      const auto [component, threshold] = draw_component(tile, at, uniform(0));
       int64_t offset[lanes];
       for (int64_t l = 0; l < lanes; ++l) offset[l] = int64_t(component[l]) * tile.width + at + l;
       const auto own = [&](int64_t parameter) {
@@ -744,9 +750,13 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         for (int64_t l = 0; l < lanes; ++l) some[l] = tile.data[parameter * tile.width + offset[l]];
         return load(some);
       };
-      V raw[3] = {};
-      for (int64_t j = 0; mixture.coupled && j < 3; ++j) raw[j] = own(tile.coefficient(j, 0));
-      const Coupling<V> coupling = coupling_of(raw);
+      V raw[3] = {}, valid[3] = {};
+      for (int64_t j = 0; mixture.coupled && j < 3; ++j) {
+        raw[j] = own(tile.coefficient(j, 0));
+        valid[j] = raw[j] == raw[j] ? raw[j] : V{};
+      }
+      Coupling<V> coupling = coupling_of(valid);  // which shares a reciprocal, and so would share a NaN
+      for (int j = 0; j < 3; ++j) coupling.tau[j] = raw[j] == raw[j] ? coupling.tau[j] : raw[j];
       V drawn[2] = {};
       for (int64_t c = 0; c < mixture.channels; ++c) {
         V centre = fma(splat<V>(grid.gamma), own(tile.mean(c, 0)), splat<V>(-grid.shift));
@@ -758,11 +768,12 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         const V scale = power(log_scale).value();
         // In half-widths of a bin, from the centre of the grid.
         V y = clamp(fma(grid.gamma * scale, logit_of(uniform(1 + c)), centre), -last, last);
+        y = threshold == threshold ? y : threshold;
         const int64_t to = image * out.stride[0] + c * out.stride[1] + first * out.stride[2];
         if (discrete) {
           V k = clamp(whole_part((y + S(grid.bins)) * S(0.5)), 0, last);
-          k = k == k ? k : V{};
           y = 2 * k - last;
+          k = k == k ? k : V{};
           for (int64_t l = 0; l < count; ++l) {
             if (out.dtype == DType::u8) {
               pointer<uint8_t>(out)[to + l * out.stride[2]] = uint8_t(k[l]);

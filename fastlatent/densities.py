@@ -22,26 +22,31 @@ from fastlatent.experiments.densities import (
     prior_panel,
     window_of,
 )
+from fastlatent.experiments.fits import fit_to_run
 from fastlatent.latents import unit_images
 from fastlatent.models import LaDDer, LaDDerConfig
 from fastlatent.models.ladder.prior import build_prior
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating
-from fastlatent.priors import Hierarchical, Prior, PriorKind
+from fastlatent.priors import Hierarchical, Prior, PriorKind, PriorSettings, VampPrior
 from fastlatent.progress import say, track
+from fastlatent.runs.priors import prior_file
 
-DESCRIPTION = """Draw the density of two latents next to their prior, for runs of the family ladder.
+DESCRIPTION = """Draw the density of two latents next to their prior, where posteriors are Gaussian.
 - one run: the aggregate posterior, the mean of the posteriors of its images, and its prior
 - several runs: the same of each, in a column of its own
-- one run with --priors: its aggregate posterior, and each of these priors fitted to it
+- one run with --priors: its aggregate posterior, and each of these priors fitted to it now
+- one run with --stored: the priors that fit_prior has fitted to it, beside its own
 
-A run of more latents is shown by those of its inner VAE, if those are two.
+A run of the family ladder with more latents is shown by those of its inner VAE, if those are two.
 
 Examples:
   python -m fastlatent.densities runs/ladder-2d
+  python -m fastlatent.densities runs/vae-mnist-2d --stored
   python -m fastlatent.densities runs/ladder-2d --priors normal hierarchical gmm vamp ladder
   python -m fastlatent.densities runs/normal runs/gmm runs/ladder --window -6 6 -6 6"""
 
+AGGREGATE = "Aggregate posterior"
 NAMES: dict[PriorKind, str] = {
     "normal": "Normal",
     "gmm": "GMM",
@@ -60,7 +65,13 @@ class Options(RunOptions):
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Further runs to compare with it."""
     priors: tuple[PriorKind, ...] = ()
-    """Priors to fit to the latents of the run; default: its own."""
+    """Priors to fit to the latents of the run, sized as its own where that is one of these;
+    default: its own."""
+    prior_steps: int | None = None
+    """Steps of training of --priors vamp, hierarchical and ladder; default: 500 of vamp, 2000 of
+    the others."""
+    stored: bool = False
+    """Draw the priors that fit_prior has fitted to the run, too."""
     images: int = 10_000
     """Training images whose posteriors are shown, at most."""
     window: tuple[float, float, float, float] | None = None
@@ -73,8 +84,11 @@ class Options(RunOptions):
         super().__post_init__()
         if self.images < 2:
             raise ValueError(f"--images must be at least 2; got {self.images}")
-        if self.priors and self.others:
-            raise ValueError("--priors goes with a single run")
+        if self.prior_steps is not None and self.prior_steps < 1:
+            raise ValueError(f"--prior-steps must be at least 1; got {self.prior_steps}")
+        for name in ("priors", "stored"):
+            if getattr(self, name) and self.others:
+                raise ValueError(f"--{name} goes with a single run")
         if self.window is not None:
             left, right, bottom, top = self.window
             if not (left < right and bottom < top):
@@ -102,47 +116,74 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check(trained: Trained) -> None:
     """UsageError unless the run has two latents, or an inner VAE of two, to draw."""
-    model = trained.model
-    if not isinstance(model, LaDDer):
-        family = trained.run.config.model.family
-        raise UsageError(f"{trained.run.path} must be of the family ladder; it is of {family}")
+    model, path = trained.model, trained.run.path
+    family = trained.run.config.model.family
+    image = torch.zeros(1, *model.image_shape, device=trained.device)
+    with evaluating(model):
+        if model.latent_kind != "real" or model.gaussian_posterior(image) is None:
+            raise UsageError(
+                f"a picture of a density needs Gaussian posteriors of real latents; {path} is of "
+                f"{family} and has none"
+            )
     prior = model.latent_prior
     inner = prior.code.dim if isinstance(prior, Hierarchical) else None
     if 2 not in (model.latent_dim, inner):
         has = f"{model.latent_dim} latents" + ("" if inner is None else f" over {inner} inner ones")
-        raise UsageError(f"a picture of a density needs two latents; {trained.run.path} has {has}")
+        raise UsageError(f"a picture of a density needs two latents; {path} has {has}")
 
 
 def panels_of(trained: Trained, options: Options) -> list[Panel]:
     """The aggregate posterior of a run, and its priors."""
     model = trained.model
-    assert isinstance(model, LaDDer)
     with evaluating(model) as device:
         mean, std = posteriors(trained, options.images)
         noise = Noise(trained.seed, 0).derived("densities")
         z = mean + std * noise.normal("latent", mean.shape, device)
         stream = noise.stream("prior", device)
-        prior, kind = model.latent_prior, trained.run.config.model.prior.kind
-        of = "Aggregate posterior"
         if model.latent_dim == 2:
-            first = aggregate_posterior(of, mean, std, z)
-            if not options.priors:
-                title = NAMES[kind if model.ruling else "normal"]
-                return [first, prior_panel(title, prior, z, stream)]
-            fitted = {kind: fit(trained, model, kind, z) for kind in options.priors}
-            return [first] + [
-                prior_panel(NAMES[kind], one, z, stream) for kind, one in fitted.items()
-            ]
-        if options.priors:
-            raise UsageError(f"--priors needs a run of two latents; this has {model.latent_dim}")
+            first = aggregate_posterior(AGGREGATE, mean, std, z)
+            found = priors_of(trained, options, z)
+            return [first, *(prior_panel(title, one, z, stream) for title, one in found.items())]
+        if options.priors or options.stored:
+            option = "--priors" if options.priors else "--stored"
+            raise UsageError(f"{option} needs a run of two latents; this has {model.latent_dim}")
+        prior = model.latent_prior
         assert isinstance(prior, Hierarchical)
         mean, std = prior.posterior(z)
         t = mean + std * noise.normal("inner latent", mean.shape, device)
-        title = f"{NAMES[kind]}, inner latents"
+        title = f"{own_name(trained)}, inner latents"
         return [
-            aggregate_posterior(of, mean, std, t),
+            aggregate_posterior(AGGREGATE, mean, std, t),
             prior_panel(title, prior.code, t, stream),
         ]
+
+
+def priors_of(trained: Trained, options: Options, z: Tensor) -> dict[str, Prior]:
+    """The priors to draw by their titles: the run's own, or those to fit; then those stored."""
+    if options.priors:
+        found = {NAMES[kind]: fit(trained, kind, z, options) for kind in options.priors}
+    else:
+        own = trained.model.latent_prior
+        found = {} if own is None else {own_name(trained): own.to(z.device).eval()}
+    if options.stored:
+        stored = [
+            kind for kind in NAMES if prior_file(trained.run, options.weights, kind).is_file()
+        ]
+        if not stored:
+            raise UsageError(
+                f"--stored finds no prior in {trained.run.path}; fit one by "
+                f"python -m fastlatent.fit_prior {trained.run.path}"
+            )
+        found |= {f"{NAMES[kind]}, fit_prior": trained.prior(kind) for kind in stored}
+    return found
+
+
+def own_name(trained: Trained) -> str:
+    """What the prior of a model is called."""
+    model = trained.model
+    if isinstance(model, LaDDer) and model.ruling:
+        return NAMES[trained.run.config.model.prior.kind]
+    return NAMES["normal"]
 
 
 def posteriors(trained: Trained, images: int) -> tuple[Tensor, Tensor]:  # (n, d) each
@@ -150,21 +191,28 @@ def posteriors(trained: Trained, images: int) -> tuple[Tensor, Tensor]:  # (n, d
     split, batch = trained.split("train"), trained.batch
     order = epoch_order(len(split), trained.seed, 0)[:images]
     parts = [
-        trained.model.features(unit_images(split, part, trained.device))
+        trained.model.gaussian_posterior(unit_images(split, part, trained.device))
         for part in track(order.split(batch), "latents", -(-len(order) // batch))
     ]
     mean, std = (torch.cat(values) for values in zip(*parts, strict=True))
     return mean, std
 
 
-def fit(trained: Trained, model: LaDDer, kind: PriorKind, z: Tensor) -> Prior:
-    """A prior of that kind, sized as the run's own, fitted to latents (n, d)."""
+def fit(trained: Trained, kind: PriorKind, z: Tensor, options: Options) -> Prior:
+    """A prior of that kind fitted to latents (n, 2), of the family ladder sized as the run's."""
     config = trained.run.config.model
-    assert isinstance(config, LaDDerConfig)
-    prior = build_prior(replace(config, prior=replace(config.prior, kind=kind, dim=2)))
-    prior.to(z.device).bind(model.encoder)
     say(f"fitting {NAMES[kind]}")
-    return prior.fit(z, seed=trained.seed).eval()
+
+    def build() -> Prior:
+        if isinstance(config, LaDDerConfig):
+            prior = build_prior(replace(config, prior=replace(config.prior, kind=kind, dim=2)))
+        else:
+            prior = PriorSettings(kind).build(2, trained.model.image_shape)
+        if options.prior_steps is not None and isinstance(prior, Hierarchical | VampPrior):
+            prior.two_stage = replace(prior.two_stage, steps=options.prior_steps)
+        return prior
+
+    return fit_to_run(trained, build, z)
 
 
 if __name__ == "__main__":

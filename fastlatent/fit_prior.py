@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.data import Split
-from fastlatent.latents import unit_images
+from fastlatent.experiments.fits import fit_to_run
 from fastlatent.metrics import frechet_from_features
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
@@ -20,8 +21,8 @@ from fastlatent.priors import (
     Estimate,
     Normal,
     Prior,
+    PriorKind,
     PriorSettings,
-    VampPrior,
     cross_entropy,
 )
 from fastlatent.progress import Progress, format_seconds, say, track
@@ -48,12 +49,21 @@ HELD_OUT = 10  # where the model stores its latents, one of so many is not fitte
 class Options(PriorSettings, RunOptions):
     """The command line."""
 
+    prior: PriorKind | Literal["copula"] = "gmm"  # type: ignore[assignment]
+    """normal: mean and covariance; gmm: a mixture; vamp: posteriors of learned pseudo-images;
+    hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents;
+    copula: refused here, as sample fits that of bits itself."""
     n: int | None = None
     """Training images to take latents of, at most; default: all."""
     means: bool = False
     """Fit to means of the posterior, not to draws."""
 
     def __post_init__(self) -> None:
+        if self.prior == "copula":
+            raise ValueError(
+                "--prior copula is not for fit_prior: sample and interpolate fit the copula of a "
+                "run of bits themselves, from its stored codes"
+            )
         RunOptions.__post_init__(self)
         PriorSettings.__post_init__(self)
 
@@ -64,7 +74,7 @@ class Row(NamedTuple):
     name: str
     log_prob: Estimate | None  # its value with the sign of a cross-entropy; None: no density
     density: str
-    frechet: float  # of draws to the test latents
+    frechet: float  # of draws, in the region of the model's latents, to the test latents
 
 
 @command
@@ -84,23 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{trained.run.path} does not, but takes normal, gmm, hierarchical or ladder"
         )
     train, test = latents(trained, options)
-    torch.manual_seed(trained.seed)
-    prior = settings.build(model.prior_dim, model.image_shape).to(trained.device)
-    prior.bind(model.gaussian_posterior)
-    if isinstance(prior, VampPrior):
-        count = len(trained.split("train"))
-        some = torch.randperm(count, generator=generator(trained.seed, 0, "pseudo-images"))
-        chosen = some[: settings.components]
-        prior.start_from(unit_images(trained.split("train"), chosen, trained.device))
     began = time.monotonic()
     with Progress(f"fitting {settings.prior}", max(1, settings.trains)) as progress:
-        prior.on_step = progress.advance
-        prior.fit(train, seed=trained.seed)
+        build = partial(settings.build, model.prior_dim, model.image_shape)
+        prior = fit_to_run(trained, build, train, progress.advance)
     seconds = time.monotonic() - began
-    prior.on_step = None
     replaced = prior_file(trained.run, options.weights, settings.prior).is_file()
-    report(trained, prior, settings, test, seconds)
     path = write_prior(trained.run, options.weights, settings, prior)
+    report(trained, prior, settings, test, seconds)
     say(f"{path}{' (in place of the one before)' if replaced else ''}")
     say(f"  python -m fastlatent.sample {trained.run.path} --method {settings.prior}")
 
@@ -177,6 +178,9 @@ def report(
     if not fitted.converged:
         parts.append(f"not converged after {fitted.iterations} iterations")
     say(f"{settings.prior}: {'; '.join(parts)}")
+    if len(test) < 2:
+        say(f"  not measured: it takes 2 held-out latents, and there is {len(test)}")
+        return
     say(f"  {'prior':14}{'log-density':>12}{'+/-':>8}   {'density':12}{'Frechet':>9}")
     plain = Normal(prior.dim).to(test.device)
     for row in (
@@ -198,7 +202,7 @@ def measured(trained: Trained, name: str, prior: Prior, test: Tensor) -> Row:
     if prior.density != "none":
         log_prob = cross_entropy(prior, test, IMPORTANCE, generator=stream)
     with torch.no_grad():
-        draws = prior.sample(len(test), generator=stream)
+        draws = trained.model.project(prior.sample(len(test), generator=stream))
     return Row(name, log_prob, prior.density, float(frechet_from_features(test, draws)))
 
 

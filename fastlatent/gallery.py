@@ -18,7 +18,7 @@ from fastlatent.models import LatentModel
 from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating
 from fastlatent.priors import BernoulliCopula
-from fastlatent.walking import WALKINGS, Walking, walk
+from fastlatent.walking import Walking, walk, walkings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,7 +98,7 @@ def show_model(
     }
     for method in SAMPLINGS[kind] if every_sampling else SAMPLINGS[kind][:1]:
         pictures[f"samples-{method}"] = sample_picture(model, method, 64, seed, batch, copula)
-    walking = WALKINGS[kind][0]
+    walking = walkings(model)[0]
     pairs = pick_pairs(len(split), 8, seed)
     if pairs.numel():
         name = f"interpolation-{walking}"

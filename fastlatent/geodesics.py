@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained, first_images
+from fastlatent.arguments import Trained, first_images
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments import pictures
 from fastlatent.experiments.comparison import compare
@@ -24,7 +24,7 @@ from fastlatent.experiments.findings import (
 )
 from fastlatent.experiments.shorter import (
     FEATURE_NAMES,
-    Feature,
+    CurveOptions,
     draw_prior,
     encode,
     feature_map_of,
@@ -64,7 +64,7 @@ STEPS = 16  # images of a sequence
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(CurveOptions):
     """The command line."""
 
     other: tyro.conf.Positional[Path | None] = None
@@ -80,22 +80,8 @@ class Options(RunOptions):
     """How curves are shortened; original: the published procedure."""
     spans: tuple[int, ...] = (2, 8)
     """Polynomial pieces of the curves, level by level."""
-    tolerance: float | None = None
-    """A pair is done when its next step promises less than this share of its energy; default: as
-    geodesic has it."""
-    max_iterations: int | None = None
-    """Iterations of a level at most, of the published procedure epochs; default: as geodesic has
-    it."""
-    feature: Feature | None = None
-    """Measure lengths between features of the images, the class probabilities of a logistic
-    regression trained here or the last map of a VGG-19 (one run)."""
-    vgg: Path | None = None
-    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
     points: int = 16
     """Points of the grid on which the original program takes its lengths."""
-    chunk: int | None = None
-    """Pairs to solve at a time; default: 32 on a CPU, 1024 on a GPU, fewer of large
-    decoders."""
     per_class: int | None = None
     """Take images only from the first so many of each class."""
     show: int = 3
@@ -110,7 +96,7 @@ class Options(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("pairs", 1), ("chunk", 1), ("per_class", 1), ("show", 0)):
+        for name, least in (("pairs", 1), ("per_class", 1), ("show", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 word = name.replace("_", "-")
@@ -128,9 +114,8 @@ class Options(RunOptions):
     @property
     def search(self) -> dict[str, Any]:
         """The options of the search for curves."""
-        names = ("method", "spans", "tolerance", "max_iterations", "points")
-        chosen = {name: getattr(self, name) for name in names}
-        return chosen if self.chunk is None else {**chosen, "chunk": self.chunk}
+        names = ("method", "spans", "tolerance", "max_iterations", "points", "chunk")
+        return {name: getattr(self, name) for name in names}
 
 
 @command
@@ -164,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = f"{trained.run.path.name}: {len(result.start)} pairs" + between(options, "\n")
     files.draw(f"{name}-histogram", pictures.improvement_histogram(result, title))
     files.draw(f"{name}-pairs", pictures.improvement_of_pairs(result, title))
+    files.draw(f"{name}-history", pictures.length_history(result, title))
     draw_sequences(trained, metric, result, files, options)
     if options.map and trained.model.latent_dim == 2:
         draw_map(trained, metric, result, files, options)

@@ -13,21 +13,23 @@ from fastlatent.arguments import Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.experiments.geodesic_walks import walk_shorter
-from fastlatent.experiments.likely_walks import Density, LikelyOptions, Search, walk_likely
-from fastlatent.experiments.shorter import Feature
+from fastlatent.experiments.likely_walks import Density, LikelyOptions, walk_likely
+from fastlatent.experiments.shorter import CurveOptions
 from fastlatent.geometry.solver import Method
 from fastlatent.latents import Repair, check_method, decode
+from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
-from fastlatent.walking import WALKINGS, Direction, Space, Walk, Walking, walk
+from fastlatent.walking import Direction, Space, Walk, Walking, walk, walkings
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
 - real latents, --method spherical or linear: around the origin, or straight
 - real latents, --method geodesic: straight and along a shorter curve under the metric that the
-  decoder gives the latents, in equal steps, with the lengths of both and the cosines between their
-  images (numbers in a CSV beside the picture)
+  decoder gives the latents, in equal steps, with the lengths of both, how the search came to them
+  and the cosines between their images (numbers in a CSV beside the picture); --tolerance,
+  --max-iterations, --chunk, --feature and --vgg go with it
 - real latents, --method likelihood: straight and along a path that is short, evenly stepped and
   likely under a prior, with the search's curves and, in two dimensions, both over the density
 - bits, --set-attribute: from an image to the same with an attribute or class set
@@ -40,15 +42,17 @@ Examples:
   python -m fastlatent.interpolate runs/vae-mnist --method likelihood --prior gmm"""
 
 LIKELY = tuple(field.name for field in fields(LikelyOptions))
-GEODESIC = "solver", "spans", "feature", "vgg", "points"
+SEARCH = tuple(CurveOptions.__annotations__)
+GEODESIC = "solver", "spans", "points", *SEARCH
 
 
 @dataclass(frozen=True)
-class Options(EndOptions):
+class Options(CurveOptions, EndOptions):
     """The command line."""
 
     method: Walking | None = None
-    """How to walk; default: copula for bits, spherical for real latents."""
+    """How to walk; default: copula for bits, spherical for real latents, linear for codes of GLO in
+    a ball."""
     set_attribute: str | None = None
     """Instead of --to: set this attribute or class, given by its number or its name (bits)."""
     reference: Literal["population", "zero"] = "population"
@@ -63,11 +67,6 @@ class Options(EndOptions):
     procedure."""
     spans: tuple[int, ...] | None = None
     """With --method geodesic: polynomial pieces of the curves, level by level; default: 2 8 16."""
-    feature: Feature | None = None
-    """With --method geodesic: measure lengths between features of the images, the class
-    probabilities of a logistic regression trained here or the last map of a VGG-19."""
-    vgg: Path | None = None
-    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
     points: int | None = None
     """With --method geodesic: points of the grid on which the original program measures; default:
     20."""
@@ -88,7 +87,7 @@ class Options(EndOptions):
     """With --method likelihood: points cost nothing that are likelier than the least likely 5 % of
     draws from the prior; default: in more than 8 dimensions."""
     iterations: int | None = None
-    """With --method likelihood: steps of the search; default: 300, of the original's 500."""
+    """With --method likelihood: iterations of the search; default: 300, of the original's 500."""
     search: Search | None = None
     """With --method likelihood: original: the published search."""
     out: Path | None = None
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and interpolate."""
     options = parse(Options, argv, "interpolate", DESCRIPTION)
     trained = Trained(options)
-    choices = WALKINGS[trained.model.latent_kind]
+    choices = walkings(trained.model)
     method = options.method or choices[0]
     if options.set_attribute is not None:
         if trained.model.latent_kind != "bits":

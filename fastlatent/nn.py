@@ -229,6 +229,15 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
+def glorot_(module: nn.Module) -> None:
+    """Start dense and convolutional layers Glorot-uniform, biases at 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -20,6 +20,8 @@ from fastlatent.ops import pack_bits
 from fastlatent.priors import CodeStatistics
 from fastlatent.progress import track
 
+HELD_OUT = 10_000  # images at most by which a fit between epochs is judged
+
 
 class Mean(NamedTuple):
     """A mean over n images, with the standard error that the choice of the images gives it."""
@@ -159,11 +161,19 @@ def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
         model.conclude(images, Noise(seed, 0).derived("conclude"))
 
 
-def refit(model: LatentModel, split: Split, batch: int, seed: int, epochs: int) -> dict[str, float]:
+def refit(
+    model: LatentModel,
+    split: Split,
+    batch: int,
+    seed: int,
+    epochs: int,
+    unseen: Split | None = None,  # images that it is not fitted to
+) -> dict[str, float]:
     """Let the model fit anew what no gradient trains, to images of the split, after so many epochs.
 
     The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
-    the others its weights; the numbers to log are its own, {} elsewhere.
+    the others its weights; the numbers to log are its own, {} elsewhere. With `unseen` there is
+    among them "held_out_log_prob", of up to 10,000 of those images.
     """
     numbers: dict[str, float] = {}
     if _rank() == 0:
@@ -172,7 +182,13 @@ def refit(model: LatentModel, split: Split, batch: int, seed: int, epochs: int) 
             batches = split.batches(batch, device, order=order)
             title = f"images of the {split.name} split for the fit of the prior"
             images = (part.images for part in track(batches, title, -(-len(order) // batch)))
-            numbers = model.refit(images, Noise(seed, epochs).derived("refit"), epochs)
+            noise = Noise(seed, epochs).derived("refit")
+            numbers = model.refit(images, noise, epochs)
+            if numbers and unseen is not None:
+                some = unseen.batches(batch, device, order=torch.arange(_count(unseen, HELD_OUT)))
+                others = (part.images for part in some)
+                held_out = model.held_out_log_prob(others, noise.derived("held out"))
+                numbers["held_out_log_prob"] = held_out
     if _world() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained, first_images
 from fastlatent.console import command, parse
+from fastlatent.data import Split
 from fastlatent.gallery import reconstruction_picture
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating, measure_loss
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loss = losses.pop("loss")
     unit = trained.model.loss_unit
     count = len(split) if chosen is None else len(chosen)
-    say(f"{options.split} loss {loss:.4f} {unit}, mean over {count:,} images")
+    how = found_how(trained, split, index)
+    say(f"{options.split} loss {loss:.4f} {unit}, mean over {count:,} images{how}")
     for name, value in losses.items():
         say(f"  {name.replace('_', ' ')} {value:.4f}")
 
@@ -65,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"picture: {plots.save(picture, trained.place(options.out, name))}")
     if options.folder is not None:
         write_all(trained, options, chosen)
+
+
+def found_how(trained: Trained, split: Split, index: Tensor) -> str:
+    """What to add where latents of images are not encoded."""
+    model = trained.model
+    if model.search is None:
+        return ""
+    return f", {model.search if model.learned_latents(split, index) is None else 'learned codes'}"
 
 
 def write_all(trained: Trained, options: Options, chosen: Tensor | None) -> None:

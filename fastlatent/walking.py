@@ -25,7 +25,7 @@ Walking = Literal["copula", "linear", "spherical", "likelihood", "geodesic"]
 Direction = Literal["margin", "split"]
 Space = Literal["t", "z"]
 
-# What each kind of latent allows, its default first.
+# What each kind of latent allows, its default first; see `walkings`.
 WALKINGS: dict[str, tuple[Walking, ...]] = {
     "bits": ("copula",),
     "real": ("spherical", "linear", "likelihood", "geodesic"),
@@ -51,6 +51,14 @@ class Walk:
     found: LikelihoodPaths | Experiment | None = None  # what a search came to
 
 
+def walkings(model: LatentModel) -> tuple[Walking, ...]:
+    """What the model's latents allow, the default first."""
+    methods = WALKINGS[model.latent_kind]
+    if model.walks_straight and "linear" in methods:
+        return ("linear", *(method for method in methods if method != "linear"))
+    return methods
+
+
 def walk(
     model: LatentModel,
     method: Walking,
@@ -70,11 +78,11 @@ def walk(
     direction along the arc between the two and changes the length evenly. "likelihood" moves the
     inner points to where they are likely, and "geodesic" goes in equal steps along a curve that is
     short under the metric; `search` holds options of `likelihood_path` and of `geodesic`. With a
-    `space` linear, spherical and likely walks run there and are lifted to latents. Raises
-    ValueError for a method that the model's kind of latent does not allow, or without what it
-    needs.
+    `space` linear, spherical and likely walks run there and are lifted to latents. Latents are
+    brought into the region where the model has any, such as the sphere of GLO. Raises ValueError
+    for a method that the model's kind of latent does not allow, or without what it needs.
     """
-    choices = WALKINGS[model.latent_kind]
+    choices = walkings(model)
     check_method("interpolation", method, choices, model)
     given = {"copula": copula, "likelihood": space, "geodesic": metric}
     if method in NEEDS and given[method] is None:
@@ -89,7 +97,7 @@ def walk(
         if method == "geodesic":
             assert metric is not None
             found = experiment(metric, start, end, **(search or {}))
-            latents = walk_along(metric, found.geodesics.curves, steps)
+            latents = model.project(walk_along(metric, found.geodesics.curves, steps))
             return Walk(method, latents, points_of(space, latents), found=found)
         first, last = (start, end) if space is None else (space.encode(start), space.encode(end))
         likely = None
@@ -103,7 +111,10 @@ def walk(
             points = likely.points.to(first)
         else:
             points = _lines(method, first, last, steps)
-        latents = points if space is None else space.lift(points)
+        lifted = points if space is None else space.lift(points)
+        latents = model.project(lifted)
+        if space is not None and not torch.equal(latents, lifted):
+            points = space.encode(latents)
     return Walk(method, latents, None if space is None else points, found=likely)
 
 
@@ -165,7 +176,7 @@ def measured(
     """
     z = path.latents
     if model.latent_kind == "real":
-        z = between(z, PIECES)
+        z = model.project(between(z, PIECES))
     images = decode(model, z.flatten(0, 1), batch).flatten(1).unflatten(0, z.shape[:2])
     terms = None
     points = path.points if path.points is not None else points_of(space, path.latents)

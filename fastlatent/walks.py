@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor
 
 from fastlatent.arguments import Trained
-from fastlatent.console import Device, UsageError, command, parse
+from fastlatent.console import Device, RunError, UsageError, command, parse
 from fastlatent.evaluation.extractors import Extractor, classifier_of
 from fastlatent.evaluation.sets import features_of, real_images
 from fastlatent.experiments.ends import EndOptions, join
@@ -49,7 +49,8 @@ class Options:
     """Whose images are walked between, and compared with."""
     prior: Density | Literal["auto"] = "auto"
     """Whose density counts: the model's own prior's, or that of one that fit_prior has fitted to
-    each run; auto: its own where that has a density, else gmm."""
+    each run; auto: its own where that has a density, else gmm. A run that has no such is walked
+    through by the other methods alone."""
     features: bool = True
     """Take FD(classifier), where the data set has labels."""
     repair: Repair = "clip"
@@ -111,13 +112,17 @@ def compare_walks(options: Options, path: Path) -> list[Row]:
 
 
 def likely_of(trained: Trained, options: Options) -> Likely | None:
-    """The density that counts; None where latents are bits."""
+    """The density that counts; None where latents are bits, or where a sentence says why not."""
     if trained.model.latent_kind == "bits":
         return None
     kind = options.prior
     if kind == "auto":
         kind = "gmm" if trained.model.latent_prior is None else "own"
-    return Likely(trained, LikelyOptions(prior=kind))
+    try:
+        return Likely(trained, LikelyOptions(prior=kind))
+    except (UsageError, RunError) as error:
+        say(f"{trained.run.path}: no likely walks and no log p: {error}")
+        return None
 
 
 def features_for(trained: Trained, options: Options) -> tuple[Extractor, Tensor] | None:

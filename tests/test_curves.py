@@ -16,6 +16,7 @@ from fastlatent.geometry import (
     curve_measure,
     equal_steps,
     fit,
+    graph_curves,
     midpoint,
     straight,
 )
@@ -141,7 +142,7 @@ def test_measure_is_one_along_the_cheapest_direction():
 
     metric = as_metric(decoder)
     assert float(curve_measure(metric, cheap, 8)) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="points must be at least 2"):
+    with pytest.raises(ValueError, match="points must be a whole number, at least 2"):
         curve_measure(metric, cheap, 1)
     assert float(curve_measure(metric, dear, 8)) == pytest.approx(0, abs=1e-6)
 
@@ -173,13 +174,58 @@ def test_a_curve_of_no_length_is_cut_at_equal_t():
     torch.testing.assert_close(steps[0], torch.linspace(0, 1, 5).double())
 
 
-def test_bad_arguments():
-    control = straight(A, B).control
-    with pytest.raises(ValueError, match="rule must be one of chord"):
-        curve_length(sphere, control, rule="simpson")
-    with pytest.raises(ValueError, match="rtol must be positive"):
-        curve_length(sphere, control, rtol=0)
-    with pytest.raises(ValueError, match="points must be at least 2"):
-        curve_length(sphere, control, rule="original", points=1)
-    with pytest.raises(ValueError, match="m must be at least 2"):
-        equal_steps(sphere, straight(A, B), 1)
+def test_no_curves():
+    none = straight(A[:0], B[:0])
+    assert equal_steps(sphere, none, 5).shape == (0, 5)
+    assert midpoint(sphere, none).shape == (0, 2)
+    assert curve_measure(sphere, none).shape == (0,)
+    assert graph_curves(sphere, A, A[:0], B[:0]).control.shape == (0, 11, 2)
+    for rule in (*RULES, "original", "original_difference"):
+        assert curve_length(sphere, none.control, rule=rule).length.shape == (0,)
+
+
+LINE = straight(A, B)
+BAD = [
+    (lambda: curve_length(sphere, LINE.control, rule="simpson"), "rule must be one of chord"),
+    (lambda: curve_length(sphere, LINE.control, rtol=0), "rtol must be positive; got 0"),
+    (lambda: curve_length(sphere, LINE.control, rtol="x"), "rtol must be positive; got 'x'"),
+    (
+        lambda: curve_length(sphere, LINE.control, rule="original", points=1),
+        "points must be a whole number, at least 2",
+    ),
+    (
+        lambda: curve_length(sphere, LINE.control, segments=1.5),
+        "segments must be a whole number, at least 1; got 1.5",
+    ),
+    (
+        lambda: curve_length(sphere, LINE.control, max_segments=4),
+        "max_segments must be at least twice segments, .* got 4 and 32",
+    ),
+    (lambda: equal_steps(sphere, LINE, 1), "equal_steps: m must be a whole number, at least 2"),
+    (lambda: equal_steps(sphere, LINE, 2, segments=0), "segments must be .* at least 1; got 0"),
+    (lambda: straight(A, torch.zeros(1, 3).double()), "straight: start and end must both be"),
+    (lambda: straight(A, B, spans=0), "straight: spans must be a whole number, at least 1"),
+    (lambda: bezier(A), r"bezier: control must be \(n, k, d\); got shape \(1, 2\)"),
+    (lambda: bezier(A[None]), "bezier: control must hold 2 to 32 points a curve; got 1"),
+    (lambda: graph_curves(sphere, A, A, B, spans=0), "graph_curves: spans must be"),
+]
+WRONG_TYPES = [
+    (lambda: curve_measure(sphere, LINE.control), "curve_measure: curves must be Curves"),
+    (lambda: equal_steps(sphere, LINE.control, 3), "equal_steps: curves must be Curves"),
+    (lambda: midpoint(sphere, LINE.control), "midpoint: curves must be Curves; got Tensor"),
+    (lambda: straight([0.0], B), "straight: start must be a float32 or float64 tensor; got list"),
+    (lambda: bezier(None), "bezier: control must be a float32 or float64 tensor; got NoneType"),
+    (lambda: graph_curves(sphere, None, A, B), "graph_curves: nodes must be a float32 or float64"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_TYPES)
+def test_arguments_of_the_wrong_type(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

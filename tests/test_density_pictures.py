@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_commands import TINY
 
-from fastlatent import densities, plots, train
+from fastlatent import densities, fit_prior, plots, train
+from fastlatent.arguments import Trained
 from fastlatent.experiments.densities import (
     HIGHEST,
     LOWEST,
@@ -21,6 +23,7 @@ from fastlatent.experiments.densities import (
     window_of,
 )
 from fastlatent.experiments.densities import densities as density_picture
+from fastlatent.latents import unit_images
 from fastlatent.priors import GaussianMixture, Hierarchical, Ladder, Normal
 
 WINDOW = (-6.0, 6.0, -6.0, 6.0)
@@ -162,15 +165,32 @@ def run(tmp_path_factory) -> Path:
     return small_run(out, "--model.dim", "2", "--model.prior.kind", "gmm")
 
 
+@pytest.fixture
+def coarse(monkeypatch):
+    """Pictures of few points, of densities by few draws."""
+    monkeypatch.setattr("fastlatent.experiments.densities.SIDE", 40)
+    monkeypatch.setattr("fastlatent.experiments.densities.DRAWS", 200)
+
+
+@pytest.mark.usefixtures("coarse")
 def test_command_draws_the_run_and_priors_fitted_to_it(run, tmp_path, capsys):
     assert densities.main([str(run)]) == 0
     sizes = [Image.open(run / "images" / name).size for name in ("densities.png",)]
     assert (run / "images/densities-circles.png").is_file()
     out = tmp_path / "six.png"
-    assert densities.main([str(run), "--priors", "normal", "gmm", "--out", str(out)]) == 0
-    assert Image.open(out).width > sizes[0][0]
+    kinds = ["normal", "hierarchical", "gmm", "vamp", "ladder"]
+    words = [str(run), "--priors", *kinds, "--prior-steps", "3", "--out", str(out)]
+    assert densities.main(words) == 0
+    assert Image.open(out).width > 2 * sizes[0][0] - 150
     assert (tmp_path / "six-circles.png").is_file()
-    assert "fitting GMM" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert all(f"fitting {densities.NAMES[kind]}" in said for kind in kinds)
+    first = out.read_bytes()
+    torch.manual_seed(9)
+    assert densities.main(words) == 0
+    assert out.read_bytes() == first
+    assert densities.main([*words, "--seed", "5"]) == 0
+    assert out.read_bytes() != first
     assert densities.main([str(run), str(run), "--out", str(out)]) == 0
     assert Image.open(out).height > sizes[0][1]
 
@@ -191,6 +211,8 @@ def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
         (("--images", "1"), "--images must be at least 2"),
         (("--window", "1", "0", "0", "1"), "--window must be left < right"),
         (("--priors", "beta"), "invalid"),
+        (("--prior-steps", "0"), "--prior-steps must be at least 1"),
+        (("nowhere", "--stored"), "--stored goes with a single run"),
     ],
 )
 def test_bad_options_are_one_sentence(run, capsys, options, words):
@@ -198,11 +220,49 @@ def test_bad_options_are_one_sentence(run, capsys, options, words):
     assert words in capsys.readouterr().err
 
 
-def test_other_families_have_no_such_picture(tmp_path, capsys):
-    common = ["vae-digits", "--device", "cpu", "--data.per-class", "5", "--steps", "1"]
-    assert train.main([*common, "--pictures-every", "never", "--out", str(tmp_path / "vae")]) == 0
-    assert densities.main([str(tmp_path / "vae")]) == 2
-    assert "must be of the family ladder; it is of vae" in capsys.readouterr().err
+def test_pseudo_images_begin_at_training_images(run):
+    trained = Trained(densities.Options(run, device="cpu", prior_steps=1))
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    prior = densities.fit(trained, "vamp", z, trained.options)
+    images = unit_images(trained.split("train"), torch.arange(len(trained.split("train"))), "cpu")
+    apart = torch.cdist(prior.images.flatten(1), images.flatten(1)).amin(1)
+    assert (apart < 1).all()  # noise is 8 apart
+
+
+@pytest.mark.usefixtures("coarse")
+def test_a_vae_of_two_latents_and_its_stored_priors(tmp_path, capsys):
+    run = tmp_path / "vae"
+    small = ["vae-digits", "--device", "cpu", "--data.per-class", "8", "--steps", "1"]
+    small += ["--pictures-every", "never", "--model.dim", "2", "--out", str(run)]
+    assert train.main(small) == 0
+    assert densities.main([str(run), "--stored"]) == 2
+    assert "--stored finds no prior" in capsys.readouterr().err
+    assert densities.main([str(run)]) == 0
+    alone = Image.open(run / "images/densities.png").width
+    for kind in ("normal", "gmm"):
+        words = [str(run), "--prior", kind, "--components", "3", "--device", "cpu"]
+        assert fit_prior.main(words) == 0
+    assert densities.main([str(run), "--stored"]) == 0
+    assert Image.open(run / "images/densities.png").width > 1.5 * alone
+    assert densities.main([str(run), "--priors", "hierarchical", "--prior-steps", "2"]) == 0
+
+
+def test_outlines_of_a_normal_are_those_of_its_covariance():
+    factor = torch.tensor([[2.0, 0.0], [0.8, 0.5]])
+    noise = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
+    z = noise @ factor.T + torch.tensor([1.0, -1.0])
+    for covariance, expected in (("full", z.T.cov()), ("diagonal", z.var(0).diag())):
+        _, outlines = components(Normal(2, covariance).fit(z))
+        away = outlines[0] - z.mean(0)
+        distance = (away * torch.linalg.solve(expected, away.T).T).sum(1).sqrt()
+        torch.testing.assert_close(distance, torch.full_like(distance, 2.0), rtol=1e-4, atol=0)
+
+
+def test_runs_without_gaussian_posteriors_have_no_such_picture(tmp_path, capsys):
+    run = tmp_path / "bits"
+    assert train.main([*TINY, "--steps", "1", "--out", str(run)]) == 0
+    assert densities.main([str(run)]) == 2
+    assert "needs Gaussian posteriors of real latents" in capsys.readouterr().err
 
 
 def test_panel_without_components_draws_dots_alone():

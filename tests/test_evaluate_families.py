@@ -31,7 +31,7 @@ BRIEF = (
     *("--device", "cpu", "--batch", "32", "--steps", "4", "--pictures-every", "never"),
     *("--data.per-class", "30"),
 )
-LIMIT = ("--limit", "40", "--device", "cpu")
+LIMIT = ("--limit", "24", "--device", "cpu")
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -42,20 +42,20 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_fitted_prior_is_a_set_of_its_own(run: Path, tmp_path: Path, capsys) -> None:
-    assert fit_prior.main([str(run), "--prior", "gmm", "--components", "3"]) == 0
+    assert fit_prior.main([str(run), "--prior", "gmm", "--components", "3", "--n", "60"]) == 0
     assert evaluate.main([str(run), *LIMIT]) == 0
     stored = json.loads((run / "evaluation.json").read_text())
     assert set(stored["sets"]) == {"prior", "gmm", "reconstruction", "interpolation"}
     assert stored["sets"]["gmm"]["metrics"] != stored["sets"]["prior"]["metrics"]
-    assert {found["images"] for found in stored["sets"].values()} == {40}
+    assert {found["images"] for found in stored["sets"].values()} == {24}
     capsys.readouterr()
     page = tmp_path / "compare.html"
     assert compare.main([str(run), "--out", str(page)]) == 0
-    assert "gmm" in page.read_text()
+    assert "samples from a fitted prior: gmm" in page.read_text()
 
 
 def test_a_prior_of_other_weights_is_left_out(run: Path, capsys) -> None:
-    assert fit_prior.main([str(run), "--prior", "normal"]) == 0
+    assert fit_prior.main([str(run), "--prior", "normal", "--n", "60"]) == 0
     path = run / "prior-normal.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     assert evaluate.main([str(run), *LIMIT]) == 0

@@ -293,6 +293,21 @@ def test_degenerate_and_broken_pairs_leave_the_others_alone():
     torch.testing.assert_close(found.control[[1, 3]], line.control[[1, 3]])
 
 
+def test_a_first_curve_through_a_hole_leaves_the_status_of_the_better_one():
+    def holed(z):
+        hole = torch.where(z[:, 1:] > 0.5, torch.nan, 1.0)
+        return hole * torch.cat([z, torch.sin(3 * z)], 1)
+
+    a, b = points([-1.0, 0.0]), points([1.0, 0.0])
+    bent = straight(a, b, spans=2).control.clone()
+    bent[:, 1:-1, 1] = 1
+    first = Curves(bent, straight(a, b, spans=2).knots)
+    assert curve_length(holed, first.control, first.knots).length.isnan().all()
+    alone, guided = geodesic(holed, a, b), geodesic(holed, a, b, first=first)
+    torch.testing.assert_close(guided.length, alone.length)
+    assert alone.status.tolist() == guided.status.tolist() == [Status.CONVERGED]
+
+
 def test_finer_grid_where_detours_hide():
     """A decoder that wiggles between the points of the first grid must not fool the length."""
 
@@ -319,7 +334,7 @@ def test_graph_finds_the_way_around():
     guided = geodesic(hill, a, b, spans=(1, 4, 8), first=first)
     assert float(guided.length) < float(alone.length)
     assert float(guided.length) < 1.2 * math.pi + 0.05
-    with pytest.raises(ValueError, match="neighbours must be at least 1"):
+    with pytest.raises(ValueError, match="neighbours must be a whole number, at least 1"):
         graph_curves(hill, ring, a, b, neighbours=0)
     with pytest.raises(ValueError, match="nodes must be"):
         graph_curves(hill, ring[:, :1], a, b)
@@ -413,3 +428,18 @@ def test_bad_arguments():
         (name,) = wrong
         with pytest.raises(ValueError, match=f"{name} must be"):
             geodesic(sphere, A, B, **wrong)
+    for wrong in ({"chunk": 2.5}, {"tolerance": "x"}, {"spans": (2.5,)}, {"points": None}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"geodesic: {name} must be"):
+            geodesic(sphere, A, B, **wrong)
+
+
+def test_distances_between_no_points_and_what_is_no_points():
+    assert distance_matrix(sphere, A[:0]).shape == (0, 0)
+    assert distance_matrix(sphere, A).tolist() == [[0]]
+    with pytest.raises(TypeError, match="distance_matrix: points must be a float32 or float64"):
+        distance_matrix(sphere, [[1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"distance_matrix: points must be \(m, d\); got"):
+        distance_matrix(sphere, A[0])
+    with pytest.raises(ValueError, match="distance_matrix: points must be finite"):
+        distance_matrix(sphere, torch.nan * A)

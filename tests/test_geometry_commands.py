@@ -18,8 +18,8 @@ from test_commands import TINY, assert_one_sentence
 from fastlatent import geodesics, interpolate, plots, sample, train
 from fastlatent.arguments import Trained
 from fastlatent.data import DataConfig, load
-from fastlatent.experiments import pictures
-from fastlatent.experiments.shorter import encode, pair_images
+from fastlatent.experiments import geodesic_walks, pictures
+from fastlatent.experiments.shorter import encode, pair_images, shorten
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.latents import unit_images
 from fastlatent.plots import drawn
@@ -128,7 +128,11 @@ def test_monte_carlo(plane: Path, capsys: pytest.CaptureFixture) -> None:
         found = curve_length(decoder, control, knots, rule, points=4).length
         expected = torch.tensor([float(row[column]) for row in rows])
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)
-    for name in ("histogram", "pairs", "sequences", "map"):
+    history = curves["history"]  # of the straight lines, and after the only level
+    assert history.shape == (2, 5) and (history[1] <= history[0]).all()
+    lengths = [[float(row[name]) for row in rows] for name in ("straight_length", "length")]
+    np.testing.assert_allclose(history, lengths, rtol=1e-6)
+    for name in ("histogram", "pairs", "history", "sequences", "map"):
         picture(plane / f"images/geodesics-{name}.png")
 
 
@@ -141,7 +145,8 @@ def test_the_same_seed_gives_the_same_pairs(space: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(a, b, atol=2e-3)
     assert np.abs(a - c).min() > 0
     files = {path.name for path in (tmp_path / "a").iterdir()}
-    pictures = {"geodesics-histogram.png", "geodesics-pairs.png"}  # three latents have no map
+    # Three latents have no map.
+    pictures = {f"geodesics-{name}.png" for name in ("histogram", "pairs", "history")}
     assert files == {"geodesics.csv", "geodesics.json", "geodesics.npz"} | pictures
     assert not (space / "geodesics.csv").exists()
 
@@ -234,6 +239,7 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     assert "test image 5 to 1; converged" in said
     picture(path)
     picture(tmp_path / "walks-correlations-images.png")
+    picture(tmp_path / "walks-history.png")
     assert not (tmp_path / "walks-correlations-features.png").exists()
     assert len(list(singles.iterdir())) == 2 * 2 * 4
     rows = rows_of(tmp_path / "walks.csv")
@@ -255,6 +261,43 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     expected = (255 * decoded[:, 0]).round().int().numpy()
     for at, end in ((0, 0), (3, 1), (4, 0), (7, 1)):
         assert abs(images[at] - expected[end]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), {"max_iterations": None, "tolerance": None, "chunk": None}),
+        (("--solver", "original"), {"method": "original", "max_iterations": 50}),
+        (
+            ("--max-iterations", "3", "--tolerance", "0.1", "--chunk", "1"),
+            {"max_iterations": 3, "tolerance": 0.1, "chunk": 1},
+        ),
+    ],
+)
+def test_walks_are_searched_for_as_asked(given, expected, space: Path, tmp_path, monkeypatch):
+    seen = {}
+
+    def watched(*arguments, **options):
+        seen.update(options)
+        return shorten(*arguments, **options)
+
+    monkeypatch.setattr(geodesic_walks, "shorten", watched)
+    where = ("--steps", "2", "--from", "-1", "--to", "1", "--out", str(tmp_path / "walks.png"))
+    assert interpolate.main([str(space), "--method", "geodesic", *where, *FAST, *given]) == 0
+    assert seen | expected == seen
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--method", "linear", "--chunk", "2"), "--chunk needs --method geodesic"),
+        (("--method", "geodesic", "--chunk", "0"), "--chunk must be at least 1; got 0"),
+        (("--method", "geodesic", "--tolerance", "2"), "--tolerance must be between 0 and 1"),
+    ],
+)
+def test_searches_that_cannot_be(given, message: str, space: Path, capsys) -> None:
+    assert interpolate.main([str(space), *given]) != 0
+    assert message in capsys.readouterr().err
 
 
 def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsys) -> None:

@@ -251,6 +251,21 @@ def test_a_table_checks_its_rows() -> None:
         CodeTable(torch.zeros(4, 2, dtype=F64), "ball", count=4)
 
 
+def test_a_table_knows_its_own_images() -> None:
+    """Those of another rank lie at the same places of its rows."""
+    table = CodeTable(torch.zeros(2, 3), "ball", count=4, rank=1, world=2)
+    table.write(torch.tensor([1, 3]), torch.ones(2, 3))
+    mixed = torch.tensor([3, 0])
+    for call in (
+        lambda: table.rows(mixed),
+        lambda: table.write(mixed, torch.zeros(2, 3)),
+        lambda: table.move(mixed, torch.zeros(2, 3), torch.zeros(2, 3), 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"rank 1 of 2 holds .* images 1, 3, ...; got index 0"):
+            call()
+    assert torch.equal(table.values, torch.ones(2, 3))
+
+
 @needs_linux
 def test_a_step_takes_no_memory_that_grows_with_the_table() -> None:
     table = CodeTable.empty(400_000, 64, "ball")  # 102 MB
@@ -590,6 +605,14 @@ def test_training_needs_codes_and_evaluation_says_more() -> None:
     with pytest.raises(ValueError, match="latents must be given in training"):
         model.train()(x)
     assert set(model(x, latents=torch.zeros(4, 6))) == {"loss"}
+    with pytest.raises(ValueError, match=r"GLO: latents must .* of shape \(n, 6\); got \(4, 5\)"):
+        model(x, latents=torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="latents must hold 4 codes, one for each of x; got 3"):
+        model(x, latents=torch.zeros(3, 6))
+    with pytest.raises(ValueError, match=r"GLO.fit: starts must be at least 1; got 0"):
+        model.fit(x, starts=0)
+    with pytest.raises(ValueError, match=r"GLO.fit: steps must be at least 0; got -1"):
+        model.fit(x, steps=-1)
     values = model.eval()(x)
     difference = 2 * model.reconstruct(x) - 2 * x
     mse = difference.detach().square().mean((1, 2, 3))

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastlatent import evaluate, film, interpolate, reconstruct, sample, train
-from fastlatent.data import DataConfig, load
+from fastlatent.console import RunError
+from fastlatent.data import DataConfig, epoch_order, load
 from fastlatent.models import GLO
 from fastlatent.models.glo import project
 from fastlatent.passes import measure_loss
@@ -59,6 +60,24 @@ def test_a_run_keeps_a_code_for_each_image(run: Run) -> None:
     assert len(losses) == 20 and np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
+def test_codes_are_bound_to_their_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """New weights with old codes, as a crash between the two files leaves them, are refused."""
+    copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    tensors = copied.model("best").state_dict()
+    codes = {"codes": torch.zeros(3, 6)}
+    with monkeypatch.context() as patch:
+        patch.setattr("fastlatent.runs.folder.write_latents", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copied.write_best(tensors | {"code_mean": torch.ones(6)}, 40, 0.1, codes)
+    with pytest.raises(RunError, match=r"latents-best\.safetensors holds codes learned with other"):
+        copied.model("best")
+    copied.write_best(tensors, 40, 0.1, codes)
+    assert torch.equal(copied.model("best").codes, codes["codes"])
+    copied.write_weights(copied.model("last").state_dict() | {"code_mean": torch.ones(6)})
+    with pytest.raises(RunError, match=r"learned with other weights than weights\.safetensors"):
+        copied.model("last")
+
+
 def test_codes_begin_at_the_components(tmp_path: Path) -> None:
     """After one step, the codes of images that the step has not seen are as they began."""
     run = trained(tmp_path / "run", "--steps", "1")
@@ -66,10 +85,11 @@ def test_codes_begin_at_the_components(tmp_path: Path) -> None:
     with torch.no_grad():
         start = model.components(data.train.images(torch.arange(len(data.train))) / 255)
     torch.testing.assert_close(start.norm(dim=1), torch.ones(len(start)))
-    moved = (codes_of(run) != start).any(1)
+    seen = torch.zeros(len(start), dtype=torch.bool)
+    seen[epoch_order(len(start), run.config.seed, 0)[:32]] = True
     # A batch size of its own for the product may round otherwise.
     far = (codes_of(run) - start).abs().amax(1) > 1e-5
-    assert int(far.sum()) <= 32 and not (far & ~moved).any()
+    assert torch.equal(far, seen)
     x = data.train.images(torch.arange(len(data.train))).flatten(1).double()
     x = x - x.mean(0)
     axes = torch.linalg.svd(x, full_matrices=False).Vh[:6]
@@ -118,47 +138,63 @@ def test_a_table_in_a_file_gives_the_same_codes(tmp_path: Path) -> None:
     assert torch.equal(*map(codes_of, runs))
 
 
-def test_parts_of_a_step_are_the_step(tmp_path: Path) -> None:
-    """One step in two parts: batch norm sees other batches, so it is taken out of the way."""
+class StillNorm(torch.nn.BatchNorm2d):
+    """Batch norm that keeps to its running statistics, in training too."""
+
+    def train(self, mode: bool = True) -> "StillNorm":
+        return super().train(False)
+
+
+def test_parts_of_a_step_are_the_step(tmp_path: Path, monkeypatch) -> None:
+    """One step in two parts: batch norm would see other batches, so it is kept still."""
+    monkeypatch.setattr(torch.nn, "BatchNorm2d", StillNorm)
     for order in ("simultaneous", "alternating"):
         options = ("--steps", "1", "--model.order", order, "--model.initial", "gaussian")
-        one = codes_of(trained(tmp_path / f"{order}1", *options))
-        two = codes_of(trained(tmp_path / f"{order}2", *options, "--accumulate", "2"))
+        # Without batch norm gradients are small, and the full step of the weights kills all units.
+        long = (*options, "--model.alpha", "1e4", "--lr", "1e-3")
+        one = codes_of(trained(tmp_path / f"{order}1", *long))
+        two = codes_of(trained(tmp_path / f"{order}2", *long, "--accumulate", "2"))
         start = codes_of(trained(tmp_path / f"{order}0", *options, "--model.alpha", "1e-9"))
-        moved = (one - start).norm(dim=1) > 1e-4
-        assert int(moved.sum()) == 32
-        size = [(codes - start)[moved].norm(dim=1).mean() for codes in (one, two)]
-        assert float(size[0] / size[1]) == pytest.approx(1, abs=0.3)
-        assert torch.equal((two - start).norm(dim=1) > 1e-4, moved)
+        moved = (one - start).norm(dim=1)
+        assert int((moved > 1e-2).sum()) == 32
+        assert ((two - one).norm(dim=1) <= 1e-4 * moved).all()
+
+
+def launch(*options: str) -> None:
+    """Train in two processes."""
+    done = subprocess.run(
+        [sys.executable, *TWO, "-m", "fastlatent.train", *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# An epoch is 8 steps of both processes.
+HALVES = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 steps")
 
 
 def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
-    """All codes move, the run goes on bit for bit, and one process can go on with it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    """All codes are in the run, and one process can go on with it."""
+    launch(*HALVES, "--steps", "8", "--out", str(tmp_path / "run"))
+    run = Run.open(tmp_path / "run")
+    before = codes_of(run)
+    torch.testing.assert_close(run.model("last").code_mean, before.double().mean(0).float())
+    assert train.main(["--resume", str(run.path), "--steps", "16"]) == 0
+    assert (codes_of(Run.open(run.path)) != before).any(1).all()
 
-    def launch(*options: str) -> None:
-        done = subprocess.run(
-            [sys.executable, *TWO, "-m", "fastlatent.train", *options],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
 
-    options = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 steps")
-    launch(*options, "--steps", "16", "--out", str(tmp_path / "whole"))
-    launch(*options, "--steps", "8", "--out", str(tmp_path / "part"))
+@pytest.mark.slow
+def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    launch(*HALVES, "--steps", "16", "--out", str(tmp_path / "whole"))
+    launch(*HALVES, "--steps", "8", "--out", str(tmp_path / "part"))
     whole, part = (Run.open(tmp_path / name) for name in ("whole", "part"))
     half = codes_of(part)
-    shutil.copytree(part.path, tmp_path / "alone")
     launch("--resume", str(part.path), "--steps", "16")
     assert torch.equal(codes_of(whole), codes_of(part))
-    assert (codes_of(whole) != half).any(1).all()  # an epoch is 8 steps: each code has moved
-    model = whole.model("last")
-    torch.testing.assert_close(model.code_mean, codes_of(whole).double().mean(0).float())
-    assert train.main(["--resume", str(tmp_path / "alone"), "--steps", "16"]) == 0
-    assert (codes_of(Run.open(tmp_path / "alone")) != half).any(1).all()
+    assert (codes_of(whole) != half).any(1).all()
 
 
 def test_training_images_are_decoded_from_their_codes(run: Run) -> None:
@@ -262,8 +298,10 @@ def test_commands(run: Run, tmp_path: Path, capsys) -> None:
     assert reconstruct.main([path, "--n", "6"]) == 0
     fitted = capsys.readouterr().out
     assert "loss of start" in fitted and "psnr" in fitted
+    assert "images, codes fitted by 4 steps from 2 starts" in fitted
     assert reconstruct.main([path, "--n", "6", "--split", "train"]) == 0
-    assert "loss of start" not in capsys.readouterr().out
+    learned = capsys.readouterr().out
+    assert "loss of start" not in learned and "images, learned codes" in learned
     for method in ("spherical", "linear"):
         assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
         assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100

@@ -8,10 +8,13 @@ import torch
 from original_glspace import original_networks
 from safetensors.torch import load_file, save_file
 from test_commands import assert_one_sentence
+from test_metric import by_autograd
 from torch import Tensor
+from trained_decoders import LATENTS, OUTPUTS, bigan, vae
 
 from fastlatent import convert, sample
 from fastlatent.data import DataConfig, load
+from fastlatent.geometry import as_metric
 from fastlatent.models import VAE, BiGAN, build
 from fastlatent.models.glspace import convert_original
 from fastlatent.runs import Run
@@ -162,31 +165,6 @@ def test_convert_says_what_does_not_fit(tmp_path: Path, capsys, monkeypatch) -> 
     assert Run.open(tmp_path / "run").config.data.name == "fashion"
 
 
-# Outputs of the published weights: sum, sum of squares, and the pixel in row 14, column 14.
-REFERENCE = {
-    ("vae", 0): {
-        "zeros": (-608.26500, 621.71424, 0.225843),
-        "line": (-540.62591, 636.22018, -0.767038),
-        "ones": (-451.31977, 603.53038, -0.789884),
-    },
-    ("vae", 1): {
-        "zeros": (160.07044, 426.41734, 0.002355),
-        "line": (259.64033, 3282.44919, 0.003069),
-        "ones": (429.61320, 9851.91455, 0.004221),
-    },
-    ("bigan", 0): {
-        "zeros": (-532.32906, 694.63421, 0.913401),
-        "line": (-583.71597, 687.60134, 0.881485),
-        "ones": (-661.10693, 723.74366, -0.251700),
-    },
-}
-LATENTS = {
-    "zeros": torch.zeros(1, 16),
-    "line": torch.linspace(-1, 1, 16)[None],
-    "ones": torch.ones(1, 16),
-}
-
-
 @pytest.fixture(scope="module")
 def published(data_root: Path) -> dict[str, VAE | BiGAN]:
     folder = data_root / "generative-latent-space"
@@ -208,17 +186,32 @@ def digits(data_root: Path) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("kind", "output"), REFERENCE)
+@pytest.mark.parametrize(
+    ("kind", "output", "name"),
+    [("vae", 0, "vae mean"), ("vae", 1, "vae variance"), ("bigan", 0, "bigan")],
+)
 def test_published_decoders_give_the_known_outputs(
-    kind: str, output: int, dtype: torch.dtype, published
+    kind: str, output: int, name: str, dtype: torch.dtype, published
 ) -> None:
     decoder = published[kind].geometric_decoder().to(dtype)
-    for name, (total, squares, pixel) in REFERENCE[kind, output].items():
-        y = decoder(LATENTS[name].to(dtype))
+    for at, (total, squares, pixel) in OUTPUTS[name].items():
+        y = decoder(LATENTS[at][None].to(dtype))
         y = (y[output] if isinstance(y, tuple) else y)[0].double()
         assert y.sum().item() == pytest.approx(total, rel=1e-6, abs=1e-3)
         assert y.square().sum().item() == pytest.approx(squares, rel=1e-6, abs=1e-3)
         assert y[406].item() == pytest.approx(pixel, abs=2e-6)
+
+
+@pytest.mark.parametrize(("kind", "original"), [("vae", vae), ("bigan", bigan)])
+def test_metrics_of_converted_decoders_are_those_of_the_originals(
+    kind: str, original, published, data_root: Path
+) -> None:
+    """J^T J of the original's own layers by plain autograd, in float64."""
+    z = torch.stack([*LATENTS.values()])
+    j = by_autograd(original(data_root), z)
+    metric = as_metric(copy_of(published[kind]).double().geometric_decoder(), example=z)
+    assert metric.analytic, metric.obstacle
+    torch.testing.assert_close(metric.matrix(z), j.mT @ j, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

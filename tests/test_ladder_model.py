@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastlatent.models.ladder import LaDDerConfig
+from fastlatent.models.ladder import LaDDerConfig, PriorSchedule
 from fastlatent.models.ladder.likelihood import Laplace, laplace_bin_log_prob
 from fastlatent.models.ladder.networks import Decoder, Encoder, SymmetricPad, halving
 
@@ -219,6 +219,10 @@ def test_bins_hold_the_mass_between_their_edges():
         ({"dim": 0}, "dim must be at least 1"),
         ({"start_scale": 0.0}, "start_scale must be positive"),
         ({"output": "tanh"}, "output must be one of relu, linear, sigmoid"),
+        (
+            {"schedule": PriorSchedule(refit_samples=49)},
+            "schedule.refit_samples must be at least prior.components, 50; got 49",
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(settings, words):

@@ -90,7 +90,7 @@ def test_against_another_minimiser():
     """With no weight on the spread the objective is smooth, and SciPy's BFGS minimises it too."""
     log_prob, _ = modes()
     start, end = ends(6)
-    found = likelihood_path(log_prob, start, end, 4, spread_weight=0, steps=1500, starts=())
+    found = likelihood_path(log_prob, start, end, 4, spread_weight=0, iterations=1500, starts=())
     objective = Objective(log_prob, spread_weight=0)
 
     def value_and_slope(x: np.ndarray, k: int):
@@ -143,7 +143,7 @@ def test_pairs_do_not_know_of_each_other():
     log_prob, _ = modes()
     start, end = ends(64)
     data = ends(100, seed=3)[0]
-    options = {"starts": ("bent", "graph", "random"), "data": data, "steps": 120}
+    options = {"starts": ("bent", "graph", "random"), "data": data, "iterations": 120}
     together = likelihood_path(log_prob, start, end, **options)
     alone = [
         likelihood_path(log_prob, start[k : k + 1], end[k : k + 1], **options) for k in range(64)
@@ -172,7 +172,7 @@ def test_what_every_path_keeps(k, n, d, dtype, reduction, typical, seed):
     log_prob, means = modes(5, d, seed)
     start, end = ends(k, d, seed, dtype)
     level = typical_level(log_prob, means) if typical else None
-    options = {"reduction": reduction, "typical": level, "steps": 60, "seed": seed}
+    options = {"reduction": reduction, "typical": level, "iterations": 60, "seed": seed}
     found = likelihood_path(log_prob, start, end, n, **options)
     assert found.points.shape == (k, n + 2, d) and found.points.dtype == dtype
     assert torch.equal(found.points[:, 0], start) and torch.equal(found.points[:, -1], end)
@@ -194,7 +194,7 @@ def test_turning_the_ends_turns_the_path():
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).double())[
         0
     ]
-    options = {"steps": 2000, "spread_weight": 10.0}
+    options = {"iterations": 2000, "spread_weight": 10.0}
     found = likelihood_path(normal, start, end, **options)
     turned = likelihood_path(normal, start @ turn, end @ turn, **options)
     torch.testing.assert_close(found.points @ turn, turned.points, atol=1e-3, rtol=0)
@@ -213,7 +213,7 @@ def test_equal_steps_and_equal_ends_give_no_nan(method):
 def test_density_alone_climbs_to_the_modes():
     log_prob, means = modes()
     start, end = ends(16)
-    found = likelihood_path(log_prob, start, end, length_weight=0, spread_weight=0, steps=1000)
+    found = likelihood_path(log_prob, start, end, length_weight=0, spread_weight=0, iterations=1000)
     inner = found.points[:, 1:-1].flatten(0, 1).detach().requires_grad_()
     (slope,) = torch.autograd.grad(log_prob(inner).sum(), inner)
     # Components lie apart: a mode is near a mean. All but a few points on ridges arrive.
@@ -238,7 +238,7 @@ def test_the_published_settings():
     """One pair by PyTorch's own Adam and autograd, as the program does it."""
     start, end = ends(3, seed=2)  # under a density with one mode, so that there is one place to go
     found = likelihood_path(normal, start, end, method="original")
-    assert found.starts == ("line",) and found.steps.tolist() == [500] * 3
+    assert found.starts == ("line",) and found.iterations.tolist() == [500] * 3
     share = torch.arange(1, 9).double()[:, None] / 9
     for k in range(3):
         x = torch.lerp(start[k], end[k], share).requires_grad_()
@@ -276,7 +276,7 @@ def test_the_mean_is_the_sum_for_eight_points():
     assert torch.equal(total.points, mean.points)
     # With many points the sum outweighs the length, the mean does not.
     many = [
-        likelihood_path(log_prob, start, end, 40, reduction=kind, steps=100)
+        likelihood_path(log_prob, start, end, 40, reduction=kind, iterations=100)
         for kind in ("sum", "mean")
     ]
     assert many[0].terms.length.mean() > 1.05 * many[1].terms.length.mean()
@@ -301,10 +301,10 @@ def test_typical_paths_stay_where_draws_lie():
 def test_settled_paths_stay():
     """Equal ends at the mode: nothing moves, so the search ends at its first look."""
     found = likelihood_path(normal, rows([0, 0]), rows([0, 0]), starts=())
-    assert found.steps.tolist() == [50] and bool(found.converged)
+    assert found.iterations.tolist() == [50] and bool(found.converged)
     assert float(found.history.objective[-1]) == pytest.approx(8 * LOG_2PI)
     going = likelihood_path(normal, rows([0, 0], [-1, 2]), rows([0, 0], [2, 1]), starts=())
-    assert going.steps.tolist() == [50, 300]
+    assert going.iterations.tolist() == [50, 300]
 
 
 def test_a_start_without_density_is_left():
@@ -364,7 +364,7 @@ GOOD = rows([0, 0]), rows([1, 1])
         ((normal, *GOOD), {"length_weight": -1}, ValueError, "length_weight must be finite"),
         ((normal, *GOOD), {"spread_weight": math.nan}, ValueError, "spread_weight must be finite"),
         ((normal, *GOOD), {"typical": math.inf}, ValueError, "typical must be a finite number"),
-        ((normal, *GOOD), {"steps": 0}, ValueError, "steps must be at least 1"),
+        ((normal, *GOOD), {"iterations": 0}, ValueError, "iterations must be at least 1"),
         ((normal, *GOOD), {"rate": 0.0}, ValueError, "rate must be positive"),
         ((normal, *GOOD), {"starts": ("graph",)}, ValueError, "'graph' needs data"),
         ((normal, *GOOD), {"starts": ("curve",)}, ValueError, "some of line, bent, graph, random"),

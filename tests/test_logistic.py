@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from original_pixelcnn import pasted_log_prob
+from torch.autograd import gradcheck
 
 from fastlatent import ops
 from fastlatent.ops import (
@@ -262,22 +264,85 @@ def test_probabilities_sum_to_one(n, grid, mean, log_scale, floor):
     assert abs(float(total.sum()) - 1) <= 1e-6
 
 
-@quick
-@given(
-    n=st.sampled_from([2, 3, 8, 32, 256]),
-    k=st.integers(1, 10),
-    scale=st.sampled_from([0.5, 2.0, 1e4]),
-    seed=st.integers(0, 1000),
-    floor=st.sampled_from([-7.0, None]),
-)
-def test_probabilities_of_mixtures_sum_to_one(n, k, scale, seed, floor):
+def extreme_parameters(k, channels, coupled, spread, seed):
+    """(1, planes): means and coefficients within +-spread, log-scales within +-30."""
     make = torch.Generator().manual_seed(seed)
-    log_scales = torch.rand(k, generator=make) * 60 - 30
-    means = torch.randn(k, generator=make) * scale
-    params = torch.cat([torch.randn(k, generator=make) * 3, means.clamp(-1e4, 1e4), log_scales])
-    bins = torch.arange(n, dtype=torch.int32)[:, None]
-    log_prob = mixture_of(bins, params.expand(n, -1), n_bins=n, min_log_scale=floor)
+
+    def within(size):
+        return (2 * torch.rand(1, k, generator=make) - 1) * size
+
+    blocks = [torch.randn(1, k, generator=make) * 3]
+    for _ in range(channels):
+        blocks += [within(spread), within(30.0)] + [within(spread)] * coupled
+    return torch.cat(blocks, 1)
+
+
+@st.composite
+def kinds_of_mixtures(draw):
+    """Bins of a channel, channels, whether they are coupled, and a grid that goes with that."""
+    channels, coupled = draw(st.sampled_from([(1, False), (2, False), (3, False), (3, True)]))
+    n = draw(st.sampled_from({1: [2, 3, 8, 32, 256], 2: [2, 3, 8, 32], 3: [2, 3, 8]}[channels]))
+    return n, channels, coupled, draw(st.sampled_from(GRIDS[:2] if coupled else GRIDS))
+
+
+mixtures = {
+    "k": st.integers(1, 10),
+    "spread": st.sampled_from([1.0, 3.0, 1e4]),
+    "seed": st.integers(0, 10_000),
+    "floor": st.sampled_from([-7.0, None]),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=kinds_of_mixtures(), **mixtures)
+def test_probabilities_of_mixtures_sum_to_one(kind, k, spread, seed, floor):
+    n, channels, coupled, grid = kind
+    params = extreme_parameters(k, channels, coupled, spread, seed)
+    bins = torch.cartesian_prod(*[torch.arange(n, dtype=torch.int32)] * channels)
+    log_prob = mixture_of(
+        bins.view(-1, channels),
+        params.expand(n**channels, -1),
+        coupled=coupled,
+        n_bins=n,
+        grid=grid,
+        min_log_scale=floor,
+    )
     assert abs(float(log_prob.double().exp().sum()) - 1) <= 1e-6
+
+
+@quick
+@given(grid=st.sampled_from(GRIDS[:2]), **mixtures | {"k": st.integers(1, 4)})
+def test_coupled_channels_follow_the_chain_rule_for_any_parameters(grid, k, spread, seed, floor):
+    """256 bins: greens and blues of a red sum to that red, blues of a green to what others sum to.
+
+    The likeliest red and green are taken: elsewhere rounding leaves little of so small a number.
+    """
+    options = {"grid": grid, "min_log_scale": floor}
+    params = extreme_parameters(k, 3, True, spread, seed)
+    bins = torch.arange(256, dtype=torch.int32)
+    reds = mixture_of(bins[:, None], params[:, : 3 * k].expand(256, -1), **options).double()
+    assert abs(float(reds.exp().sum()) - 1) <= 1e-6
+
+    red = int(reds.argmax())
+    pairs = torch.cartesian_prod(bins, bins).T.reshape(1, 2, 256, 256)
+    colours = torch.cat([torch.full_like(pairs[:, :1], red), pairs], 1)
+
+    def of_greens(params):
+        """log P(red, green), for all greens."""
+        planes = params[:, :, None, None].expand(1, -1, 256, 256)
+        each = discretized_logistic_mixture_log_prob(colours, planes, reduction="none", **options)
+        return each[0].double().logsumexp(1)
+
+    greens = of_greens(params)
+    spare = math.log(2) * 16  # a colour's share of its red, in nats, as rounding sees it
+    sum_of_greens = float(greens.logsumexp(0))
+    size = 4 + abs(float(reds[red])) + spare
+    assert abs(sum_of_greens - float(reds[red])) <= 2.5e-7 * size
+    other_blue = params.clone()
+    other_blue[:, 7 * k : 9 * k] = torch.tensor([0.3, -1.0]).repeat_interleave(k)
+    green = int(greens.argmax())
+    size = 4 + abs(float(greens[green])) + spare
+    assert abs(float((of_greens(other_blue) - greens)[green])) <= 2.5e-7 * size
 
 
 def test_many_bins_sum_to_one_in_double_precision():
@@ -655,6 +720,34 @@ def test_a_nan_stays_in_its_pixel():
         assert gradient.isnan().any(1).nonzero().tolist() == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_nan_reaches_what_is_drawn_from_it(coupled, implementation):
+    params = torch.zeros(1, 20 if coupled else 14, 1, 40)
+    uniforms = torch.full((1, 4, 1, 40), 0.3)  # which draw the first of two components
+
+    def drawn(poisoned, at):
+        values = [params.clone(), uniforms.clone()]
+        values[poisoned][0, at, 0, 7] = torch.nan
+        with ops.use(implementation):
+            values_drawn = discretized_logistic_mixture_sample(*values, "continuous", coupled)
+            bins = discretized_logistic_mixture_sample(*values, coupled=coupled)
+        nan = values_drawn.isnan()
+        assert not nan[..., :7].any() and not nan[..., 8:].any()
+        assert (bins[nan] == 0).all() and (bins[~nan] != 0).all()
+        return nan[0, :, 0, 7].nonzero().flatten().tolist()
+
+    for plane in (0, 1):  # logits
+        assert drawn(0, plane) == [0, 1, 2]
+    assert drawn(0, 2) == [0, 1, 2] if coupled else [0]
+    assert drawn(0, 3) == []  # a mean of the other component
+    if coupled:  # coefficients
+        assert drawn(0, 6) == [1, 2] and drawn(0, 12) == [2] and drawn(0, 18) == [2]
+    assert drawn(1, 0) == [0, 1, 2]
+    assert drawn(1, 1) == [0, 1, 2] if coupled else [0]
+    assert drawn(1, 3) == [2]
+
+
 def test_definition_in_many_digits():
     """float64 against the difference of two sigmoids in 80 digits."""
     make = torch.Generator().manual_seed(4)
@@ -709,7 +802,12 @@ BAD = [
     (
         lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3), 1),
         ValueError,
-        "n_bins must be in 2 ... 65536; got 1",
+        "n_bins must be a whole number in 2 ... 65536; got 1",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(pixels(3), torch.zeros(3), torch.zeros(3), 256.0),
+        ValueError,
+        "n_bins must be a whole number in 2 ... 65536; got 256.0",
     ),
     (
         lambda: discretized_logistic_log_prob(
@@ -724,6 +822,13 @@ BAD = [
         ),
         ValueError,
         "min_log_scale must be at least -60",
+    ),
+    (
+        lambda: discretized_logistic_log_prob(
+            pixels(3), torch.zeros(3), torch.zeros(3), min_log_scale="low"
+        ),
+        ValueError,
+        "min_log_scale must be at least -60; got 'low'",
     ),
     (
         lambda: discretized_logistic_mixture_log_prob(pixels(2, 3, 4, 4), torch.zeros(2, 25, 4, 4)),
@@ -863,6 +968,84 @@ def test_mean_is_accurate_at_any_scale():
     torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-6)
 
 
+def slopes_of_mean(m, ls, low, high):
+    """The derivatives of E[clip(Y, low, high)], in many digits."""
+    with mpmath.workdps(60):
+        m, s = mpmath.mpf(m), mpmath.exp(mpmath.mpf(ls))
+
+        def sigmoid(x):
+            return 1 / (1 + mpmath.exp(-x)) if x > 0 else 1 - 1 / (1 + mpmath.exp(x))
+
+        def softplus(x):
+            return max(x, 0) + mpmath.log1p(mpmath.exp(-abs(x)))
+
+        u, v = (high - m) / s, (low - m) / s
+        by_scale = u * sigmoid(u) - v * sigmoid(v) - softplus(u) + softplus(v)
+        return float(sigmoid(u) - sigmoid(v)), float(s * by_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mean_has_gradients_at_any_mean_and_scale(grid, dtype):
+    of = Grid.of(grid, 256, None)
+    low, high = (mpmath.mpf(x + of.shift) / of.gamma for x in (-255, 255))
+    places = [-1e4, -37.0, -1.0, -0.25, 0.0, 0.3125, 0.875, 1.0, 2.0, 1e4]
+    scales = [-60.0, -44.0, -30.0, -7.0, -5.5, -3.0, -1.0, 0.0, 1.0, 2.5, 6.0, 30.0, 60.0]
+    pairs = torch.tensor(list(product(places, scales)), dtype=dtype)
+    mean, scale = (x.clone().requires_grad_(True) for x in pairs.unbind(1))
+    value = discretized_logistic_mean(mean, scale, grid=grid, min_log_scale=None)
+    got = torch.stack(torch.autograd.grad(value.sum(), (mean, scale)), 1)
+    want = [slopes_of_mean(*pair, low, high) for pair in pairs.tolist()]
+    rounding = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got, torch.tensor(want, dtype=dtype), rtol=rounding, atol=rounding)
+
+
+def test_mixture_mean_has_finite_gradients_at_extremes():
+    params = colour_parameters(4, 13, 50)[:, :, None, None]
+    for log_scale, mean in product((-60.0, 30.0), (-1e4, 1e4)):
+        extreme = params.clone()
+        extreme[:, 4:8], extreme[:, 8:12] = mean, log_scale
+        leaf = extreme.requires_grad_(True)
+        discretized_logistic_mixture_mean(leaf, min_log_scale=None).sum().backward()
+        assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p: discretized_logistic_mean(p[:, 0], p[:, 1], grid="centred"),
+        lambda p: discretized_logistic_mode(p[:, 0], p[:, 1], grid="centred"),
+        lambda p: discretized_logistic_mixture_mean(p),
+        lambda p: discretized_logistic_mixture_mode(p),
+        lambda p: discretized_logistic_mixture_mode(p[:, :9], 1),
+    ],
+    ids=["mean", "mode", "mixture mean", "mixture mode", "mixture mode of grey"],
+)
+def test_means_and_modes_compile_into_one_graph(function):
+    params = colour_parameters(3, 4, 12).view(1, 3, 4, 30).permute(0, 3, 1, 2).contiguous()
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(params), function(params))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_means_are_differentiated_rightly(grid):
+    """Also the coupling, and one scale below the floor."""
+    params = colour_parameters(2, 6, 3, torch.float64)[:, :, None, None]
+    params[:, 8:10] = params[:, 8:10].clamp(-3, 0)
+    params[0, 4] = -9.0
+
+    def of_mixture(p):
+        return discretized_logistic_mixture_mean(p, coupled=grid != "unit", grid=grid)
+
+    def of_one(p):
+        return discretized_logistic_mean(p[:, 2], p[:, 4], grid=grid)
+
+    planes = params if grid != "unit" else params[:, :14]
+    assert gradcheck(of_mixture, planes.clone().requires_grad_(True))
+    assert gradcheck(of_one, params.clone().requires_grad_(True))
+
+
 def test_mixture_mean_equals_that_of_samples():
     params = colour_parameters(4, 13)[:, :28]  # uncoupled
     count = 100_000
@@ -910,34 +1093,6 @@ def test_colour_mode_beats_samples():
     assert better.float().mean() > 0.98
 
 
-def pixelcnn_loss(x, params, half_width=1 / 255):
-    """The usual formula in channels-last order, float64: thresholds and all."""
-    x, params = x.double(), params.double()
-    k = params.shape[-1] // 10
-    logits, rest = params[..., :k], params[..., k:].unflatten(-1, (3, 3 * k))
-    means, scales = rest[..., :k], rest[..., k : 2 * k].clamp_min(-7)
-    tau = rest[..., 2 * k :].tanh()
-    red, green, _ = x.unbind(-1)
-    m = torch.stack(
-        [
-            means[..., 0, :],
-            means[..., 1, :] + tau[..., 0, :] * red[..., None],
-            means[..., 2, :] + tau[..., 1, :] * red[..., None] + tau[..., 2, :] * green[..., None],
-        ],
-        -2,
-    )
-    centred, inverse = x[..., None] - m, (-scales).exp()
-    plus, minus = inverse * (centred + half_width), inverse * (centred - half_width)
-    delta = plus.sigmoid() - minus.sigmoid()
-    middle = inverse * centred
-    density = middle - scales - 2 * torch.nn.functional.softplus(middle) + math.log(2 * half_width)
-    log_p = torch.where(delta > 1e-5, delta.clamp_min(1e-12).log(), density)
-    log_p = torch.where(x[..., None] > 0.999, -torch.nn.functional.softplus(minus), log_p)
-    first = plus - torch.nn.functional.softplus(plus)
-    log_p = torch.where(x[..., None] < -0.999, first, log_p)
-    return -(log_p.sum(-2) + logits.log_softmax(-1)).logsumexp(-1), delta
-
-
 @pytest.mark.parametrize("low_bit", [False, True])
 def test_layouts_of_other_programs(low_bit):
     """Equal where every bin is likelier than 1e-5; far in the tail theirs is too low."""
@@ -947,31 +1102,71 @@ def test_layouts_of_other_programs(low_bit):
     params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = 0.0
     bins = torch.randint(0, n, (2, 6, 7, 3), generator=make)
     x = bins / ((n - 1) / 2) - 1
-    want, delta = pixelcnn_loss(x, params, 1 / (n - 1))
+    planes, seen = params.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    want, delta = pasted_log_prob(seen.double(), planes.double(), n)
     assert (delta > 1e-5).all()
     ours = discretized_logistic_mixture_log_prob(
         *from_vdvae(x, params, low_bit), n_bins=n, reduction="none"
     )
-    torch.testing.assert_close(-ours.double(), want, rtol=1e-6, atol=1e-5)
-    planes = params.permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-5)
     again = discretized_logistic_mixture_log_prob(
-        *from_pixelcnn(x.permute(0, 3, 1, 2), planes, n), n_bins=n, reduction="none"
+        *from_pixelcnn(seen, planes, n), n_bins=n, reduction="none"
     )
     assert torch.equal(again, ours)
     if low_bit:
         return
     params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = -7.0
-    tail, _ = pixelcnn_loss(x, params)
-    exact = -discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
-    assert (tail - exact).max() > 2
+    tail, _ = pasted_log_prob(seen.double(), planes.double())
+    exact = discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
+    assert (exact - tail).max() > 2
 
 
-def test_values_beyond_the_images_range_are_refused():
-    if ops.OPS["discretized_logistic_log_prob"].serving("cpu").implementation != "cpp":
-        pytest.skip("values are checked inside the C++ kernel")
-    x = torch.full((1, 3, 4, 4), 1.5)
-    with pytest.raises(ValueError, match="bins must be in 0 to 255"):
-        discretized_logistic_mixture_log_prob(*from_pixelcnn(x, torch.zeros(1, 10, 4, 4)))
+def test_grey_images_of_pixelcnn():
+    make = torch.Generator().manual_seed(8)
+    k = 5
+    params = torch.randn(2, 3 * k, 6, 7, generator=make)
+    params[:, 2 * k :] = 0.0
+    bins = torch.randint(0, 256, (2, 1, 6, 7), generator=make)
+    x = bins / 127.5 - 1
+    x.view(-1)[:2] = torch.tensor([-1.0, 1.0])
+    want, delta = pasted_log_prob(x.double(), params.double())
+    assert (delta > 1e-5).all()
+    got = discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params), reduction="none")
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n_bins", [2, 32, 256])
+def test_all_bins_are_found_in_images_of_any_precision(n_bins, dtype):
+    bins = torch.arange(n_bins, dtype=torch.int32).view(1, 1, 1, n_bins)
+    x = (bins.double() * 2 / (n_bins - 1) - 1).to(dtype)
+    found, _ = from_pixelcnn(x, torch.zeros(1, 3, 1, n_bins, dtype=dtype), n_bins)
+    assert torch.equal(found, bins)
+
+
+@pytest.mark.parametrize("value", [0.003, 1.5, -1.01, math.nan, math.inf])
+def test_values_off_the_images_grid_are_refused(value):
+    x, params = torch.full((1, 3, 4, 4), -1.0), torch.zeros(1, 10, 4, 4)
+    x[0, 1, 2, 3] = value
+    message = rf"x must be 2 k / 255 - 1, from -1 to 1; got {value}"
+    with pytest.raises(ValueError, match=f"from_pixelcnn: {message}"):
+        from_pixelcnn(x, params)
+    with pytest.raises(ValueError, match=f"from_vdvae: {message}"):
+        from_vdvae(x.permute(0, 2, 3, 1), params.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="from_pixelcnn: n_bins must be a whole number"):
+        from_pixelcnn(x, params, 256.0)
+
+
+def test_pixelcnn_images_do_not_break_the_graph():
+    x, params = torch.full((1, 3, 4, 4), -1.0), colour_parameters(2, 5, 16).view(1, 4, 4, 20)
+    planes = params.permute(0, 3, 1, 2)
+
+    def loss(x, params):
+        return discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, planes), loss(x, planes))
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,12 @@ def deviation(z: Tensor) -> float:
     return (z - z[:1]).abs().max().item()
 
 
+def test_no_draws_of_the_prior():
+    model = build(SMALL, 0).eval()
+    drawn = model.draw_prior(0, torch.Generator().manual_seed(0))
+    assert drawn.shape == (0, sum(model.latent_sizes))
+
+
 def test_held_layers_of_the_prior():
     config = replace(SMALL, zdims=(2, 3, 2), downsample=(1, 0, 1))
     model = build(config, 0).eval()
@@ -675,15 +681,23 @@ def test_compiled_training_does_not_recompile_at_every_step():
         ({"residual": "abc"}, "residual must be one of cabdcabd, bacdbac, bacdbacd; got 'abc'"),
         ({"merge": "sum"}, "merge must be one of linear, residual"),
         ({"nonlinearity": "tanh"}, "nonlinearity must be one of relu, leakyrelu, elu, selu"),
-        ({"image_shape": (1, 28)}, "image_shape must be three numbers from 1 up"),
-        ({"zdims": ()}, "zdims must be at least one number, each at least 1"),
-        ({"zdims": (32, 0)}, "zdims must be at least one number, each at least 1"),
-        ({"downsample": (1, 1)}, "downsample must be 3 numbers, one for each of zdims, from 0"),
+        ({"image_shape": (1, 28)}, "image_shape must be three whole numbers from 1 up"),
+        ({"zdims": ()}, "zdims must be at least one whole number, each at least 1"),
+        ({"zdims": (32, 0)}, "zdims must be at least one whole number, each at least 1"),
+        (
+            {"downsample": (1, 1)},
+            "downsample must be 3 whole numbers, one for each of zdims, from 0",
+        ),
         ({"downsample": (5, 0, 0)}, r"from 0 to blocks \(4\); got \(5, 0, 0\)"),
-        ({"blocks": 0}, "blocks must be at least 1"),
-        ({"filters": 0}, "filters must be at least 1"),
+        ({"image_shape": (1, 28.0, 28)}, "image_shape must be three whole numbers from 1 up"),
+        ({"zdims": (8.0,)}, "zdims must be at least one whole number"),
+        ({"downsample": (1, 1, 0.5)}, "downsample must be 3 whole numbers"),
+        ({"blocks": 2.5}, "blocks must be a whole number, at least 1; got 2.5"),
+        ({"beta_anneal": 0.5}, "beta_anneal must be a whole number"),
+        ({"blocks": 0}, "blocks must be a whole number, at least 1"),
+        ({"filters": 0}, "filters must be a whole number, at least 1"),
         ({"free_bits": -1.0}, "free_bits must be at least 0"),
-        ({"beta_anneal": -1}, "beta_anneal must be at least 0"),
+        ({"beta_anneal": -1}, "beta_anneal must be a whole number, at least 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1"),
     ],
 )

@@ -1,5 +1,11 @@
 """Training a Ladder VAE: what the log says, exact resume, initialisation, steps left out."""
 
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +154,67 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatc
     resumed = ["--resume", str(out), "--from-step", "5", "--steps", "6"]
     assert train.main(resumed) == 0
     assert lines(out, "train")[-1]["skipped_steps"] == 2
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+import torch.distributed as dist
+from fastlatent import train
+from fastlatent.models import LadderVAE
+from fastlatent.training.learner import Learner
+
+forward, learn = LadderVAE.forward, Learner.learn
+learners = []
+
+def spoilt(self, x, target=None, noise=None):
+    if self.training and noise.step in (1, 3) and dist.get_rank() == 1:
+        x = x * float("nan")
+    return forward(self, x, target, noise)
+
+def watched(self, *arguments):
+    learners[:] = [self]
+    return learn(self, *arguments)
+
+LadderVAE.forward, Learner.learn = spoilt, watched
+failed = train.main(sys.argv[1:])
+rank = os.environ["RANK"]
+sums = [weight.double().abs().sum().item() for weight in learners[0].model.parameters()]
+found = {"skipped": learners[0].skipped, "weights": sums}
+Path(sys.argv[-1], f"rank-{rank}.json").write_text(json.dumps(found))
+sys.exit(failed)
+"""
+
+
+def test_a_step_that_one_rank_cannot_take_is_left_out_by_all(tmp_path):
+    script, out = tmp_path / "rank.py", tmp_path / "run"
+    script.write_text(RANK)
+    options = [*TINY, "--eval-every", "5 steps", "--checkpoint-every", "5 steps", "--skip", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Without torchrun, which takes as long to start as a rank.
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *options, "--steps", "5", "--out", str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        for process in ranks:
+            _, complaint = process.communicate(timeout=300)
+            assert process.returncode == 0, complaint[-2000:]
+    finally:
+        for process in ranks:
+            process.kill()
+    poisoned_one, other = (json.loads((out / f"rank-{rank}.json").read_text()) for rank in (1, 0))
+    assert poisoned_one["skipped"] == other["skipped"] == 2
+    assert poisoned_one["weights"] == other["weights"] and all(map(math.isfinite, other["weights"]))
+    assert [line["skipped_steps"] for line in lines(out, "train")] == [0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

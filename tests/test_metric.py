@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from memory import needs_linux, peak
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from trained_decoders import FOLDER, LATENTS, Mean, bigan, vae
+from trained_decoders import FOLDER, LATENTS, OUTPUTS, Mean, bigan, vae
 
 from fastlatent.geometry import (
     Embedding,
@@ -39,24 +39,6 @@ VAE = {
     "-ones": (391.260448, 0.201561, 151.621968, 2.566932, 26.847968),
 }
 VAE_MEAN_TRACE = {"0": 430.780494, "z_lin": 556.161323, "ones": 662.863021, "-ones": 361.654042}
-# sum y, sum y^2, y[406]
-OUTPUTS = {
-    "vae mean": {
-        "0": (-608.26500, 621.71424, 0.225843),
-        "z_lin": (-540.62591, 636.22018, -0.767038),
-        "ones": (-451.31977, 603.53038, -0.789884),
-    },
-    "vae variance": {
-        "0": (160.07044, 426.41734, 0.002355),
-        "z_lin": (259.64033, 3282.44919, 0.003069),
-        "ones": (429.61320, 9851.91455, 0.004221),
-    },
-    "bigan": {
-        "0": (-532.32906, 694.63421, 0.913401),
-        "z_lin": (-583.71597, 687.60134, 0.881485),
-        "ones": (-661.10693, 723.74366, -0.251700),
-    },
-}
 TOP = {
     "bigan_start": (1153.3714, 867.2084, 892.8550, 835.4865, 1967.7251, 1497.7649),
     "vae_start": (199.8337, 156.7122, 135.7082),

@@ -350,7 +350,9 @@ def large_case(op, device):
 
 
 def test_nan_in_gives_nan_out(op, device, isa):
+    """Where the reference gives it; and each argument has a case in which that gives it."""
     for dtype in op.dtypes:
+        poisons, reached = set(), set()
         for args in small_cases(op, device, dtype):
             for i in floating(op, args):
                 poisoned = list(args)
@@ -359,9 +361,13 @@ def test_nan_in_gives_nan_out(op, device, isa):
                 want = outputs(op.reference(*poisoned))
                 if not any(w.is_floating_point() for w in want):
                     continue
+                poisons.add(i)
+                if any(w.isnan().any() for w in want):
+                    reached.add(i)
                 for got, w in zip(call(op, *poisoned), want, strict=True):
                     if w.is_floating_point():
                         assert torch.equal(got.isnan(), w.isnan())
+        assert reached == poisons
 
 
 def test_without_a_kernel_the_reference_runs_and_says_so(op, monkeypatch):

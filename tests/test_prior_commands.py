@@ -11,6 +11,7 @@ from test_ladder_commands import train_ladder
 from fastlatent import fit_prior, sample, train
 from fastlatent.data import load
 from fastlatent.latents import draw, sampling_methods, unit_images
+from fastlatent.models.glo import project
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import GaussianMixture, MixtureFit, Normal, cross_entropy
 from fastlatent.runs import Run
@@ -68,6 +69,33 @@ def test_a_second_fit_takes_the_place_of_the_first(run, capsys):
     assert not list(run.glob(".*.tmp"))
 
 
+def test_a_fit_is_stored_before_it_is_measured(run, monkeypatch, capsys):
+    path, words = run / "prior-gmm.safetensors", [str(run), "--n", "100", *SMALL]
+    path.unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_prior, "measured", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit_prior.main(words)
+    assert path.is_file()
+    encoded = fit_prior.latents
+    monkeypatch.setattr(
+        fit_prior,
+        "latents",
+        lambda *a: tuple(x[:k] for x, k in zip(encoded(*a), (100, 1), strict=True)),
+    )
+    capsys.readouterr()
+    assert fit_prior.main(words) == 0
+    assert "not measured: it takes 2 held-out latents, and there is 1" in capsys.readouterr().out
+
+
+def test_draws_are_measured_in_the_region_of_the_latents(run, monkeypatch):
+    trained = fit_prior.Trained(fit_prior.Options(run, device="cpu"))
+    test = torch.nn.functional.normalize(torch.randn(400, 4, generator=generator(0, 0, "test")))
+    assert fit_prior.measured(trained, "normal", Normal(4), test).frechet > 0.5
+    monkeypatch.setattr(type(trained.model), "project", lambda self, z: project(z, "sphere"))
+    assert fit_prior.measured(trained, "normal", Normal(4), test).frechet < 0.05
+
+
 def test_a_prior_that_is_missing_says_what_to_run(run, capsys):
     for path in run.glob("prior-*"):
         path.unlink()
@@ -105,7 +133,8 @@ def test_priors_that_do_not_fit_are_named(run, capsys):
     [
         (("--components", "5000", "--n", "20", "--means"), "at least 5000 latents are needed"),
         (("--components", "0"), "--components must be at least 1"),
-        (("--prior", "copula"), "invalid choice"),
+        (("--prior", "copula"), "sample and interpolate fit the copula of a run of bits"),
+        (("--prior", "beta"), "invalid choice"),
     ],
 )
 def test_bad_options_are_one_sentence(run, words, message, capsys):
@@ -129,7 +158,7 @@ def test_a_ladder_vae_gets_a_prior_of_its_top_layer(tmp_path, capsys):
     assert model.prior_dim == model.latent_sizes[-1] < model.latent_dim
     assert fit_prior.main([str(run), "--prior", "vamp", "--device", "cpu"]) == 2
     assert "takes normal, gmm, hierarchical or ladder" in one_sentence(capsys)
-    assert fit_prior.main([str(run), "--prior", "gmm", *SMALL]) == 0
+    assert fit_prior.main([str(run), "--prior", "gmm", "--n", "100", *SMALL]) == 0
     prior = read_prior(Run.open(run), "last", "gmm", model)
     assert prior.dim == model.prior_dim
     top = prior.sample(6, generator=torch.Generator().manual_seed(0))

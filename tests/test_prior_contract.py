@@ -247,6 +247,9 @@ def test_components_are_kept_until_pseudo_images_or_encoder_change():
             after = prior.log_prob(z)
             assert not torch.equal(after, before)
             before = after
+        # Broadcasts of other ranks do not raise the version; evaluation sets the mode first.
+        encoder.mean.weight.data.add_(0.5)
+        assert not torch.equal(prior.eval().log_prob(z), before)
     prior.log_prob(z).sum().backward()
     assert prior.raw.grad.abs().sum() > 0 and encoder.mean.weight.grad.abs().sum() > 0
 

@@ -277,6 +277,8 @@ def test_bad_input_is_named():
         Hierarchical(3, 2).mask_unused(torch.ones(4))
     with pytest.raises(ValueError, match=r"Hierarchical.fit.*shape \(..., 3\); got \(9, 4\)"):
         Hierarchical(3, 2).fit(torch.randn(9, 4))
+    with pytest.raises(ValueError, match=r"Ladder.fit: at least 10 latents are needed; got 9"):
+        Ladder(3, 2, 10, width=4, depth=1).fit(torch.randn(9, 3))
     with pytest.raises(ValueError, match=r"Ladder.fit: all 9 latents are equal"):
         Ladder(3, 2, 4).fit(torch.ones(9, 3))
     singular = Normal(2, "full").fit(torch.randn(9, 1) @ torch.ones(1, 2))

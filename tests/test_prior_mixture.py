@@ -323,6 +323,8 @@ def test_other_bad_input_is_named():
         MixtureFit(prune=1.0)
     with pytest.raises(ValueError, match=r"GaussianMixture.set: expected at most 2 weights"):
         GaussianMixture(2, 2).set(torch.ones(3), torch.ones(3, 2), torch.ones(3, 2, 2))
+    with pytest.raises(ValueError, match=r"options.max_latents must be at least .* 50; got 20"):
+        GaussianMixture(2, 50, options=MixtureFit(max_latents=20))
     with pytest.raises(ValueError, match="n must be at least 0"):
         GaussianMixture(2).sample(-1)
 
@@ -332,8 +334,17 @@ def test_components_that_empty_are_dropped_and_reported():
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     generator = torch.Generator().manual_seed(0)
     z = points.repeat(50, 1) + 1e-4 * torch.randn(150, 2, generator=generator)
-    prior = GaussianMixture(2, 20).fit(z)
-    assert prior.active < 20
+    full = GaussianMixture(2, 20, options=MixtureFit(prune=0.0)).fit(z)
+    assert (full.report.active, full.report.dropped) == (20, 0)
+    weights = full.log_weights.exp()
+    prune = 0.02
+    assert 0 < int((weights < prune).sum()) < 20
+    prior = GaussianMixture(2, 20, options=MixtureFit(prune=prune)).fit(z)
+    report = prior.report
+    assert (report.latents, report.components) == (150, 20)
+    assert report.active == prior.active == int((weights >= prune).sum())
+    assert report.dropped == pytest.approx(float(weights[weights < prune].sum()), abs=1e-6)
+    assert report.log_prob == pytest.approx(float(prior.log_prob(z).mean()), rel=1e-5)
     assert prior.log_prob(z).isfinite().all() and prior.sample(100).isfinite().all()
 
 
@@ -342,3 +353,37 @@ def test_latents_that_repeat_are_fitted():
     for method in ("bayesian", "em"):
         prior = GaussianMixture(2, 20, options=MixtureFit(method)).fit(z)
         assert prior.log_prob(z).isfinite().all() and prior.active <= 20
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_components_of_weight_0_are_left_out(trainable):
+    mixture = GaussianMixture(2, 2, trainable=trainable)
+    mixture.set(torch.tensor([0.0, 1.0]), torch.tensor([[0.0, 0], [9, 9]]), unit_factors(2))
+    assert mixture.log_prob(torch.tensor([[9.0, 9.0]])).item() == pytest.approx(
+        -math.log(2 * math.pi), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("weights", [[2.0, 3.0], [-0.5, 1.5], [0.5, 0.49], [math.nan, 1.0]])
+def test_weights_that_are_none_are_named(weights):
+    mixture = GaussianMixture(2, 2)
+    with pytest.raises(ValueError, match="set: weights must be at least 0 and sum to 1; got"):
+        mixture.set(torch.tensor(weights), torch.zeros(2, 2), unit_factors(2))
+    assert mixture.active == 1
+
+
+def test_components_that_came_behind_autograd_count():
+    """As from `dist.broadcast`, which fills a buffer without raising its version."""
+    source = GaussianMixture(2, 3).set(
+        torch.full((3,), 1 / 3), torch.tensor([[0.0, 0], [5, 5], [-5, 5]]), unit_factors(3)
+    )
+    mixture, z = GaussianMixture(2, 3), torch.tensor([[5.0, 5.0]])
+    mixture.log_prob(z)
+    for name, buffer in mixture.named_buffers():
+        buffer.data.copy_(source.get_buffer(name))
+    assert mixture.active == 3
+    assert torch.equal(mixture.log_prob(z), source.log_prob(z))
+
+
+def unit_factors(k):
+    return torch.eye(2).expand(k, 2, 2)

@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
+from fastlatent.evaluation.extractors import Extractor
 from fastlatent.geometry import as_metric
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models import build
 from fastlatent.models.bigan import BiGANConfig
+from fastlatent.models.glo import GLOConfig
+from fastlatent.models.ladder import LaDDerConfig, PriorConfig
 from fastlatent.models.lbae import LBAEConfig
 from fastlatent.models.lvae import LVAEConfig
 from fastlatent.models.vae import VAEConfig
 from fastlatent.ops import binarize
 from fastlatent.priors import BernoulliCopula, CodeStatistics, GaussianMixture, Ladder, Normal
-from fastlatent.walking import WALKINGS, between, measured, space_of, walk
+from fastlatent.walking import WALKINGS, between, measured, space_of, walk, walkings
 
 MODELS = {
     "vae": VAEConfig(image_shape=(1, 12, 12), dim=2),
@@ -29,9 +33,14 @@ MODELS = {
     "lvae": LVAEConfig(
         image_shape=(1, 16, 16), zdims=(1, 1), downsample=(1, 1), blocks=1, filters=4
     ),
+    "glo": GLOConfig(image_shape=(1, 8, 8), dim=3, width=0.05, initial="gaussian"),
+    "glo-sphere": GLOConfig(
+        image_shape=(1, 8, 8), dim=3, width=0.05, initial="gaussian", projection="sphere"
+    ),
+    "ladder": LaDDerConfig(width=64, dim=3, prior=PriorConfig(width=8, layers=1, components=3)),
 }
 METHODS = ("copula", "linear", "spherical", "likelihood", "geodesic")
-FAST = {"likelihood": {"steps": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
+FAST = {"likelihood": {"iterations": 20}, "geodesic": {"spans": (2,), "max_iterations": 2}}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -42,7 +51,7 @@ def model(request):
 def ends_of(model, k=3):
     make = torch.Generator().manual_seed(0)
     z = torch.randn(2, k, model.latent_dim, generator=make)
-    return [binarize(x)[0] if model.latent_kind == "bits" else x for x in z]
+    return [binarize(x)[0] if model.latent_kind == "bits" else model.project(x) for x in z]
 
 
 def needs_of(model):
@@ -102,6 +111,35 @@ def test_a_missing_copula_is_named():
         walk(model, "copula", *ends_of(model), 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "default"), [("vae", "spherical"), ("glo", "linear"), ("glo-sphere", "spherical")]
+)
+def test_the_default_walk_suits_the_region_of_latents(name, default):
+    methods = walkings(build(MODELS[name], seed=0))
+    assert methods[0] == default and set(methods) == set(WALKINGS["real"])
+
+
+@pytest.mark.parametrize("method", ["linear", "likelihood", "geodesic"])
+def test_walks_stay_on_the_sphere(method):
+    """Between nearly opposite codes the straight line passes by the origin."""
+    model = build(MODELS["glo-sphere"], seed=0).eval()
+    start, end = torch.tensor([[1.0, 0, 0]]), model.project(torch.tensor([[-1.0, 1e-3, 0]]))
+    given = needs_of(model) | {"space": space_of(Normal(3))}
+    path = walk(model, method, start, end, 5, **given, search=FAST.get(method))
+    torch.testing.assert_close(path.latents.norm(dim=2), torch.ones(1, 5))
+    torch.testing.assert_close(path.points, path.latents)
+
+
+def test_a_space_of_another_dimension_is_named():
+    model = build(MODELS["vae"], seed=0).eval()
+    ladder = Ladder(3, 2, 4, width=8, depth=1).eval()
+    z = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"Ladder.posterior: z must be of shape \(..., 3\)"):
+        walk(model, "likelihood", z, z, 5, space=space_of(ladder))
+    with pytest.raises(ValueError, match=r"Normal.path_space.encode: .*\(..., 3\); got \(2, 2\)"):
+        walk(model, "linear", z, z, 5, space=space_of(Normal(3)))
+
+
 def test_likely_walks_beat_linear_ones():
     """Under a mixture with a hole between the ends."""
     model = build(MODELS["vae"], seed=0).eval()
@@ -130,7 +168,7 @@ def test_walks_below_a_hierarchical_prior():
     prior = Ladder(3, 2, components=4).eval()
     start, end = ends_of(model)
     below = space_of(prior, "t")
-    path = walk(model, "likelihood", start, end, 6, space=below, search={"steps": 30})
+    path = walk(model, "likelihood", start, end, 6, space=below, search={"iterations": 30})
     assert path.points.shape == (3, 6, 2) and path.latents.shape == (3, 6, 3)
     with torch.no_grad():
         torch.testing.assert_close(path.latents, prior.conditional(path.points)[0])
@@ -140,7 +178,7 @@ def test_walks_below_a_hierarchical_prior():
     with torch.no_grad():
         assert torch.equal(upstairs.log_prob(z), upstairs.log_prob(z))
         assert not torch.equal(upstairs.log_prob(z), space_of(prior, "z", seed=2).log_prob(z))
-    path = walk(model, "likelihood", start, end, 6, space=upstairs, search={"steps": 30})
+    path = walk(model, "likelihood", start, end, 6, space=upstairs, search={"iterations": 30})
     assert torch.equal(path.latents[:, 0], start)
     assert (path.found.terms.objective <= path.found.line.objective).all()
 
@@ -242,6 +280,39 @@ def test_table_of_walks(runs, tmp_path, capsys):
     density = {name: float(by_method[name]["log_density"]) for name in ("linear", "likelihood")}
     assert density["likelihood"] >= density["linear"] - 1e-6
     assert float(by_method["geodesic"]["image_length"]) > 0
+
+
+def test_a_table_leaves_out_what_is_not_possible(runs, tmp_path, capsys):
+    """A Ladder VAE has no density of all its latents, and no prior is fitted to the VAE."""
+    ladder, out = train_ladder(tmp_path, 1), tmp_path / "walks.csv"
+    options = ["--pairs", "2", "--steps", "4", "--prior", "vamp", "--no-features"]
+    paths = [str(ladder), str(runs["vae-digits"])]
+    assert walks.main([*paths, *options, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{ladder}: no likely walks and no log p: likely paths need a density of all" in said
+    assert "use spherical or linear or geodesic" in said
+    assert f"{runs['vae-digits']}: no likely walks and no log p: no prior 'vamp' is fitted" in said
+    rows = list(csv.DictReader(out.open()))
+    assert [row["method"] for row in rows] == ["spherical", "linear", "geodesic"] * 2
+    assert all(row["log_density"] == "" for row in rows)
+    assert interpolate.main([str(ladder), "--method", "likelihood"]) == 2
+    error = capsys.readouterr().err
+    assert "use spherical or linear or geodesic" in error and "fit_prior" not in error
+
+
+def test_table_with_distances_of_features(runs, tmp_path, monkeypatch):
+    """Of the inner images to the split, by features that a network gives."""
+    weight = torch.randn(28 * 28, 3, generator=torch.Generator().manual_seed(0))
+
+    def features(images):
+        return images.flatten(1).double() @ weight[: images[0].numel()].double() / 255
+
+    monkeypatch.setattr(walks, "classifier_of", lambda *_: Extractor(features, "classifier", ""))
+    out = tmp_path / "walks.csv"
+    run = runs["vae-digits"]
+    assert walks.main([str(run), "--pairs", "6", "--steps", "5", "--out", str(out)]) == 0
+    rows = {row["method"]: row for row in csv.DictReader(out.open())}
+    assert all(float(row["distance"]) > 0 < float(row["distance_error"]) for row in rows.values())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,25 @@ LATENTS = {
     "-ones": -torch.ones(LATENT, dtype=torch.float64),
 }
 
+# Of the trained weights: the sum of the output y, that of its squares, and y[406].
+OUTPUTS = {
+    "vae mean": {
+        "0": (-608.26500, 621.71424, 0.225843),
+        "z_lin": (-540.62591, 636.22018, -0.767038),
+        "ones": (-451.31977, 603.53038, -0.789884),
+    },
+    "vae variance": {
+        "0": (160.07044, 426.41734, 0.002355),
+        "z_lin": (259.64033, 3282.44919, 0.003069),
+        "ones": (429.61320, 9851.91455, 0.004221),
+    },
+    "bigan": {
+        "0": (-532.32906, 694.63421, 0.913401),
+        "z_lin": (-583.71597, 687.60134, 0.881485),
+        "ones": (-661.10693, 723.74366, -0.251700),
+    },
+}
+
 
 class Block(nn.Module):
     """Transposed convolution under spectral norm, batch norm, ELU."""

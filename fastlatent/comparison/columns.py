@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from fastlatent.comparison.evaluation import Evaluation
 from fastlatent.comparison.subject import Subject
+from fastlatent.latents import FITTED
 from fastlatent.metrics import Estimate
 from fastlatent.progress import format_seconds
 
@@ -52,6 +53,7 @@ SETS = {
     "prior": "samples from the prior",
     "copula": "samples by the copula",
     "random": "random bits",
+    **{kind: f"samples from a fitted prior: {kind}" for kind in FITTED},
 }
 
 

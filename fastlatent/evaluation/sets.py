@@ -20,7 +20,7 @@ from fastlatent.noise import Noise, generator
 from fastlatent.passes import evaluating, shares
 from fastlatent.priors import BernoulliCopula, Prior, PriorKind
 from fastlatent.progress import track
-from fastlatent.walking import WALKINGS, walk
+from fastlatent.walking import walk, walkings
 
 STEPS = 12  # of an interpolation, with both ends, which are two reconstructions
 Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]
@@ -92,7 +92,7 @@ def made_by_model(
             ends = unit_images(train, index, device)
             with evaluating(model):
                 start, end = model.latents_of(ends, train, index).chunk(2)
-                path = walk(model, WALKINGS[model.latent_kind][0], start, end, STEPS, copula)
+                path = walk(model, walkings(model)[0], start, end, STEPS, copula)
             chosen = places[first:last].to(device)
             latents = path.latents[torch.arange(last - first, device=device), chosen]
             yield first, decode(model, latents, batch)

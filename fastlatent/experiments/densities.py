@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.priors import GaussianMixture, Hierarchical, Normal, Prior, VampPrior
-from fastlatent.priors.mixture_density import log_diagonal_mixture
+from fastlatent.priors import (
+    GaussianMixture,
+    Hierarchical,
+    Normal,
+    Prior,
+    VampPrior,
+    aggregate_log_prob,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +47,10 @@ class Panel:
 
 def aggregate_posterior(title: str, mean: Tensor, std: Tensor, dots: Tensor) -> Panel:
     """The mean of the posteriors N(mean, std^2) of images, (n, 2) each."""
-    weights = mean.new_full((len(mean),), -math.log(len(mean)))
     nothing = mean.new_zeros(0, OUTLINE, 2)
     return Panel(
         title,
-        lambda points: log_diagonal_mixture(points, weights, mean, std),
+        lambda points: aggregate_log_prob(points, mean, std),
         dots,
         mean.new_zeros(0),
         nothing,
@@ -57,10 +62,9 @@ def prior_panel(title: str, prior: Prior, dots: Tensor, generator: torch.Generat
     """A prior of two latents; of an inner VAE p(z) is averaged over draws of t."""
     if isinstance(prior, Hierarchical):
         mean, std = prior.conditional(prior.code.sample(DRAWS, generator=generator))
-        weights = mean.new_full((DRAWS,), -math.log(DRAWS))
         return Panel(
             title,
-            lambda points: log_diagonal_mixture(points, weights, mean, std),
+            lambda points: aggregate_log_prob(points, mean, std),
             dots,
             *components(prior),
         )
@@ -86,8 +90,12 @@ def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     elif isinstance(prior, VampPrior):
         means, stds = prior.mixture()
         weights, factors = means.new_full((len(means),), 1 / len(means)), stds.diag_embed()
-    elif isinstance(prior, Normal) and prior.covariance == "identity":
+    elif isinstance(prior, Normal):
         weights, means, factors = torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]
+        if prior.covariance != "identity":
+            means, factors = prior.mean[None], prior.deviations.diag_embed()[None]
+        if prior.covariance == "full":
+            factors = prior.basis @ factors
     else:
         raise ValueError(f"components: {type(prior).__name__} has no components to draw")
     return weights, means[:, None] + circle.to(means) @ factors.mT

@@ -189,9 +189,10 @@ class Files:
         write_rows(self._place(f"{name}.csv", self.run.path), columns)
 
     def write_curves(self, name: str, result: Experiment) -> None:
-        """The control points and knots, as NumPy reads them."""
+        """The control points, the knots and how the lengths fell, as NumPy reads them."""
         path = self._place(f"{name}.npz", self.run.path)
-        arrays = {"control": result.geodesics.control, "knots": result.geodesics.knots}
+        names = ("control", "knots", "history")
+        arrays = {name: getattr(result.geodesics, name) for name in names}
         with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{key: x.cpu().numpy() for key, x in arrays.items()})
         say(f"curves: {path}")

@@ -28,6 +28,7 @@ from fastlatent.progress import say
 
 SPANS = 2, 8, 16
 POINTS = 20
+PUBLISHED_EPOCHS = 50
 CORRELATED = 40  # points of a curve between which cosines are taken
 DRAWN = 8  # walks whose cosines are drawn, at most
 
@@ -39,9 +40,12 @@ def walk_shorter(
     *,
     solver: Method | None,
     spans: tuple[int, ...] | None,
+    points: int | None,
+    tolerance: float | None,
+    max_iterations: int | None,
+    chunk: int | None,
     feature: Feature | None,
     vgg: Path | None,
-    points: int | None,
     out: Path | None,
 ) -> Tensor:  # (k, 2, steps, c, h, w)
     """Straight lines and shorter curves between the ends: lengths, cosines, pictures.
@@ -51,6 +55,8 @@ def walk_shorter(
     feature_map = feature_map_of(trained, feature, vgg)
     metric = metric_of(trained, feature_map)
     points = POINTS if points is None else points
+    if max_iterations is None and solver == "original":
+        max_iterations = PUBLISHED_EPOCHS
     found = shorten(
         metric,
         joined.start,
@@ -59,6 +65,9 @@ def walk_shorter(
         method=solver or "lbfgs",
         spans=SPANS if spans is None else spans,
         points=points,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        chunk=chunk,
         seed=trained.seed,
     )
     rows = torch.arange(len(joined.start), device=joined.start.device)
@@ -81,6 +90,8 @@ def walk_shorter(
     notes = length_notes(found, rows.tolist())
     picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
     say(f"picture: {plots.save(picture, place)}")
+    picture = pictures.length_history(found, "walks while they are shortened")
+    say(f"picture: {plots.save(picture, place.with_name(f'{place.stem}-history.png'))}")
     for what, values in cosine.items():
         picture = pictures.correlations(*values[:DRAWN].unbind(1), what)
         saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))

@@ -19,12 +19,13 @@ from fastlatent.latents import decode
 from fastlatent.noise import generator
 from fastlatent.passes import evaluating
 from fastlatent.paths import LikelihoodPaths, Objective, typical_level
+from fastlatent.paths.likelihood import Method
+from fastlatent.paths.objective import Reduction
 from fastlatent.priors import PathSpace, Prior, PriorKind
 from fastlatent.progress import say
-from fastlatent.walking import Measured, Space, Walk, measured, space_of, walk
+from fastlatent.walking import Measured, Space, Walk, measured, space_of, walk, walkings
 
 Density = Literal["own"] | PriorKind
-Search = Literal["adam", "original"]
 
 NODES = 2_000  # of the graph of encoded images, at most
 LEVEL_DRAWS = 10_000
@@ -45,14 +46,14 @@ class LikelyOptions:
     """What a unit of length costs, in nats."""
     spread_weight: float = 100.0
     """What a unit of the steps' standard deviation costs."""
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Reduction = "sum"
     """Add -log p of all points, or take 8 times their mean."""
     typical: bool | None = None
     """Points cost nothing that are likelier than the least likely 5 % of draws; default: in more
     than 8 dimensions."""
     iterations: int | None = None
-    """Steps of the search; default: 300, of the original 500."""
-    search: Search = "adam"
+    """Iterations of the search; default: 300, of the original 500."""
+    search: Method = "adam"
     """original: the published search."""
 
 
@@ -92,7 +93,7 @@ class Likely:
             "spread_weight": o.spread_weight,
             "reduction": o.reduction,
             "typical": self.level,
-            "steps": o.iterations,
+            "iterations": o.iterations,
             "seed": self.trained.seed,
         }
         if o.search == "adam":
@@ -125,6 +126,13 @@ def prior_of(trained: Trained, kind: Density) -> Prior:
             "interpolation by 'likelihood' needs real latents with a density, and the latents of "
             f"{trained.run.path} are bits; use copula"
         )
+    if model.prior_dim != model.latent_dim and (kind != "own" or model.latent_prior is None):
+        others = " or ".join(name for name in walkings(model) if name != "likelihood")
+        raise UsageError(
+            f"likely paths need a density of all latents, and a prior of {trained.run.path} is "
+            f"over {model.prior_dim} of {model.latent_dim}, given which the others are drawn; use "
+            f"{others}"
+        )
     if kind == "own":
         prior = model.latent_prior
         if prior is None:
@@ -133,13 +141,7 @@ def prior_of(trained: Trained, kind: Density) -> Prior:
                 f"one by python -m fastlatent.fit_prior {trained.run.path} and name it by --prior"
             )
         return prior.to(trained.device).eval()
-    prior = trained.prior(kind)
-    if prior.dim != model.latent_dim:
-        raise UsageError(
-            f"the prior {kind} of {trained.run.path} is over {prior.dim} of the model's "
-            f"{model.latent_dim} latents; likely paths need one over all"
-        )
-    return prior
+    return trained.prior(kind)
 
 
 def training_latents(trained: Trained, most: int) -> Tensor:  # (n, d)
@@ -206,7 +208,7 @@ def _report(
         "pair": range(1, len(joined.names) + 1),
         **joined.columns,
         "start": [found.starts[k] for k in found.chosen.tolist()],
-        "iterations": found.steps.tolist(),
+        "iterations": found.iterations.tolist(),
         "converged": found.converged.tolist(),
     }
     for name, part in numbers.items():

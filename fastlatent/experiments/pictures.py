@@ -80,6 +80,29 @@ def improvement_of_pairs(result: Experiment, title: str) -> "Image":
     return drawn(axes.figure)
 
 
+def length_history(result: Experiment, title: str) -> "Image":
+    """The shortest length of each pair so far, as a share of its straight line, and their mean.
+
+    A step of the axis is a level of the search, of the published procedure a validation.
+    """
+    axes = figure(6.4, 4.4).add_subplot()
+    history = result.geodesics.history[:, result.counted].double().cpu().numpy()
+    share = 100 * history / history[:1]
+    steps = np.arange(len(share))
+    axes.plot(steps, share[:, :DRAWN_CURVES], color=COLOURS[MEASURED], lw=0.8, alpha=0.4)
+    if share.shape[1] > 0:
+        mean = np.nanmean(share, 1)
+        label = f"mean of {share.shape[1]:,}: {mean[-1]:.2f} %"
+        axes.plot(steps, mean, color="black", marker="o", ms=3, label=label)
+        axes.legend(frameon=False)
+    axes.set_xlabel("level of the search, or validation")
+    axes.set_ylabel("length (% of the straight line)")
+    axes.set_title(title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", alpha=0.3)
+    return drawn(axes.figure)
+
+
 def _mean_line(
     line: "Callable[..., Line2D]", percent: np.ndarray, colour: str, dashes: str
 ) -> "list[Handle]":

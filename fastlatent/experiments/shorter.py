@@ -1,13 +1,14 @@
 """Shorter curves through the latents of a trained model: what the commands on them share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastlatent.arguments import Trained
+from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError
 from fastlatent.data import Split
 from fastlatent.experiments.findings import stated
@@ -27,6 +28,35 @@ FEATURE_NAMES: dict[Feature, str] = {
     "vgg": "the last map of a VGG-19",
 }
 VGG_DRAWS = 4  # of a stochastic decoder's noise: hundreds of features have no cheap closed form
+
+
+@dataclass(frozen=True)
+class CurveOptions(RunOptions):
+    """What every command that shortens curves takes."""
+
+    tolerance: float | None = None
+    """A curve is done when its next step promises less than this share of its energy; default: as
+    geodesic has it."""
+    max_iterations: int | None = None
+    """Iterations of a level at most, of the published procedure epochs; default: as geodesic has
+    it, with interpolate --solver original 50."""
+    chunk: int | None = None
+    """Curves to shorten at a time; default: 32 on a CPU, 1024 on a GPU, fewer of large
+    decoders."""
+    feature: Feature | None = None
+    """Measure lengths between features of the images, the class probabilities of a logistic
+    regression trained here or the last map of a VGG-19 (one run)."""
+    vgg: Path | None = None
+    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("chunk", "max_iterations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"--tolerance must be between 0 and 1; got {self.tolerance}")
 
 
 def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:

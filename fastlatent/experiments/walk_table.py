@@ -1,7 +1,7 @@
 """Methods of walking next to each other: how far their images move, how likely, how real."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -12,17 +12,10 @@ from fastlatent.experiments.ends import Joined
 from fastlatent.experiments.likely_walks import Likely
 from fastlatent.experiments.shorter import metric_of
 from fastlatent.latents import Repair, decode
-from fastlatent.metrics import frechet_from_features
+from fastlatent.metrics import Estimate, frechet_from_features
 from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.walking import WALKINGS, Walk, Walking, measured, walk
-
-
-class Cell(NamedTuple):
-    """A mean over walks, with its standard error; NaN of a single walk."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -31,9 +24,9 @@ class Row:
 
     run: str
     method: Walking
-    image_length: Cell
-    log_density: Cell | None  # nats a point, mean over inner points; None without a density
-    distance: Cell | None  # Frechet distance of the inner images; None without features
+    image_length: Estimate  # mean over walks; its error, as all here, is NaN of a single walk
+    log_density: Estimate | None  # nats a point, mean over inner points; None without a density
+    distance: Estimate | None  # Frechet distance of the inner images; None without features
 
     def columns(self) -> dict[str, Any]:
         """As JSON and CSV have them."""
@@ -49,11 +42,11 @@ def rows_of(
     trained: Trained,
     joined: Joined,
     steps: int,
-    likely: Likely | None,  # None: the latents have no density
+    likely: Likely | None,  # None: there is no density of the latents
     features: tuple[Extractor, Tensor] | None,  # with those of the real images
     repair: Repair,
 ) -> list[Row]:
-    """A row for each method that the model allows."""
+    """A row for each method that the model allows, of likelihood where there is a density."""
     model, ends = trained.model, (joined.start, joined.end)
     space = None if likely is None else likely.space
     rows = []
@@ -86,13 +79,13 @@ def rows_of(
     return rows
 
 
-def _mean(values: Tensor) -> Cell:  # (k,)
+def _mean(values: Tensor) -> Estimate:  # (k,)
     values = values.double()
     error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return Cell(float(values.mean()), error)
+    return Estimate(float(values.mean()), error)
 
 
-def _distance(trained: Trained, path: Walk, extractor: Extractor, real: Tensor) -> Cell | None:
+def _distance(trained: Trained, path: Walk, extractor: Extractor, real: Tensor) -> Estimate | None:
     """Of the images between the ends; its error is that of the choice of the walks."""
     inner = path.latents[:, 1:-1]
     k, m = inner.shape[:2]
@@ -107,6 +100,6 @@ def _distance(trained: Trained, path: Walk, extractor: Extractor, real: Tensor) 
 
     images = ImageSet(path.method, k * m, made)
     fake = features_of(images, extractor.features, trained.batch, to_uint8)
-    return Cell(
+    return Estimate(
         float(frechet_from_features(real, fake)), float(frechet_standard_error(real, fake, m))
     )

@@ -10,7 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastlatent.geometry.arguments import check_pair, check_tensor, check_whole
 from fastlatent.ops import bspline, insert_knot, uniform_knots
+from fastlatent.ops.spline.arguments import MAX_DEGREE
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +86,25 @@ class Curves:
         return Curves(self.control.flip(1), 1 - self.knots.flip(0))
 
 
+def check_curves(name: str, curves: object) -> None:
+    """Raises TypeError, in the name of a function, for anything but Curves."""
+    if not isinstance(curves, Curves):
+        raise TypeError(f"{name}: curves must be Curves; got {type(curves).__name__}")
+
+
 def straight(
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
     spans: int = 1,
     degree: int = 3,
 ) -> Curves:
-    """Straight lines at constant speed; the control points lie at the Greville abscissae."""
+    """Straight lines at constant speed; the control points lie at the Greville abscissae.
+
+    Raises TypeError for ends that are not float32 or float64 tensors, ValueError for ends whose
+    shapes, dtypes or devices differ, for spans below 1 and for a degree outside 1 ... 31.
+    """
+    check_pair("straight", start, end)
+    check_whole("straight", "spans", spans, 1)
     return straight_on(uniform_knots(spans + degree, degree, start.dtype, start.device), start, end)
 
 
@@ -108,8 +122,15 @@ def straight_on(
 
 
 def bezier(control: Tensor) -> Curves:
-    """Bezier curves of degree k - 1 through their first and last control points (n, k, d)."""
+    """Bezier curves of degree k - 1 through their first and last control points (n, k, d).
+
+    Raises TypeError for control points that are not a float32 or float64 tensor, ValueError for
+    another shape and for k outside 2 ... 32.
+    """
+    check_tensor("bezier", "control", control, "(n, k, d)")
     k = control.shape[1]
+    if not 2 <= k <= MAX_DEGREE + 1:
+        raise ValueError(f"bezier: control must hold 2 to {MAX_DEGREE + 1} points a curve; got {k}")
     return Curves(control, uniform_knots(k, k - 1, control.dtype, control.device))
 
 

@@ -88,15 +88,41 @@ class MetricField(Metric):
         return m
 
 
-class Embedding(Metric):
-    """The metric M = J^T J that a map F into Euclidean space R^D pulls back, J = dF/dz.
+class TiledMetric(Metric):
+    """A metric that is computed for some points at a time.
 
-    What needs no graph is computed for some points at a time, so that intermediate results stay
-    within `max_bytes`; where memory runs out nevertheless, for half as many, down to one tangent of
-    one point, which raises MemoryError.
+    What needs no graph is, so that intermediate results stay within `max_bytes`; where memory runs
+    out nevertheless, for half as many, down to one tangent of one point, which raises MemoryError.
     """
 
     max_bytes: int | None = None  # None: 48 MiB on a CPU, 2 GiB elsewhere
+
+    @abstractmethod
+    def floats_at(
+        self,
+        z: Tensor,  # (n, d)
+    ) -> int:
+        """About how many numbers are held at a time for each point and each tangent of it."""
+
+    def _tiled(
+        self,
+        name: str,
+        compute: Callable[[slice, int], Tensor],
+        *inputs: Tensor,
+        tangents: int = 1,
+    ) -> Tensor:
+        """`compute` a tile at a time; all at once where the caller wants a graph through it."""
+        z = inputs[0]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            return compute(slice(None), tangents)
+        with torch.no_grad():
+            each = self.floats_at(z) * z.element_size()
+            limit = self.max_bytes or budget(z.device)
+            return over_points(name, Tile.within(limit, tangents, each), compute, len(z))
+
+
+class Embedding(TiledMetric):
+    """The metric M = J^T J that a map F into Euclidean space R^D pulls back, J = dF/dz."""
 
     @abstractmethod
     def output(
@@ -112,13 +138,6 @@ class Embedding(Metric):
         tangents: Tensor,  # (n, k, d), or (1, k, d): the same at all points
     ) -> tuple[Tensor, Tensor]:  # (n, D), (n, k, D)
         """F(z) and J(z) times each tangent, differentiable in both; at all points at once."""
-
-    @abstractmethod
-    def floats_at(
-        self,
-        z: Tensor,  # (n, d)
-    ) -> int:
-        """About how many numbers push_forward holds for each point and each tangent of it."""
 
     def rows(self, z: Tensor, tangents: Tensor) -> Tensor:
         """J(z) times each tangent (n, k, D), with the D elements in any order."""
@@ -183,22 +202,6 @@ class Embedding(Metric):
                 blocks[j, i] = blocks[i, j].mT
         places = range(len(units))
         return torch.cat([torch.cat([blocks[i, j] for j in places], 2) for i in places], 1)
-
-    def _tiled(
-        self,
-        name: str,
-        compute: Callable[[slice, int], Tensor],
-        *inputs: Tensor,
-        tangents: int = 1,
-    ) -> Tensor:
-        """`compute` a tile at a time; all at once where the caller wants a graph through it."""
-        z = inputs[0]
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            return compute(slice(None), tangents)
-        with torch.no_grad():
-            each = self.floats_at(z) * z.element_size()
-            limit = self.max_bytes or budget(z.device)
-            return over_points(name, Tile.within(limit, tangents, each), compute, len(z))
 
 
 def _units(z: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
 """The metric of a feature map on the images of a stochastic decoder."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from fastlatent.geometry.decoder import DecoderEmbedding
-from fastlatent.geometry.embedding import Metric
+from fastlatent.geometry.embedding import TiledMetric
 from fastlatent.geometry.frozen import (
     Deviation,
     FrozenDecoder,
@@ -15,11 +13,10 @@ from fastlatent.geometry.frozen import (
 )
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.tape import Untraceable, is_register, record
-from fastlatent.geometry.tiles import Tile, budget, over_points
 from fastlatent.ops.jacobian import jacobian_gram
 
 
-class FeatureMetric(Metric):
+class FeatureMetric(TiledMetric):
     """J_m^T M_phi J_m + J_s^T diag(M_phi) J_s, with M_phi = J_phi^T J_phi at the mean image m(z).
 
     The expected metric of phi, linearised at the mean, of the random image m(z) + s(z) eps with
@@ -28,8 +25,6 @@ class FeatureMetric(Metric):
     closed form for logistic regression and costs one vector-Jacobian product for each feature
     otherwise. Gradients flow through all of it.
     """
-
-    max_bytes: int | None = None  # as of an Embedding
 
     def __init__(
         self,
@@ -69,6 +64,9 @@ class FeatureMetric(Metric):
 
         return self._tiled("matrix", compute, z, tangents=z.shape[1])
 
+    def floats_at(self, z: Tensor) -> int:
+        return self._features.floats_at(z) + self._deviation.floats_at(z)
+
     def stored_at(self, z: Tensor) -> int:
         products = 1 if self._weight is not None else self._features.output(z[:1]).shape[1]
         return (1 + products) * self._features.stored_at(z) + self._deviation.stored_at(z)
@@ -97,18 +95,6 @@ class FeatureMetric(Metric):
             unit[:, k] = 1
             total = total + pull(unit)[0].square()
         return total.flatten(1)
-
-    def _tiled(
-        self, name: str, compute: Callable[[slice, int], Tensor], *inputs: Tensor, tangents: int = 1
-    ) -> Tensor:
-        z = inputs[0]
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            return compute(slice(None), tangents)
-        with torch.no_grad():
-            each = self._features.floats_at(z) + self._deviation.floats_at(z)
-            limit = self.max_bytes or budget(z.device)
-            rows = Tile.within(limit, tangents, each * z.element_size()).points
-            return over_points(name, Tile(max(1, rows), 1), compute, len(z))
 
 
 class DrawnFeatures:

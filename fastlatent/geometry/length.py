@@ -9,12 +9,14 @@ grid, 1 / (points - 1) for each of the `points` speeds, hence too long by about 
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastlatent.geometry.curves import Curves
+from fastlatent.geometry.arguments import check_whole
+from fastlatent.geometry.curves import Curves, check_curves
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.ops import polyline_length, uniform_knots
 
@@ -73,11 +75,16 @@ def curve_length(
         raise ValueError(
             f"curve_length: rule must be one of {', '.join(get_args(Rule))}; got {rule!r}"
         )
-    for name, value, least in (("segments", segments, 1), ("points", points, 2)):
-        if value < least:
-            raise ValueError(f"curve_length: {name} must be at least {least}; got {value}")
-    if not rtol > 0:
-        raise ValueError(f"curve_length: rtol must be positive; got {rtol}")
+    check_whole("curve_length", "segments", segments, 1)
+    check_whole("curve_length", "points", points, 2)
+    check_whole("curve_length", "max_segments", max_segments, 1)
+    if not rule.startswith("original") and max_segments < 2 * segments:
+        raise ValueError(
+            "curve_length: max_segments must be at least twice segments, for the estimate of the "
+            f"error; got {max_segments} and {segments}"
+        )
+    if not isinstance(rtol, Real) or not rtol > 0:
+        raise ValueError(f"curve_length: rtol must be positive; got {rtol!r}")
     metric = as_metric(decoder)
     if knots is None:
         knots = uniform_knots(control.shape[1], 3, control.dtype, control.device)
@@ -128,9 +135,9 @@ def original_length(metric: Metric, curves: Curves, points: int) -> Tensor:  # (
 
 def original_speeds_squared(metric: Metric, curves: Curves, t: Tensor) -> Tensor:  # (n, m)
     """c'^T (M + 1e-6 I) c' at t, (m,) or (n, m)."""
-    z, dz = curves.points(t).flatten(0, 1), curves.derivative(t).flatten(0, 1)
-    squares = metric.speed_squared(z, dz) + JITTER * dz.square().sum(1)
-    return squares.unflatten(0, (len(curves), -1))
+    z, dz = curves.points(t), curves.derivative(t)
+    squares = metric.speed_squared(z.flatten(0, 1), dz.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return squares + JITTER * dz.square().sum(2)
 
 
 def _original_difference(metric: Metric, curves: Curves, points: int) -> Tensor:  # (n,)
@@ -138,7 +145,7 @@ def _original_difference(metric: Metric, curves: Curves, points: int) -> Tensor:
     z = curves.points(t)
     middle, dz = ((z[:, 1:] + z[:, :-1]) / 2).flatten(0, 1), z.diff(dim=1).flatten(0, 1)
     squares = metric.speed_squared(middle, dz) + JITTER * dz.square().sum(1)
-    return (squares + JITTER).sqrt().unflatten(0, (len(curves), -1)).sum(1)
+    return (squares + JITTER).sqrt().unflatten(0, (len(curves), points - 1)).sum(1)
 
 
 ORIGINAL = {"original": original_length, "original_difference": _original_difference}
@@ -153,9 +160,12 @@ def curve_measure(
 
     The mean over `points` points of |cos| of the angle between c' and the eigenvector of the
     smallest eigenvalue, weighted by the condition number (Michelis and Becker 2021).
+
+    Raises TypeError for anything but Curves, ValueError for fewer than two points, and what
+    `as_metric` raises.
     """
-    if points < 2:
-        raise ValueError(f"curve_measure: points must be at least 2; got {points}")
+    check_curves("curve_measure", curves)
+    check_whole("curve_measure", "points", points, 2)
     metric = as_metric(decoder)
     t = torch.linspace(0, 1, points, dtype=curves.control.dtype, device=curves.control.device)
     z, dz = curves.points(t).flatten(0, 1), curves.derivative(t).flatten(0, 1)
@@ -165,7 +175,7 @@ def curve_measure(
     dz = dz.double()
     cosine = (dz * vectors[..., 0]).sum(1).abs() / (dz.norm(dim=1) + JITTER)
     weight = values[:, -1] / values[:, 0]
-    weight, cosine = (x.unflatten(0, (len(curves), -1)) for x in (weight, cosine))
+    weight, cosine = (x.unflatten(0, (len(curves), points)) for x in (weight, cosine))
     return ((weight * cosine).sum(1) / weight.sum(1)).to(curves.control.dtype)
 
 

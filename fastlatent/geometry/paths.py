@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlatent.geometry.curves import Curves, fit, straight
+from fastlatent.geometry.arguments import check_ends, check_finite, check_tensor, check_whole
+from fastlatent.geometry.curves import Curves, check_curves, fit, straight
 from fastlatent.geometry.length import POINTS, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
-from fastlatent.geometry.solver import check_ends, geodesic
+from fastlatent.geometry.solver import geodesic
 from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
 
 Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
@@ -29,13 +30,18 @@ def equal_steps(
 
     The length up to t is taken from `segments` chords of the decoded curve and interpolated
     linearly. Curves of no length are cut at equal t.
+
+    Raises TypeError for anything but Curves, ValueError for m below 2 or segments below 1, and what
+    `as_metric` raises.
     """
-    if m < 2:
-        raise ValueError(f"equal_steps: m must be at least 2; got {m}")
+    check_curves("equal_steps", curves)
+    check_whole("equal_steps", "m", m, 2)
+    check_whole("equal_steps", "segments", segments, 1)
     metric = as_metric(decoder)
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
     rows = max(1, POINTS // segments)
-    steps = [_steps(metric, curves[i : i + rows], t) for i in range(0, len(curves), rows)]
+    begins = range(0, max(1, len(curves)), rows)
+    steps = [_steps(metric, curves[i : i + rows], t) for i in begins]
     done = torch.nn.functional.pad(torch.cat(steps).cumsum(1), (1, 0))  # (n, segments + 1)
     still = done[:, -1:] == 0
     done = torch.where(still, t, done / torch.where(still, 1, done[:, -1:]))
@@ -53,11 +59,12 @@ def _steps(metric: Metric, curves: Curves, t: Tensor) -> Tensor:  # (n, len(t) -
         outputs = metric.output(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         return outputs.diff(dim=1).norm(dim=2)
     middle, dz = ((z[:, 1:] + z[:, :-1]) / 2).flatten(0, 1), z.diff(dim=1).flatten(0, 1)
-    return metric.speed_squared(middle, dz).sqrt().unflatten(0, (len(curves), -1))
+    return metric.speed_squared(middle, dz).sqrt().unflatten(0, (len(curves), len(t) - 1))
 
 
 def midpoint(decoder: Decoder, curves: Curves) -> Tensor:  # (n, d)
-    """The points at half the length of the curves."""
+    """The points at half the length of the curves. Raises what `equal_steps` raises."""
+    check_curves("midpoint", curves)
     return curves.points(equal_steps(decoder, curves, 3)[:, 1:2])[:, 0]
 
 
@@ -76,16 +83,25 @@ def graph_curves(
     line is long under the metric. Each path is cut into equal steps and fitted by a spline; where
     the decoder is not finite along all paths it is the straight line.
     It helps where latents are dense, in two or three dimensions.
+
+    Raises TypeError for nodes or ends that are not float32 or float64 tensors, ValueError for
+    shapes, dtypes or devices that do not fit, values that are not finite, neighbours or spans below
+    1, and what `as_metric` raises.
     """
-    if neighbours < 1:
-        raise ValueError(f"graph_curves: neighbours must be at least 1; got {neighbours}")
+    check_whole("graph_curves", "neighbours", neighbours, 1)
+    check_whole("graph_curves", "spans", spans, 1)
     check_ends("graph_curves", start, end)
-    if not isinstance(nodes, Tensor) or nodes.dim() != 2 or nodes.shape[1:] != start.shape[1:]:
-        got = tuple(nodes.shape) if isinstance(nodes, Tensor) else type(nodes).__name__
-        raise ValueError(f"graph_curves: nodes must be (m, {start.shape[1]}); got {got}")
-    if nodes.dtype != start.dtype or nodes.device != start.device or not nodes.isfinite().all():
-        raise ValueError("graph_curves: nodes must be finite, of the dtype and device of start")
+    check_tensor("graph_curves", "nodes", nodes, "(m, d)")
+    if nodes.shape[1] != start.shape[1]:
+        raise ValueError(
+            f"graph_curves: nodes must be (m, {start.shape[1]}); got {tuple(nodes.shape)}"
+        )
+    if nodes.dtype != start.dtype or nodes.device != start.device:
+        raise ValueError("graph_curves: nodes must have the dtype and device of start")
+    check_finite("graph_curves", "nodes", nodes)
     metric = as_metric(decoder)
+    if len(start) == 0:
+        return straight(start, end, spans)
     everything = torch.cat([nodes, start, end]).detach()
     edges = neighbour_edges(everything, neighbours)
     weights = measure_edges(metric, everything, edges)
@@ -123,7 +139,12 @@ def distance_matrix(
     """Lengths of the shortest curves found between all pairs; `options` are those of `geodesic`.
 
     Symmetric with a zero diagonal. An upper bound of the true distances: curves are local minima.
+
+    Raises TypeError for points that are not a float32 or float64 tensor, ValueError for another
+    shape and for points that are not finite, and what `geodesic` raises.
     """
+    check_tensor("distance_matrix", "points", points, "(m, d)")
+    check_finite("distance_matrix", "points", points)
     i, j = torch.triu_indices(len(points), len(points), 1, device=points.device)
     found = geodesic(decoder, points[i], points[j], **options)
     matrix = points.new_zeros(len(points), len(points))

@@ -19,6 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.geometry import original
+from fastlatent.geometry.arguments import (
+    check_ends,
+    check_finite,
+    check_share,
+    check_spans,
+    check_whole,
+)
 from fastlatent.geometry.curves import Curves, straight, straight_on
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.energy import Energy, mean_metric_factor
@@ -52,7 +59,7 @@ class Geodesics:
     energy: Tensor  # (n,), of the chords that the search saw
     iterations: Tensor  # (n,) int64
     evaluations: Tensor  # (n,) int64, of the decoder; a backward pass counts as 2, a JVP as 3
-    status: Tensor  # (n,) int64 of Status: how the last search ended
+    status: Tensor  # (n,) int64 of Status: how the search for the curve ended
     history: Tensor  # (levels + 1, n): shortest length so far, that of the straight line first
 
     @property
@@ -119,9 +126,18 @@ def geodesic(
     if first is not None:
         _check_first(first, start, end)
     metric = as_metric(decoder, feature_map, start)
-    _check_settings(method, spans, tolerance, length_rtol)
+    if method not in get_args(Method):
+        words = ", ".join(get_args(Method))
+        raise ValueError(f"geodesic: method must be one of {words}; got {method!r}")
+    check_spans("geodesic", spans)
+    check_share("geodesic", "length_rtol", length_rtol)
+    if tolerance is not None:
+        check_share("geodesic", "tolerance", tolerance)
+    check_whole("geodesic", "points", points, 2)
     counts = {"segments": segments, "max_iterations": max_iterations, "chunk": chunk}
-    _check_counts(**counts, points=points)
+    for word, count in counts.items():
+        if count is not None:
+            check_whole("geodesic", word, count, 1)
     if tolerance is None:
         tolerance = 1e-8 if start.dtype == torch.float64 else 1e-3
     if chunk is None:
@@ -234,13 +250,14 @@ def _solve(
     rows = best.open()
     if len(rows):
         mean_metric = mean_metric_factor(metric, line[rows])
-        for curves in candidates:
-            _descend(best, minimise, curves[rows], mean_metric, rows, spans)
+        for candidate, curves in enumerate(candidates):
+            _descend(best, candidate, minimise, curves[rows], mean_metric, rows, spans)
     return best.result(len(candidates) * len(spans) + 1)
 
 
 def _descend(
     best: "_Best",
+    candidate: int,
     minimise: _Minimiser,
     curves: Curves,  # of the pairs `rows`
     mean_metric: Tensor,
@@ -260,7 +277,7 @@ def _descend(
             found = minimise(Curves(control[going], curves.knots), mean_metric[going], segments)
             control[going, 1:-1] = found.x
             part = Curves(control[going], curves.knots)
-            measured = best.offer(rows[going], part, found, segments)
+            measured = best.offer(candidate, rows[going], part, found, segments)
             hidden = (measured.length - measured.grid).abs() > GRID_ERROR * measured.length
             going, segments = going[hidden], 2 * segments
         curves = Curves(control, curves.knots)
@@ -287,13 +304,16 @@ class _Best:
         self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
         self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
         self.status[point] = int(Status.DEGENERATE)
+        self.holder = torch.zeros_like(self.status)  # the candidate that the curve came from
         self.history = [self.length.clone()]
 
     def open(self) -> Tensor:
         """The pairs between which there is something to find."""
         return (self.status == int(Status.MAX_ITERATIONS)).nonzero()[:, 0]
 
-    def offer(self, rows: Tensor, curves: Curves, found: Minimum, segments: int) -> Measured:
+    def offer(
+        self, candidate: int, rows: Tensor, curves: Curves, found: Minimum, segments: int
+    ) -> Measured:
         """Measures the curves of the pairs `rows`, and takes those that are shorter."""
         measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
         self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
@@ -305,7 +325,9 @@ class _Best:
         self.iterations[rows] += found.iterations
         points = (found.values + 3 * found.gradients) * (segments - 1)
         self.evaluations[rows] += points + measured.evaluations
-        self.status[rows] = found.status
+        self.holder[win] = candidate
+        mine = self.holder[rows] == candidate
+        self.status[rows[mine]] = found.status[mine]
         return measured
 
     def note(self) -> None:
@@ -354,24 +376,6 @@ def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Ge
     )
 
 
-def check_ends(name: str, start: Tensor, end: Tensor) -> None:
-    """Raises TypeError or ValueError, in the name of a function, unless both are finite (n, d)."""
-    for word, value in (("start", start), ("end", end)):
-        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: {word} must be a float32 or float64 tensor; got {got}")
-    if start.dim() != 2 or start.shape != end.shape:
-        raise ValueError(
-            f"{name}: start and end must both be (n, d); got {tuple(start.shape)} and "
-            f"{tuple(end.shape)}"
-        )
-    if start.dtype != end.dtype or start.device != end.device:
-        raise ValueError(f"{name}: start and end must have one dtype and be on one device")
-    for word, value in (("start", start), ("end", end)):
-        if not value.isfinite().all():
-            raise ValueError(f"{name}: {word} must be finite")
-
-
 def _check_first(first: Curves, start: Tensor, end: Tensor) -> None:
     if not isinstance(first, Curves):
         raise TypeError(f"geodesic: first must be Curves; got {type(first).__name__}")
@@ -383,29 +387,6 @@ def _check_first(first: Curves, start: Tensor, end: Tensor) -> None:
         )
     if control.dtype != start.dtype or control.device != start.device:
         raise ValueError("geodesic: first must have the dtype and device of start")
-    if not control.isfinite().all():
-        raise ValueError("geodesic: first must be finite")
+    check_finite("geodesic", "first", control)
     if not (torch.equal(first.start, start) and torch.equal(first.end, end)):
         raise ValueError("geodesic: first must run from start to end")
-
-
-def _check_settings(
-    method: str, spans: Sequence[int], tolerance: float | None, length_rtol: float
-) -> None:
-    def require(good: bool, name: str, expectation: str, got: object) -> None:
-        if not good:
-            raise ValueError(f"geodesic: {name} must be {expectation}; got {got!r}")
-
-    require(method in get_args(Method), "method", "one of " + ", ".join(get_args(Method)), method)
-    whole = isinstance(spans, Sequence) and all(isinstance(count, int) for count in spans)
-    rising = whole and list(spans) == sorted(set(spans)) and len(spans) > 0 and spans[0] >= 1
-    require(rising, "spans", "increasing numbers from 1 up", spans)
-    require(tolerance is None or 0 < tolerance < 1, "tolerance", "between 0 and 1", tolerance)
-    require(0 < length_rtol < 1, "length_rtol", "between 0 and 1", length_rtol)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        least = 2 if name == "points" else 1
-        if count is not None and count < least:
-            raise ValueError(f"geodesic: {name} must be at least {least}; got {count!r}")

@@ -105,6 +105,26 @@ class LatentModel(nn.Module, ABC):
             return mean
         return mean + std * noise.normal("latent", mean.shape, mean.device, mean.dtype)
 
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest latents in the region where the model has any: (..., d) -> (..., d)."""
+        return z
+
+    @property
+    def search(self) -> str | None:
+        """How codes of images are found, in a few words, where that takes a search; None: encoded.
+
+        Where there are learned codes, those are taken.
+        """
+        return None
+
+    @property
+    def walks_straight(self) -> bool:
+        """Whether a walk through real latents goes straight, and not around the origin, by default.
+
+        Straight lines leave a sphere, or the shell where N(0, I) has its mass.
+        """
+        return False
+
     def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Latents to decode from draws of a fitted prior: (n, prior_dim) -> (n, d)."""
         return z
@@ -170,6 +190,13 @@ class LatentModel(nn.Module, ABC):
         Returns numbers to log. To be called in evaluation mode and without gradients.
         """
         raise NotImplementedError(f"{type(self).__name__} has nothing to fit between epochs")
+
+    def held_out_log_prob(self, batches: Iterable[Tensor], noise: Noise) -> float:
+        """Mean log-density in nats, by what `refit` has fitted, of a draw for each of other images.
+
+        To be called as `refit` is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} fits no density between epochs")
 
     @property
     def terms(self) -> dict[str, tuple[str, ...]]:

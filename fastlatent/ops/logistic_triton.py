@@ -540,15 +540,16 @@ def sample_kernel(
             t2, _ = _tanh(_plane(params, 9 * K + component, params_plane, inside, WIDE), WIDE)
             y = tl.fma(t2, second, tl.fma(t1, first, y))
         u = tl.load(uniforms + (1 + c) * uniforms_plane, inside, other=0.5)
-        u = tl.minimum(tl.maximum(u, 2.0**-25), 1 - 2.0**-24)
+        u = tl.where(u < 2.0**-25, 2.0**-25, tl.where(u > 1 - 2.0**-24, 1 - 2.0**-24, u))
         logit = tl.log(u) - _log1p(-u)
         y += GAMMA * _exp(_clamped(log_scale, FLOOR), WIDE) * logit
         y = tl.where(y < 1 - BINS, 1.0 - BINS, tl.where(y > BINS - 1, BINS - 1.0, y))
+        y = tl.where(threshold == threshold, y, threshold)
         if QUANTIZED:
             k = tl.floor((y + BINS) * 0.5)
-            k = tl.where(k > BINS - 1, BINS - 1.0, tl.where(k == k, k, 0.0))
+            k = tl.where(k > BINS - 1, BINS - 1.0, k)
             y = 2 * k - (BINS - 1)
-            tl.store(out + c * pixels, k.to(tl.int32), inside)
+            tl.store(out + c * pixels, tl.where(k == k, k, 0.0).to(tl.int32), inside)
         else:
             tl.store(out + c * pixels, (y + SHIFT) / GAMMA, inside)
         if c == 0:

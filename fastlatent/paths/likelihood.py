@@ -20,7 +20,7 @@ from fastlatent.paths.starts import Start, first_points, straight_points
 Method = Literal["adam", "original"]
 
 EPSILON = 1e-8  # of Adam
-WINDOW = 50  # steps after which a search is judged
+WINDOW = 50  # iterations after which a search is judged
 TOLERANCE = 1e-4  # of J in a window: a path that changes less is settled
 CHUNK_NUMBERS = 1 << 17  # coordinates of points that move together
 
@@ -29,9 +29,9 @@ CHUNK_NUMBERS = 1 << 17  # coordinates of points that move together
 class _Search:
     """How points move."""
 
-    steps: int
+    iterations: int
     rate: float
-    falling: bool  # the rate: along a quarter of a cosine to 0
+    falling: bool  # the rate: along half a cosine to 0
     betas: tuple[float, float]
     clip: float | None  # of the entries of the gradient
     smoothing: float  # of the deviation, in units of the straight line's steps
@@ -51,11 +51,11 @@ class LikelihoodPaths:
     points: Tensor  # (k, n + 2, d), the ends as given
     terms: Terms  # of the paths, each (k,)
     line: Terms  # of the straight lines
-    steps: Tensor  # (k,) int64 until the path settled, or all
+    iterations: Tensor  # (k,) int64 until the path settled, or all
     starts: tuple[str, ...]  # from which was searched
     chosen: Tensor  # (k,) int64: of these, that which led to the path
-    converged: Tensor  # (k,) bool: J gained less than 1e-4 in the last 50 steps
-    history: Terms  # each (steps + 1, k): of the points as they moved from the chosen start
+    converged: Tensor  # (k,) bool: J gained less than 1e-4 in the last 50 iterations
+    history: Terms  # each (iterations + 1, k): of the points as they moved from the chosen start
 
 
 def likelihood_path(
@@ -71,7 +71,7 @@ def likelihood_path(
     typical: float | None = None,
     starts: Sequence[Start] | None = None,
     data: Tensor | None = None,  # (m, d)
-    steps: int | None = None,
+    iterations: int | None = None,
     rate: float | None = None,
     seed: int = 0,
     chunk: int | None = None,  # pairs
@@ -87,9 +87,9 @@ def likelihood_path(
 
     Searches from `starts`, by default the line, three bent lines and, where `data` is given, the
     way through its nearest neighbours; the best path of each pair is kept, and it is never worse
-    than the line. "adam": steps 3e-2 falling to 0, 300 by default. "original": the published
-    settings, 500 steps of 1e-2 from the line, gradients cut off at 1, the last points kept,
-    whatever they cost. A path whose J moves by less than 1e-4 in 50 steps settles and stays.
+    than the line. "adam": 300 iterations, of rate 3e-2 falling to 0. "original": the published
+    settings, 500 of rate 1e-2 from the line, gradients cut off at 1, the last points kept,
+    whatever they cost. A path whose J moves by less than 1e-4 in 50 iterations settles and stays.
 
     Pairs move `chunk` at a time, by default so many that memory is bounded, and each as it would
     alone; what rounding makes different the search amplifies, from 1e-16 to less than 1e-6. Use
@@ -97,9 +97,11 @@ def likelihood_path(
     pairs done. Raises TypeError or ValueError for what does not fit.
     """
     _check(log_prob, start, end, n)
-    _check_settings(method, reduction, length_weight, spread_weight, typical, steps, rate, chunk)
+    _check_settings(
+        method, reduction, length_weight, spread_weight, typical, iterations, rate, chunk
+    )
     search = SEARCHES[method]
-    search = replace(search, steps=steps or search.steps, rate=rate or search.rate)
+    search = replace(search, iterations=iterations or search.iterations, rate=rate or search.rate)
     chosen_starts = _checked_starts(starts, method, data, start)
     objective = Objective(log_prob, length_weight, spread_weight, reduction, typical)
     if chunk is None:
@@ -122,9 +124,9 @@ class _Found:
     path: Tensor  # (k, s, n + 2, d)
     terms: Tensor  # (4, k, s)
     line: Tensor  # (4, k)
-    steps: Tensor  # (k, s)
+    iterations: Tensor  # (k, s)
     gain: Tensor  # (k, s) of J in the last window
-    history: Tensor  # (steps + 1, 4, k, s)
+    history: Tensor  # (iterations + 1, 4, k, s)
 
 
 @torch.no_grad()
@@ -142,10 +144,10 @@ def _descend(
     mean, square = (torch.zeros_like(path[:, 1:-1]) for _ in range(2))
     moving = torch.ones(k * s, dtype=torch.bool, device=path.device)
     taken = torch.zeros(k * s, dtype=torch.int64, device=path.device)
-    history = path.new_empty(search.steps + 1, 4, k * s)
+    history = path.new_empty(search.iterations + 1, 4, k * s)
     kept, kept_terms = path.clone(), path.new_full((4, k * s), math.inf)
     marks: list[Tensor] = []  # J of what is kept, at each window's end
-    for step in range(search.steps + 1):
+    for step in range(search.iterations + 1):
         terms, gradient = objective.terms_and_gradient(path, search.smoothing * step_of_line)
         now = torch.stack(terms, out=history[step])
         known = now[3].isfinite()
@@ -153,7 +155,7 @@ def _descend(
         kept_terms = torch.where(better, now, kept_terms)
         kept = torch.where(better[:, None, None], path, kept)
         moving &= known
-        if step % WINDOW == 0 or step == search.steps:
+        if step % WINDOW == 0 or step == search.iterations:
             marks.append(kept_terms[3])
         if step >= WINDOW and step % WINDOW == 0:
             low, high = history[step - WINDOW : step + 1, 3].aminmax(dim=0)
@@ -161,14 +163,14 @@ def _descend(
             if not bool(moving.any()):
                 history[step + 1 :] = now
                 break
-        if step == search.steps:
+        if step == search.iterations:
             break
         if search.clip is not None:
             gradient = gradient.clamp(-search.clip, search.clip)
         first, second = search.betas
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        fall = (1 + math.cos(math.pi * step / search.steps)) / 2 if search.falling else 1.0
+        fall = (1 + math.cos(math.pi * step / search.iterations)) / 2 if search.falling else 1.0
         size = search.rate * fall / (1 - first ** (step + 1))
         root = square.sqrt().div_(math.sqrt(1 - second ** (step + 1))).add_(EPSILON)
         path[:, 1:-1] -= torch.where(moving[:, None, None], size * mean / root, 0)
@@ -194,7 +196,7 @@ def _best_of(found: _Found, names: Sequence[str]) -> LikelihoodPaths:
         found.path[rows, chosen],
         Terms(*found.terms[:, rows, chosen]),
         Terms(*found.line),
-        found.steps[rows, chosen],
+        found.iterations[rows, chosen],
         tuple(names),
         chosen,
         found.gain[rows, chosen] < TOLERANCE,
@@ -214,7 +216,7 @@ def _joined(parts: list[LikelihoodPaths]) -> LikelihoodPaths:
         cat("points"),
         terms("terms"),
         terms("line"),
-        cat("steps"),
+        cat("iterations"),
         parts[0].starts,
         cat("chosen"),
         cat("converged"),
@@ -255,7 +257,7 @@ def _check_settings(
     length_weight: float,
     spread_weight: float,
     typical: float | None,
-    steps: int | None,
+    iterations: int | None,
     rate: float | None,
     chunk: int | None,
 ) -> None:
@@ -272,7 +274,7 @@ def _check_settings(
         require(0 <= weight < math.inf, name, "finite and not below 0", weight)
     require(typical is None or math.isfinite(typical), "typical", "a finite number", typical)
     require(rate is None or 0 < rate < math.inf, "rate", "positive", rate)
-    for name, count in (("steps", steps), ("chunk", chunk)):
+    for name, count in (("iterations", iterations), ("chunk", chunk)):
         require(count is None or count >= 1, name, "at least 1", count)
 
 

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,6 @@ class Prior(nn.Module, ABC):
         if dim is not None and dim < 1:
             raise ValueError(f"{type(self).__name__}: dim must be at least 1; got {dim}")
         self.dim = dim or 0
-        self._seen: dict[str, tuple[Any, Any]] = {}
 
     @abstractmethod
     def log_prob(
@@ -122,6 +121,15 @@ class Prior(nn.Module, ABC):
         """Fit what gradients do not train to latents (n, dim) as they are now; None: nothing."""
         return None
 
+    def refitted_log_prob(
+        self,
+        z: Tensor,  # (n, dim)
+        *,
+        seed: int = 0,
+    ) -> Tensor:  # (n,) nats
+        """The log-density of what `refit` fits, by default of all; for latents held out of it."""
+        return self.log_prob(z)
+
     @property
     def path_space(self) -> PathSpace:
         """The space to look for likely paths in: by default that of the latents.
@@ -133,7 +141,7 @@ class Prior(nn.Module, ABC):
                 f"{type(self).__name__}.path_space: likely paths need an exact density; "
                 f"this prior's is {self.density!r}"
             )
-        return PathSpace(self.dim, _identity, self.log_prob, _identity)
+        return PathSpace(self.dim, self._as_points, self.log_prob, _identity)
 
     def bind(self, encoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Self:
         """Take the map from images to mean and deviation, each (n, dim), if the prior needs it."""
@@ -143,6 +151,15 @@ class Prior(nn.Module, ABC):
         """Parameters that are scales and may want a learning rate of their own."""
         return []
 
+    @property
+    def least_latents(self) -> int:
+        """The fewest latents that `fit` takes."""
+        return 2
+
+    def _as_points(self, z: Tensor) -> Tensor:
+        self._check_points("path_space.encode", z)
+        return z
+
     def _check_points(self, method: str, z: Tensor, name: str = "z") -> None:
         who = f"{type(self).__name__}.{method}: {name} must be"
         if not isinstance(z, Tensor) or not z.is_floating_point():
@@ -151,14 +168,16 @@ class Prior(nn.Module, ABC):
         if z.dim() == 0 or z.shape[-1] != self.dim:
             raise ValueError(f"{who} of shape (..., {self.dim}); got {tuple(z.shape)}")
 
-    def _check_latents(self, z: Tensor, least: int = 2, *, varying: bool = True) -> Tensor:
+    def _check_latents(self, z: Tensor, *, varying: bool = True) -> Tensor:
         """z, ready to be fitted to; `varying`: every single dimension has to vary."""
         who = f"{type(self).__name__}.fit"
         self._check_points("fit", z)
         if z.dim() != 2:
             raise ValueError(f"{who}: z must have shape (n, {self.dim}); got {tuple(z.shape)}")
-        if len(z) < least:
-            raise ValueError(f"{who}: at least {least} latents are needed; got {len(z)}")
+        if len(z) < self.least_latents:
+            raise ValueError(
+                f"{who}: at least {self.least_latents} latents are needed; got {len(z)}"
+            )
         if not z.isfinite().all():
             bad = int((~z.isfinite()).any(1).sum())
             raise ValueError(f"{who}: z must be finite; {bad} of {len(z)} latents are not")
@@ -172,13 +191,6 @@ class Prior(nn.Module, ABC):
                 f"constant: {which}"
             )
         return z.detach()
-
-    def _remembered(self, name: str, of: Tensor, value: Callable[[Tensor], Any]) -> Any:
-        """value(of), computed again only when the tensor `of` has changed: it waits for a GPU."""
-        key = (id(of), of._version)
-        if name not in self._seen or self._seen[name][0] != key:
-            self._seen[name] = (key, value(of))
-        return self._seen[name][1]
 
 
 def cross_entropy(

@@ -2,7 +2,7 @@
 
     t ~ p(t), z = g(t) + tau eps;   q(t|z) = N(m(z), diag v(z)^2)
 
-Z. Lin and R. Clark, "LaDDer: Latent Data Distribution Modelling with a Generative Prior", BMVC
+S. Lin and R. Clark, "LaDDer: Latent Data Distribution Modelling with a Generative Prior", BMVC
 2020, arXiv 2009.00088. p(t) is any prior: N(0, I) gives their "hierarchical" prior, a Gaussian
 mixture the ladder, another such prior a longer ladder.
 """
@@ -100,8 +100,13 @@ class Hierarchical(Prior):
     def density(self) -> Density:  # type: ignore[override]
         return "lower_bound"
 
+    @property
+    def least_latents(self) -> int:
+        return self.code.least_latents
+
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean m(z) and deviation v(z) of q(t|z): (..., dim) -> (..., code.dim) each."""
+        self._check_points("posterior", z)
         hidden = self.encoder(z.to(self.mean_head[0].weight.dtype))
         raw = at_least_float32(self.deviation_head(hidden))
         positive = F.softplus(raw) if self.std_head == "softplus" else raw.relu()
@@ -178,6 +183,11 @@ class Hierarchical(Prior):
     def refit(self, z: Tensor, *, seed: int = 0) -> FitReport | None:
         """Fit p(t), where gradients do not train it, to one draw of q(t|z) for each latent."""
         return self._refit_code(self._check_latents(z), seed)
+
+    def refitted_log_prob(self, z: Tensor, *, seed: int = 0) -> Tensor:
+        """log p(t), where t is one draw of q(t|z) for each latent."""
+        self._check_points("refitted_log_prob", z)
+        return self.code.refitted_log_prob(self._codes(z, seed), seed=seed)
 
     @property
     def path_space(self) -> PathSpace:

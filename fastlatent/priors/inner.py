@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastlatent.nn import glorot_
+
 Activation = Literal["leaky_relu", "relu", "tanh"]
 ScaleKind = Literal["profile", "learned", "fixed"]
 
@@ -31,11 +33,9 @@ def perceptron(
         inputs = width
     if outputs is not None:
         layers.append(nn.Linear(inputs, outputs))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    glorot_(network)
+    return network
 
 
 class Scale(nn.Module):

@@ -41,6 +41,11 @@ class GaussianMixture(Prior):
         self.components = components
         self.covariance: Covariance = covariance
         self.options = options or MixtureFit()
+        if self.options.max_latents < components:
+            raise ValueError(
+                "GaussianMixture: options.max_latents must be at least the number of components, "
+                f"{components}; got {self.options.max_latents}"
+            )
         self.trainable = trainable
         eye = torch.eye(dim) if covariance == "full" else torch.ones(dim)
         factors = eye.repeat(components, *[1] * eye.dim())
@@ -70,7 +75,12 @@ class GaussianMixture(Prior):
         """Components with any weight."""
         if self.trainable:
             return self.components
-        return self._remembered("active", self._log_weights, lambda w: int((w > -math.inf).sum()))
+        # Not kept: what other ranks broadcast into a buffer leaves no trace to know it by.
+        return int((self._log_weights > -math.inf).sum())
+
+    @property
+    def least_latents(self) -> int:
+        return max(2, self.components)
 
     @property
     def log_weights(self) -> Tensor:
@@ -100,7 +110,11 @@ class GaussianMixture(Prior):
         return factor @ factor.mT if self.covariance == "full" else factor.square().diag_embed()
 
     def set(self, weights: Tensor, means: Tensor, precisions_cholesky: Tensor) -> Self:
-        """Make it the mixture with these k <= K weights (k,), means (k, dim) and factors P_k."""
+        """Make it the mixture with these k <= K weights (k,), means (k, dim) and factors P_k.
+
+        Components of weight 0 are left out. Raises ValueError for weights that are negative or do
+        not sum to 1, to rounding.
+        """
         k = len(weights)
         shape = (k, self.dim, self.dim) if self.covariance == "full" else (k, self.dim)
         given = (tuple(means.shape), tuple(precisions_cholesky.shape))
@@ -110,6 +124,11 @@ class GaussianMixture(Prior):
                 f"(k, {self.dim}) and factors of shape {shape}; got {k} weights, {given[0]} and "
                 f"{given[1]}"
             )
+        used = self._checked_weights(weights) > 0
+        weights, means, precisions_cholesky = (
+            x[used] for x in (weights, means, precisions_cholesky)
+        )
+        k = len(weights)
         with torch.no_grad():
             if self.trainable:
                 self.logits.fill_(-math.inf)
@@ -122,6 +141,16 @@ class GaussianMixture(Prior):
                 self._means[:k] = means
                 self._precisions_cholesky[:k] = precisions_cholesky
         return self
+
+    def _checked_weights(self, weights: Tensor) -> Tensor:
+        total = float(weights.double().sum())
+        rounding = max(torch.finfo(x).eps for x in (weights.dtype, torch.float32))
+        if not bool((weights >= 0).all()) or not abs(total - 1) <= (len(weights) + 1) * rounding:
+            raise ValueError(
+                "GaussianMixture.set: weights must be at least 0 and sum to 1; "
+                f"got {weights.tolist()[:8]}, which sum to {total:.6g}"
+            )
+        return weights
 
     def log_prob(
         self, z: Tensor, n: int = 1, *, generator: torch.Generator | None = None
@@ -165,7 +194,7 @@ class GaussianMixture(Prior):
         return self._fit(z, seed, warm=self.options.mode == "original").report
 
     def _fit(self, z: Tensor, seed: int, warm: bool) -> Self:
-        z = self._check_latents(z, least=max(2, self.components))
+        z = self._check_latents(z)
         state = None
         if warm:
             state = {

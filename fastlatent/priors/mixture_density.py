@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastlatent.nn import at_least_float32
+from fastlatent.priors.gaussian import LOG_2PI
 
-_LOG_2PI = math.log(2 * math.pi)
 _FEATURES = 8  # dimensions up to which z z^T is written out
 _NUMBERS = 1 << 18  # in an intermediate result, so that it stays in the cache
 _COLUMNS = 1 << 13  # components at a time
@@ -37,7 +37,7 @@ def log_diagonal_mixture(
     m, s = means.double() - centre, stds.double()
     precision = s**-2
     constant = log_weights.double() - s.log().sum(1) - 0.5 * (m.square() * precision).sum(1)
-    constant = constant - 0.5 * m.shape[1] * _LOG_2PI
+    constant = constant - 0.5 * m.shape[1] * LOG_2PI
     table = torch.cat([constant[:, None], m * precision, -0.5 * precision], 1).mT
     return _of_features(z, centre, table)
 
@@ -52,7 +52,7 @@ def log_full_mixture(
     d = means.shape[1]
     p = precisions_cholesky
     log_scale = p.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    constant = log_weights + log_scale - 0.5 * d * _LOG_2PI
+    constant = log_weights + log_scale - 0.5 * d * LOG_2PI
     if d > _FEATURES:
         dtype = torch.promote_types(at_least_float32(z).dtype, p.dtype)
         points = at_least_float32(z).to(dtype).reshape(-1, d)

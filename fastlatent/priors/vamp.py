@@ -24,7 +24,8 @@ class VampPrior(Prior):
     """Mixture of the posteriors of K pseudo-images u_k, all of weight 1/K.
 
     The encoder, images (k, c, h, w) to mean and deviation (k, dim), is bound and no child, so the
-    model that has both owns it. Components are kept between calls until u or the encoder changes.
+    model that has both owns it. Without gradients the components are kept between calls, until u or
+    the encoder changes or the prior's mode is set, as it is before each pass of evaluation.
 
     Pseudo-images are squashed into [0, 1] by a sigmoid; with `free` they are not, as in the LaDDer
     program.
@@ -51,6 +52,7 @@ class VampPrior(Prior):
         self.raw = nn.Parameter(torch.randn(components, *image_shape))
         # In a tuple, where Module does not find it and make it a child.
         self._bound: tuple[Encoder] | None = None
+        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None  # key, means and deviations
 
     @property
     def density(self) -> Density:  # type: ignore[override]
@@ -58,8 +60,20 @@ class VampPrior(Prior):
 
     def bind(self, encoder: Encoder) -> Self:
         self._bound = (encoder,)
-        self._seen.clear()
+        self._kept = None
         return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; forgets the components.
+
+        What other ranks broadcast into u or the encoder leaves no trace to know it by.
+        """
+        self._kept = None
+        return super().train(mode)
+
+    @property
+    def least_latents(self) -> int:
+        return max(2, self.components)
 
     @property
     def images(self) -> Tensor:
@@ -84,9 +98,9 @@ class VampPrior(Prior):
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._depends(encoder)):
             return self._encode(encoder)
         key = tuple((id(p), p._version) for p in self._depends(encoder))
-        if self._seen.get("mixture", (None,))[0] != key:
-            self._seen["mixture"] = (key, self._encode(encoder))
-        return self._seen["mixture"][1]
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._encode(encoder)
+        return self._kept[1]
 
     def log_prob(
         self, z: Tensor, n: int = 1, *, generator: torch.Generator | None = None
@@ -109,7 +123,7 @@ class VampPrior(Prior):
 
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:
         """Move the pseudo-images by gradients; the encoder stays as it is."""
-        z = self._check_latents(z, least=self.components)
+        z = self._check_latents(z)
         held = [p for p in self._depends(self._encoder()) if p.requires_grad and p is not self.raw]
         for parameter in held:
             parameter.requires_grad_(False)

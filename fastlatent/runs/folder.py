@@ -140,15 +140,23 @@ class Run:
     def latents(self, which: Weights, dim: int) -> Tensor:  # (N, d)
         """The codes learned for the training images, mapped from their file.
 
-        Raises RunError when there are none, ValueError when they are of another size.
+        Raises RunError when there are none, or they were learned with other weights than those
+        beside them, ValueError when they are of another size.
         """
         path = self.path / LATENT_FILES[which]
         if not path.is_file():
             raise RunError(f"{self.path} holds no {path.name}, the codes of its training images")
-        codes = read_tensors(path)[0].get("codes")
+        tensors, marks = read_tensors(path)
+        codes = tensors.get("codes")
         if codes is None or codes.dim() != 2 or codes.shape[1] != dim:
             found = None if codes is None else tuple(codes.shape)
             raise ValueError(f"{path} must hold codes of {dim} numbers each; got {found}")
+        weights, mark = self.weights_file(which), marks.get("weights")  # older runs have no mark
+        if mark is not None and mark != fingerprint(weights):
+            raise RunError(
+                f"{path} holds codes learned with other weights than {weights.name}; a checkpoint "
+                f"has both: python -m fastlatent.train --resume {self.path}"
+            )
         return codes
 
     def weights_file(self, which: Weights) -> Path:
@@ -186,7 +194,7 @@ class Run:
         metadata = {"step": str(step), "test_loss": repr(loss)}
         write_tensors(self.path / WEIGHT_FILES["best"], tensors, metadata)
         if latents:
-            write_tensors(self.path / LATENT_FILES["best"], latents)
+            write_latents(self.path / LATENT_FILES["best"], latents, self.weights_file("best"))
 
     # Checkpoints. A folder state/<step> is written under a temporary name, flushed, renamed; only
     # then the pointer moves. So the pointer never names anything but a whole checkpoint.
@@ -224,7 +232,12 @@ class Run:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             for name, tensors in state.tensors.items():
-                write_tensors(building / f"{name}.safetensors", tensors)
+                if name != LATENTS:
+                    write_tensors(building / f"{name}.safetensors", tensors)
+            if LATENTS in state.tensors:
+                weights = building / f"{EVALUATED}.safetensors"
+                path = building / f"{LATENTS}.safetensors"
+                write_latents(path, state.tensors[LATENTS], weights)
             for best in (self.path / name for name in BEST_FILES):
                 if best.is_file():
                     link_or_copy(best, building / best.name)
@@ -311,6 +324,11 @@ class Run:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise RunError(f"the checkpoint {folder} cannot be used: {error}{advice}") from None
         return State(step, tensors, values)
+
+
+def write_latents(path: Path, latents: dict[str, Tensor], weights: Path) -> None:
+    """Write learned codes with a mark of the file of the weights that they belong to."""
+    write_tensors(path, latents, {"weights": fingerprint(weights)})
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -165,7 +165,8 @@ class Training:
         model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
         if not model.refit_images(epochs):
             return
-        numbers = refit(model, self.train, self.config.test_batch, self.config.seed, epochs)
+        batch, seed = self.config.test_batch, self.config.seed
+        numbers = refit(model, self.train, batch, seed, epochs, self.test)
         self.learner.copy_buffers()
         if numbers:
             self._record("refit", numbers)

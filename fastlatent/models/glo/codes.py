@@ -78,7 +78,10 @@ class CodeTable:
         return self.values.shape[1]
 
     def rows(self, index: Tensor, device: torch.device | str | None = None) -> Tensor:
-        """The codes of the images at `index` (k,) as a tensor of their own: (k, d)."""
+        """The codes of the images at `index` (k,) as a tensor of their own: (k, d).
+
+        Raises ValueError, as the next two do, for images that another rank holds.
+        """
         return self.values.index_select(0, self._place(index)).to(device or self.values.device)
 
     def write(self, index: Tensor, codes: Tensor) -> None:
@@ -115,6 +118,12 @@ class CodeTable:
         index = index.to(self.values.device)
         if self.world == 1:
             return index
+        if not bool((index % self.world == self.rank).all()):
+            other = int(index[index % self.world != self.rank][0])
+            raise ValueError(
+                f"CodeTable: rank {self.rank} of {self.world} holds the codes of images "
+                f"{self.rank}, {self.rank + self.world}, ...; got index {other}"
+            )
         return torch.div(index, self.world, rounding_mode="floor")
 
 

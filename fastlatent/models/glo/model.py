@@ -81,6 +81,19 @@ class GLO(LatentModel):
         """The nearest codes in the region where codes stay: (..., d) -> (..., d)."""
         return project(z, self.config.projection)
 
+    @property
+    def search(self) -> str:
+        def count(n: int, word: str) -> str:
+            return f"{n:,} {word}{'s' * (n > 1)}"
+
+        steps, starts = self.config.fit_steps, self.config.fit_starts
+        return f"codes fitted by {count(steps, 'step')} from {count(starts, 'start')}"
+
+    @property
+    def walks_straight(self) -> bool:
+        """Lines between codes stay in the ball."""
+        return self.config.projection != "sphere"
+
     def components(self, x: Tensor) -> Tensor:
         """The codes that images (n, c, h, w) in [0, 1] begin with, by principal components."""
         principal = Principal(self.image_mean, self.directions)
@@ -106,6 +119,11 @@ class GLO(LatentModel):
         if latents is None:
             fitted = self.fit(x)
             latents, values["loss_of_start"] = fitted.codes, fitted.start_loss
+        self._check_latents("latents", latents)
+        if len(latents) != len(x):
+            raise ValueError(
+                f"GLO: latents must hold {len(x)} codes, one for each of x; got {len(latents)}"
+            )
         image = self.generator(latents)
         values = {"loss": in_full_precision(self.image_loss, image, target)} | values
         if self.training:
@@ -127,16 +145,21 @@ class GLO(LatentModel):
         """
         self._check_images("x", x)
         config, training = self.config, self.generator.training
+        starts = config.fit_starts if starts is None else starts
+        steps = config.fit_steps if steps is None else steps
+        for name, count, least in (("starts", starts, 1), ("steps", steps, 0)):
+            if count < least:
+                raise ValueError(f"GLO.fit: {name} must be at least {least}; got {count}")
         self.generator.eval()
         try:
-            begin = self._starts(x, config.fit_starts if starts is None else starts)
+            begin = self._starts(x, starts)
             return fit_codes(
                 self.generator,
                 self.image_loss,
                 2 * x - 1,
                 begin,
                 self.project,
-                config.fit_steps if steps is None else steps,
+                steps,
                 config.fit_rate,
             )
         finally:

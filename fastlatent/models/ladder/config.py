@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from fastlatent.priors import PriorKind
+from fastlatent.priors.inner import Activation, ScaleKind
 
 Architecture = Literal["digit", "fashion", "celeba"]
 PosteriorStd = Literal["softplus", "relu"]
 Output = Literal["relu", "linear", "sigmoid"]
 ImageScale = Literal["profile", "max_floor", "fixed"]
-InnerScale = Literal["profile", "learned", "fixed"]
-InnerActivation = Literal["leaky_relu", "relu", "tanh"]
 
 SIDES: dict[Architecture, int] = {"digit": 28, "fashion": 28, "celeba": 128}
 WIDTHS: dict[Architecture, int] = {"digit": 64, "fashion": 4, "celeba": 4}  # and their multiples
@@ -44,11 +43,11 @@ class PriorConfig:
     """Units of the inner VAE's hidden layers."""
     layers: int = 5
     """Hidden layers of the inner encoder, and of the inner decoder."""
-    activation: InnerActivation = "leaky_relu"
+    activation: Activation = "leaky_relu"
     """Nonlinearity of the inner VAE."""
     components: int = 50
     """Components of the mixture (gmm, ladder) or pseudo-images (vamp)."""
-    scale: InnerScale = "profile"
+    scale: ScaleKind = "profile"
     """Standard deviation of p(z | t): profile: the likeliest for each batch; learned: by gradient,
     from the likeliest when the prior takes over; fixed."""
     start_scale: float = 0.1
@@ -72,7 +71,7 @@ class PriorConfig:
     """Fit mixtures as the published program: from few latents, each fit from the last one."""
 
     def __post_init__(self) -> None:
-        _check_words(self, kind=PriorKind, activation=InnerActivation, scale=InnerScale)
+        _check_words(self, kind=PriorKind, activation=Activation, scale=ScaleKind)
         for name in ("dim", "width", "layers", "components", "draws", "evaluation_draws"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("start_scale", "least_scale"):
@@ -179,3 +178,9 @@ class LaDDerConfig:
         _require(self, "width", good, f"a multiple of {step} for {self.architecture}")
         _require(self, "dim", self.dim >= 1, "at least 1")
         _require(self, "start_scale", 0 < self.start_scale < math.inf, "positive")
+        prior, samples = self.prior, self.schedule.refit_samples
+        if prior.kind in MIXTURES and samples < prior.components:
+            raise ValueError(
+                "LaDDerConfig: schedule.refit_samples must be at least prior.components, "
+                f"{prior.components}; got {samples}"
+            )

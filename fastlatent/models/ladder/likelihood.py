@@ -95,8 +95,3 @@ def _log_cdf(u: Tensor) -> Tensor:
 def _log1mexp(u: Tensor) -> Tensor:
     """log(1 - exp(-u)) for u > 0."""
     return (-(-u).expm1()).log()
-
-
-def gaussian_log_q(std: Tensor) -> Tensor:
-    """E log q(z|x) under q = N(mean, std^2), minus its entropy: (n, d) -> (n,) nats."""
-    return -(std.log() + 0.5 * (math.log(2 * math.pi) + 1)).sum(1)

@@ -9,11 +9,12 @@ from torch.func import functional_call
 
 from fastlatent.models.base import Group, LatentModel, Turn
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
-from fastlatent.models.ladder.likelihood import Laplace, gaussian_log_q
+from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
 from fastlatent.models.ladder.prior import build_prior, start_scale_
 from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Normal, Prior
+from fastlatent.priors.gaussian import entropy
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over images, above which it is in use
 
@@ -164,6 +165,12 @@ class LaDDer(LatentModel):
         }
         return {name: float(value) for name, value in numbers.items() if value is not None}
 
+    def held_out_log_prob(self, batches: Iterable[Tensor], noise: Noise) -> float:
+        """That of the mixture: over z (gmm), or over the inner latents t (ladder)."""
+        draws = [self.draw_latents(x, noise.derived(str(k))) for k, x in enumerate(batches)]
+        seed = noise.stream("inner").initial_seed() % (1 << 32)
+        return float(self.prior.refitted_log_prob(torch.cat(draws), seed=seed).mean())
+
     # The bound
 
     def forward(
@@ -191,7 +198,7 @@ class LaDDer(LatentModel):
             error = self.likelihood.observe(image, target, keep=turn in (None, "model"))
         scale = self.likelihood.scale(error)
         reconstruction = -self.likelihood.log_prob(image, target, scale)
-        log_posterior = gaussian_log_q(std)
+        log_posterior = -entropy(std)
         log_prior, parts = self._log_prior(self.latent_prior, mean, std, z, noise)
         kl = log_posterior - log_prior
         loss = reconstruction + kl

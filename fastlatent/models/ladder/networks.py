@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlatent.models.ladder.config import LaDDerConfig, Output
-from fastlatent.nn import at_least_float32, upsample_twice
+from fastlatent.nn import at_least_float32, glorot_, upsample_twice
 
 SLOPE = 0.2  # of the leaky ReLU
 LEAST_STD = 1e-3  # of every posterior
@@ -199,14 +199,6 @@ def same(a: int, b: int, kernel: int = 3) -> nn.Sequential:
 def shuffled(a: int, b: int, kernel: int = 3) -> tuple[nn.Module, nn.Module]:
     """`same`, then every four channels into a square: (n, a, h, w) -> (n, b/4, 2h, 2w)."""
     return same(a, b, kernel), nn.PixelShuffle(2)
-
-
-@torch.no_grad()
-def glorot_(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
 
 
 ENCODERS = {"digit": digit_encoder, "fashion": fashion_encoder, "celeba": celeba_encoder}

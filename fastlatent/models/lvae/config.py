@@ -70,19 +70,23 @@ class LVAEConfig:
         ):
             words = get_args(choices)
             require(getattr(self, name) in words, name, "one of " + ", ".join(words))
-        sizes = "three numbers from 1 up: channels, height, width"
-        good = len(self.image_shape) == 3 and min(self.image_shape) >= 1
+
+        def whole(least: int, *values: object) -> bool:
+            return all(isinstance(value, int) and value >= least for value in values)
+
+        sizes = "three whole numbers from 1 up: channels, height, width"
+        good = len(self.image_shape) == 3 and whole(1, *self.image_shape)
         require(good, "image_shape", sizes)
-        good = len(self.zdims) >= 1 and min(self.zdims) >= 1
-        require(good, "zdims", "at least one number, each at least 1")
-        require(self.blocks >= 1, "blocks", "at least 1")
-        counts = f"{len(self.zdims)} numbers, one for each of zdims, from 0 to blocks"
-        good = len(self.downsample) == len(self.zdims)
-        good = good and all(0 <= count <= self.blocks for count in self.downsample)
+        good = len(self.zdims) >= 1 and whole(1, *self.zdims)
+        require(good, "zdims", "at least one whole number, each at least 1")
+        require(whole(1, self.blocks), "blocks", "a whole number, at least 1")
+        counts = f"{len(self.zdims)} whole numbers, one for each of zdims, from 0 to blocks"
+        good = len(self.downsample) == len(self.zdims) and whole(0, *self.downsample)
+        good = good and max(self.downsample) <= self.blocks
         require(good, "downsample", f"{counts} ({self.blocks})")
-        require(self.filters >= 1, "filters", "at least 1")
+        require(whole(1, self.filters), "filters", "a whole number, at least 1")
         require(0 <= self.free_bits < float("inf"), "free_bits", "at least 0")
-        require(self.beta_anneal >= 0, "beta_anneal", "at least 0")
+        require(whole(0, self.beta_anneal), "beta_anneal", "a whole number, at least 0")
         require(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
 
     @property

@@ -18,10 +18,10 @@ from fastlatent.ops import (
     discretized_logistic_mode,
     discretized_logistic_sample,
 )
+from fastlatent.ops.logistic.layouts import nearest_bins
 
 COMPONENTS = 10  # of the mixture
 LEVELS = 255  # 8-bit images are k / 255
-GRID_TOLERANCE = 0.01  # how far 255 x may be from an integer
 
 
 class Likelihood(nn.Module, ABC):
@@ -167,18 +167,10 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 def bins(x: Tensor) -> Tensor:
     """8-bit values of images x = k / 255: (n, c, h, w) uint8.
 
-    Raises ValueError for other values, on the CPU; elsewhere looking would wait for the device.
+    Raises ValueError for other values where `nearest_bins` looks.
     """
-    scaled = x * LEVELS
-    rounded = scaled.round()
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        near = ((scaled - rounded).abs() <= GRID_TOLERANCE) & (rounded >= 0) & (rounded <= LEVELS)
-        if not near.all():
-            raise ValueError(
-                "LadderVAE: x must be 8-bit images k / 255 in [0, 1] for a discretized likelihood; "
-                f"got {x[~near][0].item():.6g}"
-            )
-    return rounded.to(torch.uint8)
+    expectation = "LadderVAE: x must be 8-bit images k / 255 in [0, 1] for a discretized likelihood"
+    return nearest_bins(expectation, x, LEVELS, 0, LEVELS + 1).to(torch.uint8)
 
 
 @torch.compiler.disable

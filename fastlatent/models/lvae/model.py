@@ -168,7 +168,7 @@ class LadderVAE(LatentModel):
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents from the prior (n, d), each layer's given those above."""
         parts = []
-        for start in range(0, n, PRIOR_PART):
+        for start in range(0, max(1, n), PRIOR_PART):
             seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
             passed = self.sample_prior(min(PRIOR_PART, n - start), Noise(seed, 0))
             parts.append(passed.latents)

@@ -23,14 +23,16 @@ green, red to blue, green to blue. That is K (1 + 2 c) planes, or 10 K.
 """
 
 from fastlatent.ops.logistic.draws import (
-    discretized_logistic_mean,
-    discretized_logistic_mixture_mean,
-    discretized_logistic_mixture_mode,
     discretized_logistic_mixture_sample,
-    discretized_logistic_mode,
     discretized_logistic_sample,
 )
 from fastlatent.ops.logistic.layouts import from_pixelcnn, from_vdvae
+from fastlatent.ops.logistic.means import (
+    discretized_logistic_mean,
+    discretized_logistic_mixture_mean,
+    discretized_logistic_mixture_mode,
+    discretized_logistic_mode,
+)
 from fastlatent.ops.logistic.mixture import discretized_logistic_mixture_log_prob
 from fastlatent.ops.logistic.single import discretized_logistic_log_prob
 

@@ -16,10 +16,12 @@ def is_coupled(coupled: bool | None, channels: int) -> bool:
 
 def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> None:
     _check.choice(op, "grid", grid, GRIDS)
-    if not 2 <= n_bins <= 65536:
-        raise ValueError(f"{op}: n_bins must be in 2 ... 65536; got {n_bins}")
-    if min_log_scale is not None and not min_log_scale >= UNCLAMPED:
-        raise ValueError(f"{op}: min_log_scale must be at least -60; got {min_log_scale}")
+    if not isinstance(n_bins, int) or not 2 <= n_bins <= 65536:
+        raise ValueError(f"{op}: n_bins must be a whole number in 2 ... 65536; got {n_bins!r}")
+    if min_log_scale is None:
+        return
+    if not isinstance(min_log_scale, int | float) or not min_log_scale >= UNCLAMPED:
+        raise ValueError(f"{op}: min_log_scale must be at least -60; got {min_log_scale!r}")
 
 
 def check_params(op: str, params: Tensor, channels: int, coupled: bool | None, grid: str) -> None:

@@ -79,3 +79,7 @@ def slopes_of(c: Cell, log_scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def bin_dtype(n_bins: int) -> torch.dtype:
+    return torch.uint8 if n_bins <= 256 else torch.int32

@@ -1,4 +1,4 @@
-"""Samples, mean and mode of discretized logistics; samples are functions of given uniforms."""
+"""Samples of discretized logistics: functions of given uniforms."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -15,13 +15,12 @@ from fastlatent.ops.logistic.arguments import (
     check_values,
     is_coupled,
 )
-from fastlatent.ops.logistic.cell import Grid, clamped, widen
+from fastlatent.ops.logistic.cell import Grid, bin_dtype, clamped, widen
 from fastlatent.ops.logistic.mixture import (
     Planes,
-    discretized_logistic_mixture_log_prob,
+    coupled_mean,
     images_and_parameters,
 )
-from fastlatent.ops.logistic.single import discretized_logistic_log_prob
 
 KINDS = ("quantized", "continuous")
 
@@ -39,7 +38,8 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
     u = uniforms.flatten(2)
     weights = (p.logits - p.logits.amax(1, keepdim=True)).exp()
     cumulative = weights.cumsum(1)
-    choice = cumulative - u[:, :1] * cumulative[:, -1:]
+    threshold = u[:, 0] * cumulative[:, -1]
+    choice = cumulative - threshold[:, None]
     component = (choice[:, :-1] <= 0).sum(1, keepdim=True)
 
     def chosen(planes: Tensor) -> Tensor:  # (n, c, K, s) -> (n, c, s)
@@ -55,21 +55,14 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
     drawn: list[Tensor] = []
     unrounded = []
     for c in range(means.shape[1]):
-        centre = means[:, c]
-        if tau is not None and c == 1:
-            centre = centre + tau[:, 0] * drawn[0]
-        if tau is not None and c == 2:
-            centre = centre + tau[:, 1] * drawn[0] + tau[:, 2] * drawn[1]
+        centre = coupled_mean(means[:, c], c, tau, drawn)
         y = (centre + offsets[:, c]).clamp(-last, last)
+        y = torch.where(threshold.isnan(), threshold, y)
         unrounded.append(y)
         if quantized:
             y = 2 * ((y + grid.n) / 2).floor().clamp(0, last) - last
         drawn.append(y)
     return _Draw(torch.stack(drawn, 1), torch.stack(unrounded, 1), choice)
-
-
-def _bin_dtype(n_bins: int) -> torch.dtype:
-    return torch.uint8 if n_bins <= 256 else torch.int32
 
 
 def _quantized_reference(
@@ -82,7 +75,7 @@ def _quantized_reference(
 ) -> Tensor:
     of = Grid.of(grid, n_bins, min_log_scale)
     y = _draw(params, uniforms, is_coupled(coupled, uniforms.shape[1] - 1), of, True).y
-    bins = ((y + (n_bins - 1)) / 2).nan_to_num(0).to(_bin_dtype(n_bins))
+    bins = ((y + (n_bins - 1)) / 2).nan_to_num(0).to(bin_dtype(n_bins))
     return bins.unflatten(2, params.shape[2:]).contiguous()
 
 
@@ -123,6 +116,7 @@ def _decided(
 def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid in [
         ((1, 3, 1, 2), 2, None, 16, "centred"),
+        ((2, 3, 2, 3), 1, None, 256, "centred"),
         ((2, 3, 9, 8), 10, None, 256, "centred"),
         ((2, 3, 5, 7), 3, False, 256, "symmetric"),
         ((16, 1, 1, 40), 5, None, 256, "centred"),
@@ -157,7 +151,7 @@ def _cpp_writing(quantized: bool) -> Kernel:
         of = Grid.of(grid, n_bins, min_log_scale)
         n, c, h, w = uniforms.shape
         out = torch.empty(
-            (n, c - 1, h, w), dtype=_bin_dtype(n_bins) if quantized else uniforms.dtype
+            (n, c - 1, h, w), dtype=bin_dtype(n_bins) if quantized else uniforms.dtype
         )
         pairs = is_coupled(coupled, c - 1)
         planes = params.flatten(2), uniforms.flatten(2)
@@ -210,6 +204,10 @@ def discretized_logistic_mixture_sample(
     `discretized_logistic_mixture_log_prob`: later channels see the bin centres of earlier ones.
     "continuous" is PixelCNN++'s: values before rounding, clipped to the outer centres, which later
     channels see unrounded. Layout and the other arguments as there.
+
+    A NaN logit or first uniform gives NaN in its pixel; a NaN of the drawn component or of another
+    uniform in its channel and those coupled to it. Components that are not drawn are not read, and
+    where "continuous" gives NaN "quantized" gives bin 0.
 
     Raises TypeError and ValueError as there, and for uniforms of another dtype, device or shape.
     """
@@ -275,145 +273,3 @@ def discretized_logistic_sample(
     return discretized_logistic_mixture_sample(
         params, drivers, kind, False, n_bins, grid, min_log_scale
     ).view(shape)
-
-
-def discretized_logistic_mean(
-    mean: Tensor,  # (...)
-    log_scale: Tensor,  # (...)
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "unit",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (...) on the grid's scale
-    """E[clip(Y, first centre, last centre)] of the logistic Y, differentiable.
-
-    The mean of "continuous" samples, within half a bin of that of "quantized" ones.
-    """
-    check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
-    check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    middle = _clipped_mean(of.gamma * widen(mean) - of.shift, widen(log_scale), of)
-    return (middle + of.shift) / of.gamma
-
-
-def _clipped_mean(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
-    """In half-widths: last - s log((1 + e^((last - m) / s)) / (1 + e^((-last - m) / s)))."""
-    last = grid.n - 1
-    scale = grid.gamma * clamped(log_scale, grid).exp()
-    upper, lower, span = (last - mean) / scale, (-last - mean) / scale, 2 * last / scale
-    # One logarithm where the span is short: the difference of two would cancel.
-    short = torch.log1p(lower.sigmoid() * torch.expm1(span.clamp_max(1)))
-    softplus = torch.nn.functional.softplus
-    long = softplus(upper, threshold=50) - softplus(lower, threshold=50)
-    beyond = span - (softplus(-lower, threshold=50) - softplus(-upper, threshold=50))
-    long = torch.where(lower > 0, beyond, long)
-    return last - scale * torch.where(span < 1, short, long)
-
-
-def discretized_logistic_mixture_mean(
-    params: Tensor,  # (n, p, h, w)
-    channels: int = 3,
-    coupled: bool | None = None,
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "centred",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (n, c, h, w) on the grid's scale
-    """Mean image: components' clipped means, weighted; coupled channels see the means before.
-
-    Exact for "continuous" samples without coupling and for the first channel; otherwise a plug-in.
-    Differentiable. Raises as `discretized_logistic_mixture_log_prob`.
-    """
-    op = "discretized_logistic_mixture_mean"
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, channels, coupled, grid)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    p = Planes.of(params, channels, is_coupled(coupled, channels))
-    middles = of.gamma * p.means - of.shift
-    found: list[Tensor] = []
-    for c in range(channels):
-        middle = middles[:, c]
-        if p.coefficients is not None and c > 0:
-            tau = p.coefficients.tanh()
-            middle = middle + (
-                tau[:, 0] * found[0] if c == 1 else tau[:, 1] * found[0] + tau[:, 2] * found[1]
-            )
-        found.append(_clipped_mean(middle, p.log_scales[:, c], of))
-    weighted = (torch.stack(found, 1) * p.logits.softmax(1)[:, None]).sum(2)
-    return ((weighted + of.shift) / of.gamma).unflatten(2, params.shape[2:])
-
-
-def _likeliest(mean: Tensor, log_scale: Tensor, grid: Grid, options: tuple) -> Tensor:
-    """The likeliest bin of one logistic, `mean` in half-widths: the mean's, the first or last."""
-    inner = ((mean + grid.n) / 2).floor().clamp(min(1, grid.n - 1), max(grid.n - 2, 0))
-    ends = torch.zeros_like(inner), torch.full_like(inner, grid.n - 1)
-    candidates = torch.stack([inner.nan_to_num(0), *ends]).int()
-    on_grid = (mean + grid.shift) / grid.gamma
-    each = [x.expand_as(candidates) for x in (on_grid, log_scale)]
-    score = discretized_logistic_log_prob(candidates, *each, *options)
-    return candidates.gather(0, score.argmax(0, keepdim=True)).squeeze(0)
-
-
-@torch.no_grad()
-def discretized_logistic_mode(
-    mean: Tensor,  # (...)
-    log_scale: Tensor,  # (...)
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "unit",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (...) uint8 (int32 beyond 256 bins)
-    """The likeliest bin of each value: the one that holds the mean, or an open one."""
-    check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
-    check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    middle = of.gamma * widen(mean) - of.shift
-    options = (n_bins, grid, min_log_scale)
-    return _likeliest(middle, widen(log_scale), of, options).to(_bin_dtype(n_bins))
-
-
-@torch.no_grad()
-def discretized_logistic_mixture_mode(
-    params: Tensor,  # (n, p, h, w)
-    channels: int = 3,
-    coupled: bool | None = None,
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "centred",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (n, c, h, w) uint8 (int32 beyond 256 bins)
-    """The likeliest among the components' modes, under the whole mixture; ties to the first.
-
-    A component's mode goes channel by channel, later channels seeing the bins before; for one
-    channel the first and the last bin are tried too. Not always the mixture's own mode: with one
-    channel, 10 components and log-scales of -5 to -2 it is in 19 of 20 pixels. Costs about K
-    log-probabilities. Raises as `discretized_logistic_mixture_log_prob`.
-    """
-    op = "discretized_logistic_mixture_mode"
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, channels, coupled, grid)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    pairs = is_coupled(coupled, channels)
-    p = Planes.of(params, channels, pairs)
-    options = (n_bins, grid, min_log_scale)
-    middles = of.gamma * p.means - of.shift
-    found: list[Tensor] = []  # (n, K, s) each
-    for c in range(channels):
-        middle = middles[:, c]
-        if p.coefficients is not None and c > 0:
-            tau = p.coefficients.tanh()
-            x = [2 * bins - (n_bins - 1) for bins in found]
-            middle = middle + (tau[:, 0] * x[0] if c == 1 else tau[:, 1] * x[0] + tau[:, 2] * x[1])
-        found.append(_likeliest(middle, p.log_scales[:, c], of, options))
-    candidates = torch.stack(found, 1)  # (n, c, K, s)
-    if channels == 1:
-        holding = ((middles + n_bins) / 2).floor().clamp(0, n_bins - 1).nan_to_num(0).int()
-        ends = torch.zeros_like(holding[:, :, :1]), torch.full_like(holding[:, :, :1], n_bins - 1)
-        candidates = torch.cat([holding, *ends], 2)
-
-    best = torch.full_like(p.logits[:, 0], -torch.inf)
-    mode = torch.zeros_like(candidates[:, :, 0])
-    for i in range(candidates.shape[2]):
-        bins = candidates[:, :, i].unflatten(2, params.shape[2:])
-        score = discretized_logistic_mixture_log_prob(
-            bins, params, pairs, *options, reduction="none"
-        ).flatten(1)
-        mode = torch.where((score > best)[:, None], candidates[:, :, i], mode)
-        best = torch.maximum(score, best)
-    return mode.unflatten(2, params.shape[2:]).to(_bin_dtype(n_bins))

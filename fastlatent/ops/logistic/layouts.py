@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops.logistic.arguments import check_params
+from fastlatent.ops._register import strict
+from fastlatent.ops.logistic.arguments import check_grid, check_params
+from fastlatent.ops.logistic.cell import widen
+
+GRID_TOLERANCE = 0.01  # bins by which a value may miss the centre of its own, beside rounding
 
 
 def from_pixelcnn(
@@ -20,11 +24,13 @@ def from_pixelcnn(
     float32, just above that, where the difference of two sigmoids cancels. The order of the
     parameters is the same.
 
-    Raises TypeError for an x that is not floating, ValueError for params that do not fit.
+    Raises TypeError for an x that is not floating, ValueError for params that do not fit and, as
+    `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
     """
     _check.tensor("from_pixelcnn", "x", x, 4, _check.FLOATING)
+    check_grid("from_pixelcnn", n_bins, "centred", None)
     check_params("from_pixelcnn", params, x.shape[1], None, "centred")
-    return _nearest_bins(x, n_bins), params
+    return _centred_bins("from_pixelcnn", x, n_bins), params
 
 
 def from_vdvae(
@@ -37,16 +43,41 @@ def from_vdvae(
     `nll` is `-discretized_logistic_mixture_log_prob(*from_vdvae(x, params)) / (h w 3)`; with
     `low_bit` add `n_bins=32`. It differs where PixelCNN++'s loss does, see `from_pixelcnn`.
 
-    Raises TypeError for an x that is not floating, ValueError for params that do not fit.
+    Raises as `from_pixelcnn`.
     """
     _check.tensor("from_vdvae", "x", x, 4, _check.FLOATING)
     _check.tensor("from_vdvae", "params", params, 4, _check.FLOATING)
     planes = params.permute(0, 3, 1, 2)
     check_params("from_vdvae", planes, x.shape[3], True, "centred")
-    return _nearest_bins(x.permute(0, 3, 1, 2), 32 if low_bit else 256), planes
+    return _centred_bins("from_vdvae", x.permute(0, 3, 1, 2), 32 if low_bit else 256), planes
 
 
-def _nearest_bins(x: Tensor, n_bins: int) -> Tensor:
-    """int32, so that the op still sees a value beyond [-1, 1] as a bin off the grid."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return ((wide + 1) * ((n_bins - 1) / 2)).round().int()
+def _centred_bins(op: str, x: Tensor, n_bins: int) -> Tensor:
+    half = (n_bins - 1) / 2
+    return nearest_bins(
+        f"{op}: x must be 2 k / {n_bins - 1} - 1, from -1 to 1", x, half, half, n_bins
+    )
+
+
+def nearest_bins(
+    expectation: str,  # what the message says before the first value that is off the grid
+    x: Tensor,
+    factor: float,
+    shift: float,
+    n_bins: int,
+) -> Tensor:  # int32, like x
+    """The bins k nearest to factor x + shift.
+
+    Raises ValueError for values that are no bin, NaN among them, on a CPU and under
+    FASTLATENT_STRICT=1; elsewhere looking would wait for the device, and under torch.compile break
+    the graph. There a value beyond the ends stays a bin off the grid, for the op to refuse.
+    """
+    place = widen(x) * factor + shift
+    bins = place.round()
+    if (x.device.type == "cpu" or strict()) and not torch.compiler.is_compiling():
+        rounding = factor * torch.finfo(x.dtype).eps / 2  # of images computed in that precision
+        near = (place - bins).abs() <= min(0.4, GRID_TOLERANCE + rounding)
+        near &= (bins >= 0) & (bins < n_bins)
+        if not near.all():
+            raise ValueError(f"{expectation}; got {x[~near][0].item():.6g}")
+    return bins.int()

@@ -1,6 +1,6 @@
 """A mixture of discretized logistics for each pixel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -49,10 +49,17 @@ def _channel_means(p: Planes, x: Tensor, grid: Grid) -> Tensor:
     means = grid.gamma * p.means - grid.shift
     if p.coefficients is None:
         return means
-    tau = p.coefficients.tanh()
-    red, green = x[:, 0, None], x[:, 1, None]
-    shifts = (torch.zeros_like(tau[:, 0]), tau[:, 0] * red, tau[:, 1] * red + tau[:, 2] * green)
-    return means + torch.stack(shifts, 1)
+    tau, values = p.coefficients.tanh(), x[:, :, None].unbind(1)
+    return torch.stack([coupled_mean(means[:, c], c, tau, values) for c in range(3)], 1)
+
+
+def coupled_mean(mean: Tensor, c: int, tau: Tensor | None, before: Sequence[Tensor]) -> Tensor:
+    """The mean of channel c given the channels before; tau (n, 3, ...), None where not coupled."""
+    if tau is None or c == 0:
+        return mean
+    if c == 1:
+        return mean + tau[:, 0] * before[0]
+    return mean + tau[:, 1] * before[0] + tau[:, 2] * before[1]
 
 
 def _mixture_cells(bins: Tensor, p: Planes, grid: Grid) -> Cell:
