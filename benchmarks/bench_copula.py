@@ -8,15 +8,17 @@ from fastlatent import ops
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 
 BITS, CODES, SAMPLES = 1_500, 60_000, 10_000
+PRODUCT = "its float32 product alone"
 
 
 @pytest.fixture(scope="module")
-def codes():
+def codes(device):
     """Codes of 300 noisy clusters: half of the eigenvalues are negative, as with trained codes."""
     make = torch.Generator().manual_seed(0)
     centres = torch.randn(300, BITS, generator=make)
     which = torch.randint(300, (CODES,), generator=make)
-    return ops.binarize(centres[which] + 0.42 * torch.randn(CODES, BITS, generator=make))[0]
+    logits = centres[which] + 0.42 * torch.randn(CODES, BITS, generator=make)
+    return ops.binarize(logits.to(device))[0]
 
 
 def original(codes, samples):
@@ -58,18 +60,15 @@ def is_positive_definite(a):
 
 
 def ours(codes):
-    statistics = CodeStatistics(BITS)
+    statistics = CodeStatistics(BITS, device=codes.device)
     statistics.update(ops.pack_bits(codes))
-    return (
-        BernoulliCopula()
-        .fit(statistics)
-        .sample(SAMPLES, generator=torch.Generator().manual_seed(0))
-    )
+    make = torch.Generator(codes.device).manual_seed(0)
+    return BernoulliCopula().fit(statistics).sample(SAMPLES, generator=make)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "original procedure, NumPy"])
 def test_fit_and_sample(compare, codes, name):
-    array = codes.numpy()
+    array = codes.cpu().numpy() if "NumPy" in name else None
     run, rounds = (
         (lambda: ours(codes), 5) if name == "fastlatent" else (lambda: original(array, SAMPLES), 1)
     )
@@ -77,15 +76,19 @@ def test_fit_and_sample(compare, codes, name):
     compare("bernoulli_copula_sample", "copula fit and sample", size, name, run, rounds)
 
 
-@pytest.mark.parametrize("name", ["fastlatent", "fastlatent packed", "fastlatent reference"])
-def test_sampling_alone(compare, name):
+@pytest.mark.parametrize(
+    "name", ["fastlatent", "fastlatent packed", "fastlatent reference", PRODUCT]
+)
+def test_sampling_alone(compare, device, name):
     make = torch.Generator().manual_seed(0)
-    factor = torch.randn(BITS + 1, BITS + 1, generator=make)
-    noise = torch.randn(SAMPLES, BITS + 1, generator=make)
+    factor = torch.randn(BITS + 1, BITS + 1, generator=make).to(device)
+    noise = torch.randn(SAMPLES, BITS + 1, generator=make).to(device)
 
     def run():
+        if name == PRODUCT:
+            return noise @ factor.mT
         with ops.use("torch" if "reference" in name else "auto"):
-            ops.bernoulli_copula_sample(factor, noise, packed="packed" in name)
+            return ops.bernoulli_copula_sample(factor, noise, packed="packed" in name)
 
     size = f"{SAMPLES} x {BITS}, rank {BITS + 1}"
     compare("bernoulli_copula_sample", "copula sampling", size, name, run, 5)

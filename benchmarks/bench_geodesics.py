@@ -23,7 +23,7 @@ import trained_decoders
 DATA = os.environ.get("FASTLATENT_DATA")
 WEIGHTS = "trained" if DATA else "random"
 DECODERS = {"BiGAN": trained_decoders.bigan, "VAE with variance": trained_decoders.vae}
-PAIRS = 100
+PAIRS = {"cpu": 100, "cuda": 1_000}
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -32,12 +32,12 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def decoder(name):
-    return DECODERS[name](Path(DATA) if DATA else None, torch.float32)
+def decoder(name, device):
+    return DECODERS[name](Path(DATA) if DATA else None, torch.float32).to(device)
 
 
-def starts(n):
-    return torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
+def starts(n, device):
+    return torch.randn(n, 16, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class Program:
@@ -61,13 +61,15 @@ class Program:
             out = self.decoder(copies)
             out = (out if isinstance(out, tuple) else (out,))[index].flatten(1)
             out = out.clamp_min(0).sqrt() if index else out
-            (jacobian,) = torch.autograd.grad(out, copies, torch.eye(pixels), create_graph=graph)
+            unit = torch.eye(pixels, device=z.device)
+            (jacobian,) = torch.autograd.grad(out, copies, unit, create_graph=graph)
             found.append(jacobian)
         return torch.cat(found)
 
     def epoch(self, train):
         """All points of the grid, one at a time; a step where it trains, else the length."""
-        t = torch.linspace(0, 1, self.points)
+        device = self.control.device
+        t = torch.linspace(0, 1, self.points, device=device)
         total = 0.0
         for i in range(self.points):
             control = self.control if train else self.control.detach()
@@ -75,7 +77,7 @@ class Program:
             z, dz = curve.points(t[i : i + 1])[0], curve.derivative(t[i : i + 1])[0]
             z = z if train else z.requires_grad_(True)
             jacobian = self.rows(z, train)
-            matrix = jacobian.mT @ jacobian + 1e-6 * torch.eye(16)
+            matrix = jacobian.mT @ jacobian + 1e-6 * torch.eye(16, device=device)
             energy = (dz @ matrix * dz).sum() / (self.points - 1) ** 2
             if train:
                 energy.backward()
@@ -87,23 +89,23 @@ class Program:
 
 
 @pytest.mark.parametrize("method", ["fastlatent", "published procedure, batched here"])
-def test_monte_carlo(compare, name, decoder, method):
+def test_monte_carlo(compare, device, name, decoder, method):
     word = "lbfgs" if method == "fastlatent" else "original"
 
     def run():
-        pairs = eigenvector_pairs(decoder, starts(PAIRS))
+        pairs = eigenvector_pairs(decoder, starts(PAIRS[device], device))
         geodesic(decoder, pairs.start, pairs.end, word)
 
-    size = f"{PAIRS} pairs, {WEIGHTS} {name} decoder, d = 16"
+    size = f"{PAIRS[device]} pairs, {WEIGHTS} {name} decoder, d = 16"
     rounds = 3 if word == "lbfgs" else 1
     compare("polyline_energy", "Monte-Carlo improvement", size, method, run, rounds)
 
 
-def test_published_program(compare, name, decoder):
+def test_published_program(compare, device, name, decoder):
     """20 epochs as by default, every fifth a validation; the straight line is one more."""
     if "variance" in name:
         pytest.skip("twice 784 rows of the variance net: ten minutes for a pair")
-    pairs = eigenvector_pairs(decoder, starts(1))
+    pairs = eigenvector_pairs(decoder, starts(1, device))
     program = Program(decoder, pairs.start, pairs.end)
 
     def run():
@@ -111,9 +113,9 @@ def test_published_program(compare, name, decoder):
         for epoch in range(1, EPOCHS + 1):
             program.epoch(train=epoch % VALIDATE_EVERY > 0)
 
-    size = f"{PAIRS} pairs, {WEIGHTS} {name} decoder, d = 16"
-    rival = "published program, one of the pairs"
-    compare("polyline_energy", "Monte-Carlo improvement", size, rival, run, 1, 1 / PAIRS)
+    size = f"{PAIRS[device]} pairs, {WEIGHTS} {name} decoder, d = 16"
+    rival, share = "published program, one of the pairs", 1 / PAIRS[device]
+    compare("polyline_energy", "Monte-Carlo improvement", size, rival, run, 1, share)
 
 
 RULES = {
@@ -124,9 +126,9 @@ RULES = {
 
 
 @pytest.mark.parametrize("method", RULES)
-def test_lengths(compare, name, decoder, method):
-    pairs = eigenvector_pairs(decoder, starts(PAIRS))
+def test_lengths(compare, device, name, decoder, method):
+    pairs = eigenvector_pairs(decoder, starts(PAIRS[device], device))
     control = straight(pairs.start, pairs.end).control
-    size = f"{PAIRS} lines, {WEIGHTS} {name} decoder"
+    size = f"{PAIRS[device]} lines, {WEIGHTS} {name} decoder"
     run = lambda: curve_length(decoder, control, rule=RULES[method])  # noqa: E731
     compare("polyline_length", "curve length", size, method, run, 5)

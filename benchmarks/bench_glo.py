@@ -46,42 +46,34 @@ RIVALS = {
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", RIVALS)
-def test_step_of_codes(benchmark, name, count):
+def test_step_of_codes(compare, device, name, count):
     make = torch.Generator().manual_seed(0)
-    codes = torch.randn(count, DIM, generator=make) / DIM**0.5
-    index = torch.randperm(count, generator=make)[:BATCH]
-    gradient = torch.randn(BATCH, DIM, generator=make)
+    codes = (torch.randn(count, DIM, generator=make) / DIM**0.5).to(device)
+    index = torch.randperm(count, generator=make)[:BATCH].to(device)
+    gradient = torch.randn(BATCH, DIM, generator=make).to(device)
     settings = RIVALS[name]
     step = (
         own(codes, index, gradient)
         if settings is None
         else embedded(codes, index, gradient, *settings)
     )
-    size = f"{count:,} codes"
-    benchmark.group = f"glo step of {BATCH} codes, {size}"
-    benchmark.extra_info.update(
-        op="glo",
-        what=f"glo step of {BATCH} codes",
-        size=size,
-        implementation=name,
-        share=1.0,
-    )
     dense = settings is not None and not settings[0]
-    rounds = 5 if dense and count > 100_000 else 30
-    benchmark.pedantic(step, rounds=rounds, warmup_rounds=2, iterations=1 if dense else 10)
+    rounds, iterations = 5 if dense and count > 100_000 else 30, 1 if dense else 10
+    what, size = f"glo step of {BATCH} codes", f"{count:,} codes"
+    compare(None, what, size, name, step, rounds, warmup=2, iterations=iterations)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "moves nothing"])
-def test_training_step(benchmark, name):
+def test_training_step(compare, device, name):
     """What moving codes is of a whole step of glo-mnist."""
     from fastlatent.models import GLOConfig, build
 
-    model = build(GLOConfig(), seed=0).to(memory_format=torch.channels_last).train()
+    model = build(GLOConfig(), seed=0).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     make = torch.Generator().manual_seed(0)
-    table = CodeTable(torch.randn(60_000, DIM, generator=make), "ball", count=60_000)
-    images = torch.rand(BATCH, 1, 32, 32, generator=make)
-    index = torch.randperm(60_000, generator=make)[:BATCH]
+    table = CodeTable(torch.randn(60_000, DIM, generator=make).to(device), "ball", count=60_000)
+    images = torch.rand(BATCH, 1, 32, 32, generator=make).to(device)
+    index = torch.randperm(60_000, generator=make)[:BATCH].to(device)
 
     def step():
         optimizer.zero_grad()
@@ -91,12 +83,4 @@ def test_training_step(benchmark, name):
         if name == "fastlatent":
             table.move(index, rows.detach(), rows.grad, 10.0)
 
-    benchmark.group = "glo-mnist training step, batch 128"
-    benchmark.extra_info.update(
-        op="glo",
-        what="glo-mnist training step",
-        size=f"batch {BATCH}",
-        implementation=name,
-        share=1.0,
-    )
-    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
+    compare(None, "glo-mnist training step", f"batch {BATCH}", name, step, 5, warmup=1)

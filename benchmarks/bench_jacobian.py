@@ -1,22 +1,26 @@
 """Activations with tangents, and Gram matrices, at the sizes of a BiGAN decoder's metric."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fastlatent import ops
 
-LAYERS = {  # points, tangents, channels, height and width, activation, whether batch norm precedes
-    "64 x 16 tangents of 16x13x13, elu": (64, 16, (16, 13, 13), "elu", True),
-    "64 x 16 tangents of 3x28x28, elu": (64, 16, (3, 28, 28), "elu", True),
-    "64 x 16 tangents of 1x28x28, tanh": (64, 16, (1, 28, 28), "tanh", False),
-    "1,024 x 1 tangent of 16x13x13, elu": (1024, 1, (16, 13, 13), "elu", True),
-}
+LAYERS = [  # points, tangents, channels, height and width, activation, whether batch norm precedes
+    (64, 16, (16, 13, 13), "elu", True),
+    (64, 16, (3, 28, 28), "elu", True),
+    (64, 16, (1, 28, 28), "tanh", False),
+    (1024, 1, (16, 13, 13), "elu", True),
+]
+TIMES = {"cpu": 1, "cuda": 64}  # as many points: memory, not the launch, is what a GPU waits for
+COPY = "copy of as many bytes"
 
 
 def by_jvp(x, tangents, kind, scale, shift):
     """What torch.func makes of the modules: each tangent passes batch norm and activation."""
-    mean, var = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
 
     def layer(x):
         u = x if scale is None else F.batch_norm(x, mean, var, scale, shift, eps=0.0)
@@ -42,25 +46,30 @@ def activation(name):
     }[name]
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, COPY])
 @pytest.mark.parametrize("direction", ["forward", "forward + backward"])
-@pytest.mark.parametrize("size", LAYERS)
-def test_activation_jvp(compare, name, direction, size):
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_activation_jvp(compare, copy_of, device, name, direction, layer):
     """Backward by x and tangents: the decoder is frozen."""
-    n, t, shape, kind, normed = LAYERS[size]
+    n, t, shape, kind, normed = layer
+    n *= TIMES[device]
     backward = direction != "forward"
-    x = torch.randn(n, *shape, requires_grad=backward)
-    tangents = torch.randn(n, t, *shape, requires_grad=backward)
-    scale, shift = (torch.rand(shape[0]), torch.randn(shape[0])) if normed else (None, None)
+    x = torch.randn(n, *shape, device=device, requires_grad=backward)
+    tangents = torch.randn(n, t, *shape, device=device, requires_grad=backward)
+    scale, shift = torch.rand(2, shape[0], device=device) if normed else (None, None)
     upstream = torch.randn_like(x), torch.randn_like(tangents)
-    function = activation(name)
 
-    def run():
+    def run(function):
         out = function(x, tangents, kind, scale, shift)
         if backward:
             torch.autograd.grad(out, (x, tangents), upstream)
 
-    compare("activation_jvp", f"activation_jvp {direction}", size, name, run, 30)
+    if name == COPY:
+        work = copy_of((5 if backward else 2) * (x.nbytes + tangents.nbytes))
+    else:
+        work = partial(run, activation(name))
+    size = f"{n:,} x {t} tangent{'s' * (t > 1)} of {'x'.join(map(str, shape))}, {kind}"
+    compare("activation_jvp", f"activation_jvp {direction}", size, name, work, 30)
 
 
 def product(jacobian, weight):
@@ -94,14 +103,17 @@ def gram(name):
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("turned", [True, False], ids=["tangents", "contiguous"])
 @pytest.mark.parametrize(("rows", "d"), [(784, 16), (1568, 16), (784, 2)])
-def test_jacobian_gram(compare, name, direction, weighted, turned, rows, d):
-    """Of tangents (64, d, D) as they leave a decoder, or of contiguous Jacobians (64, D, d)."""
+def test_jacobian_gram(compare, device, name, direction, weighted, turned, rows, d):
+    """Of tangents (n, d, D) as they leave a decoder, or of contiguous Jacobians (n, D, d)."""
     backward = direction != "forward"
     if backward and (not turned or d == 2):
         pytest.skip("one layout and the larger sizes show it")
-    jacobian = torch.randn(64, d, rows).mT if turned else torch.randn(64, rows, d)
-    weight = torch.rand(64, rows) if weighted else None
-    upstream = torch.randn(64, d, d)
+    n = 64 * TIMES[device]
+    shape = (n, d, rows) if turned else (n, rows, d)
+    jacobian = torch.randn(shape, device=device)
+    jacobian = jacobian.mT if turned else jacobian
+    weight = torch.rand(n, rows, device=device) if weighted else None
+    upstream = torch.randn(n, d, d, device=device)
     function = gram(name)
     leaves = [jacobian] if weight is None else [jacobian, weight]
     for leaf in leaves:
@@ -114,5 +126,5 @@ def test_jacobian_gram(compare, name, direction, weighted, turned, rows, d):
 
     layout = "tangents" if turned else "contiguous"
     kind = "weighted jacobian_gram" if weighted else "jacobian_gram"
-    size = f"64 x {rows} x {d}, {layout}"
+    size = f"{n:,} x {rows} x {d}, {layout}"
     compare("jacobian_gram", f"{kind} {direction}", size, name, run, 30)

@@ -1,6 +1,7 @@
 """The mixture of discretized logistics against the formula that everybody pastes."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,52 +31,67 @@ def implementations():
     }
 
 
-def pixels(n, c, k, size=32):
-    make = torch.Generator().manual_seed(0)
-    bins = torch.randint(0, 256, (n, c, size, size), generator=make, dtype=torch.uint8)
+def pixels(n, c, k, device, size=32):
+    here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    bins = torch.randint(0, 256, (n, c, size, size), dtype=torch.uint8, **here)
     planes = k * (10 if c == 3 else 1 + 2 * c)
-    params = torch.randn(n, planes, size, size, generator=make)
+    params = torch.randn(n, planes, size, size, **here)
     blocks = params[:, k:].unflatten(1, (c, -1, k))
     blocks[:, :, 0] *= 0.5
     blocks[:, :, 1] -= 3
     return bins, params
 
 
-SHAPES = [(32, 3, 10), (32, 3, 5), (32, 3, 20), (1, 3, 10), (256, 3, 10), (32, 1, 10)]
+SHAPES = {  # images, channels, components
+    "cpu": [(32, 3, 10), (32, 3, 5), (32, 3, 20), (1, 3, 10), (256, 3, 10), (32, 1, 10)],
+    "cuda": [(32, 3, 10), (256, 3, 10), (4096, 3, 10), (4096, 1, 10)],
+}
+EVERY = sorted({*SHAPES["cpu"], *SHAPES["cuda"]})
+IMAGES = {"cpu": 32, "cuda": 4096}  # of all other rows
 OP = "discretized_logistic_mixture_log_prob"
+COPY = "copy of as many bytes"
 
 
 def size_of(n, c):
     return f"{n} x {c} x 32 x 32, float32"
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids="n{0[0]} c{0[1]} k{0[2]}".format)
-@pytest.mark.parametrize("name", implementations())
-def test_value_and_gradient(compare, shape, name):
+@pytest.mark.parametrize("shape", EVERY, ids="n{0[0]} c{0[1]} k{0[2]}".format)
+@pytest.mark.parametrize("name", [*implementations(), COPY])
+def test_value_and_gradient(compare, copy_of, device, shape, name):
+    """Two calls read the parameters and the image twice, and write a gradient."""
+    if shape not in SHAPES[device]:
+        pytest.skip("a size for the other device")
     n, c, k = shape
-    bins, params = pixels(n, c, k)
+    bins, params = pixels(n, c, k, device)
     params.requires_grad_(True)
-    function = implementations()[name]
 
-    def run():
+    def run(function):
         torch.autograd.grad(function(bins, params).sum(), params)
 
+    if name == COPY:
+        work = copy_of(3 * params.nbytes + 2 * bins.nbytes)
+    else:
+        work = partial(run, implementations()[name])
     what = f"mixture, K = {k}, n = {n}, c = {c}: forward + backward"
-    compare(OP, what, size_of(n, c), name, run, 30 if n <= 32 else 7)
+    compare(OP, what, size_of(n, c), name, work, 30 if n <= 32 else 7)
 
 
-@pytest.mark.parametrize("name", implementations())
-def test_value(compare, name):
-    bins, params = pixels(32, 3, 10)
-    function = implementations()[name]
-    compare(
-        OP, "mixture, K = 10: forward", size_of(32, 3), name, lambda: function(bins, params), 30
-    )
+@pytest.mark.parametrize("name", [*implementations(), COPY])
+def test_value(compare, copy_of, device, name):
+    n = IMAGES[device]
+    bins, params = pixels(n, 3, 10, device)
+    if name == COPY:
+        work = copy_of(params.nbytes + bins.nbytes)
+    else:
+        work = partial(implementations()[name], bins, params)
+    compare(OP, "mixture, K = 10: forward", size_of(n, 3), name, work, 30)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
-def test_channels_last(compare, name):
-    bins, params = (x.to(memory_format=torch.channels_last) for x in pixels(32, 3, 10))
+def test_channels_last(compare, device, name):
+    n = IMAGES[device]
+    bins, params = (x.to(memory_format=torch.channels_last) for x in pixels(n, 3, 10, device))
     params.requires_grad_(True)
     function = implementations()[name]
 
@@ -83,22 +99,24 @@ def test_channels_last(compare, name):
         torch.autograd.grad(function(bins, params).sum(), params)
 
     what = "mixture, K = 10, channels_last: forward + backward"
-    compare(OP, what, size_of(32, 3), name, run, 15)
+    compare(OP, what, size_of(n, 3), name, run, 15)
 
 
-def test_bandwidth(compare):
-    """Reading the parameters and writing as much: what no kernel can be faster than."""
-    _, params = pixels(32, 3, 10)
+def test_bandwidth(compare, device):
+    """Reading the parameters and writing as much: what one call for both could not beat."""
+    n = IMAGES[device]
+    _, params = pixels(n, 3, 10, device)
     gradient = torch.empty_like(params)
-    what = "mixture, K = 10, n = 32, c = 3: forward + backward"
-    compare(OP, what, size_of(32, 3), "copy of the parameters", lambda: gradient.copy_(params), 30)
+    what = f"mixture, K = 10, n = {n}, c = 3: forward + backward"
+    compare(OP, what, size_of(n, 3), "copy of the parameters", lambda: gradient.copy_(params), 30)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
 @pytest.mark.parametrize("kind", ["quantized", "continuous"])
-def test_sampling(compare, name, kind):
-    _, params = pixels(32, 3, 10)
-    uniforms = torch.rand(32, 4, 32, 32)
+def test_sampling(compare, device, name, kind):
+    n = IMAGES[device]
+    _, params = pixels(n, 3, 10, device)
+    uniforms = torch.rand(n, 4, 32, 32, device=device)
 
     def run():
         with ops.use("auto" if name == "fastlatent" else "torch"):
@@ -108,15 +126,16 @@ def test_sampling(compare, name, kind):
     op = "discretized_logistic_mixture_bins" if kind == "quantized" else (
         "discretized_logistic_mixture_values"
     )  # fmt: skip
-    compare(op, what, size_of(32, 3), name, run, 15)
+    compare(op, what, size_of(n, 3), name, run, 15)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
-def test_single(compare, name):
-    make = torch.Generator().manual_seed(0)
-    bins = torch.randint(0, 256, (32, 3, 32, 32), generator=make, dtype=torch.uint8)
-    mean = torch.rand(bins.shape, generator=make, requires_grad=True)
-    log_scale = (torch.randn(bins.shape, generator=make) - 3).requires_grad_(True)
+def test_single(compare, device, name):
+    n = IMAGES[device]
+    here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    bins = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, **here)
+    mean = torch.rand(bins.shape, **here).requires_grad_(True)
+    log_scale = (torch.randn(bins.shape, **here) - 3).requires_grad_(True)
 
     def run():
         with ops.use("auto" if name == "fastlatent" else "torch"):
@@ -124,4 +143,4 @@ def test_single(compare, name):
         torch.autograd.grad(log_prob.sum(), (mean, log_scale))
 
     op = "discretized_logistic_log_prob"
-    compare(op, "one logistic: forward + backward", size_of(32, 3), name, run, 30)
+    compare(op, "one logistic: forward + backward", size_of(n, 3), name, run, 30)

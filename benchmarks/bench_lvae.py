@@ -29,12 +29,12 @@ def images_like(shape, n):
         ("lvae-cifar10-3", "reference ops, torch.compile"),
     ],
 )
-def test_training_step(compare, monkeypatch, preset, name):
+def test_training_step(compare, device, monkeypatch, preset, name):
     config = PRESETS[preset].config
     model = build(config.model, seed=0).train()
-    model.to(memory_format=model.memory_format(torch.device("cpu")))
+    model.to(device, memory_format=model.memory_format(torch.device(device)))
     optimizer = torch.optim.Adamax(model.parameters(), lr=config.lr)
-    images = images_like(config.model.image_shape, config.batch)
+    images = images_like(config.model.image_shape, config.batch).to(device)
     run = torch.compile(model) if "compile" in name else model
     if "reference" in name:
         # Not by ops.use: torch.compile sees into the reference itself, and fuses it.
@@ -49,15 +49,17 @@ def test_training_step(compare, monkeypatch, preset, name):
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "torch.compile"])
-def test_gaussian_pieces(compare, name):
+def test_gaussian_pieces(compare, device, name):
     """Draws and sampled KL of all layers, plain PyTorch: how much of a step an op could save."""
     config = PRESETS["lvae-static-mnist-3"].config
     make = torch.Generator().manual_seed(0)
     layers = [
-        [torch.randn(config.batch, c * k, h, w, generator=make, requires_grad=k == 2)
-         for k in (2, 2, 1)]
+        [
+            torch.randn(config.batch, c * k, h, w, generator=make).to(device).requires_grad_(k == 2)
+            for k in (2, 2, 1)
+        ]
         for c, h, w in config.model.layer_shapes
-    ]  # fmt: skip
+    ]
 
     def pieces(parameters):
         total = 0
@@ -84,9 +86,9 @@ IMAGES, SAMPLES = 4, 1000
     "name",
     ["fastlatent", "loop over samples, images together", "loop over images and samples"],
 )
-def test_importance(compare, name):
-    model = build(PRESETS["lvae-digits"].config.model, seed=0).eval()
-    images = images_like(model.image_shape, IMAGES)
+def test_importance(compare, device, name):
+    model = build(PRESETS["lvae-digits"].config.model, seed=0).eval().to(device)
+    images = images_like(model.image_shape, IMAGES).to(device)
 
     def loop(x):
         with torch.no_grad():

@@ -19,19 +19,19 @@ from trained_decoders import LATENT, bigan, vae
 OP = "activation_jvp"
 ROOT = Path(os.environ["FASTLATENT_DATA"]) if "FASTLATENT_DATA" in os.environ else None
 DECODERS = {"BiGAN": bigan, "VAE": vae}
-POINTS = 64
+POINTS = {"cpu": (64,), "cuda": (64, 4_096)}  # the first is the size that all rivals get
 FEW = 2  # of them, for a rival that takes seconds a point
 
 
 @pytest.fixture(params=DECODERS)
-def named(request):
+def named(request, device):
     """A decoder's name, and the decoder with frozen parameters, as all rivals get it."""
-    decoder = DECODERS[request.param](ROOT, torch.float32)
+    decoder = DECODERS[request.param](ROOT, torch.float32).to(device)
     return request.param, decoder.requires_grad_(False)
 
 
-def latents(n: int) -> Tensor:
-    return torch.randn(n, LATENT, generator=torch.Generator().manual_seed(0))
+def latents(n: int, device: str) -> Tensor:
+    return torch.randn(n, LATENT, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def flat(decoder: nn.Module, z: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def original(decoder):
         for point in z:
             rows = flat(decoder, point[None]).shape[1]
             repeated = point.expand(rows, -1).clone().requires_grad_()
-            flat(decoder, repeated).backward(torch.eye(rows))
+            flat(decoder, repeated).backward(torch.eye(rows, device=z.device))
             metrics.append(repeated.grad.T @ repeated.grad)
         return torch.stack(metrics)
 
@@ -78,12 +78,15 @@ RIVALS = {
 }
 
 
+@pytest.mark.parametrize("points", POINTS["cuda"])
 @pytest.mark.parametrize("name", RIVALS)
-def test_metric(compare, named, name):
+def test_metric(compare, device, named, name, points):
     which, decoder = named
+    if points not in POINTS[device] or (points != POINTS[device][0] and name != "fastlatent"):
+        pytest.skip("too many points")
     if (which, name) == ("VAE", "vmap(jacrev)"):
         pytest.skip("more than 20 GiB for 64 points")
-    z = latents(POINTS)
+    z = latents(points, device)
     share = 1.0
     if name.startswith("fastlatent"):
         metric = as_metric(decoder, example=z, analytic=name == "fastlatent")
@@ -91,19 +94,19 @@ def test_metric(compare, named, name):
     elif name.startswith("vmap"):
         run = transformed(getattr(torch.func, name[5:-1]), decoder)
     else:
-        run, z, share = original(decoder), z[:FEW], FEW / POINTS
+        run, z, share = original(decoder), z[:FEW], FEW / points
     expected = as_metric(decoder).matrix(z[:1])
     torch.testing.assert_close(
         run(z[:1]), expected, rtol=0, atol=float(1e-3 * expected.abs().max())
     )
-    size = f"{POINTS} points, d = {LATENT}, D = {flat(decoder, z[:1]).shape[1]}"
+    size = f"{points} points, d = {LATENT}, D = {flat(decoder, z[:1]).shape[1]}"
     compare(OP, f"metric, {which} decoder", size, name, lambda: run(z), RIVALS[name], share)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent, torch.func"])
-def test_speed(compare, named, name):
+def test_speed(compare, device, named, name):
     which, decoder = named
-    z = latents(512)
+    z = latents(512, device)
     metric = as_metric(decoder, example=z, analytic=name == "fastlatent")
     run = lambda: metric.speed_squared(z, z)  # noqa: E731
     compare(OP, f"speed, {which} decoder", "512 points", name, run, 5)
@@ -111,9 +114,9 @@ def test_speed(compare, named, name):
 
 @pytest.mark.parametrize("name", ["fastlatent", "the decoder itself"])
 @pytest.mark.parametrize("what", ["forward", "forward + backward to the latents"])
-def test_output(compare, named, what, name):
+def test_output(compare, device, named, what, name):
     which, decoder = named
-    z = latents(2048)
+    z = latents(2048, device)
     metric = as_metric(decoder, example=z)
     output = metric.output if name == "fastlatent" else lambda z: flat(decoder, z)
 

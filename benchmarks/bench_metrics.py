@@ -4,16 +4,10 @@ Features are like those behind a ReLU: correlated, partly zero, of a spectrum th
 """
 
 import contextlib
-import ctypes
-import gc
 import io
 import os
-import threading
-import time
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,46 +19,18 @@ SUBSETS, SUBSET_SIZE = 100, 1_000
 
 
 @cache
-def features(rows):
+def features(rows, device="cpu"):
     make = torch.Generator().manual_seed(0)
     spectrum = torch.arange(1, FEATURES + 1) ** -0.5
     mixing = spectrum[:, None] * torch.randn(FEATURES, FEATURES, generator=make)
     real, fake = (
-        (torch.randn(rows, FEATURES, generator=make) @ mixing).add_(shift).relu_()
+        (torch.randn(rows, FEATURES, generator=make) @ mixing).add_(shift).relu_().to(device)
         for shift in (0.0, 0.1)
     )
     return real, fake
 
 
-def peak(run):
-    """MiB that the process held at most while it ran, beyond those it held before."""
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        return None
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # what glibc keeps would not be counted
-        ctypes.CDLL(None).malloc_trim(0)
-    page = os.sysconf("SC_PAGE_SIZE") / 2**20
-    done = threading.Event()
-    before = most = int(status.read_text().split()[1])
-
-    def watch():
-        nonlocal most
-        while not done.is_set():
-            most = max(most, int(status.read_text().split()[1]))
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        run()
-    finally:
-        done.set()
-        thread.join()
-    return round((most - before) * page)
-
-
-def prdc():
+def prdc(device):
     package = pytest.importorskip("prdc")
     real, fake = (x.numpy() for x in features(ROWS))
 
@@ -75,8 +41,8 @@ def prdc():
     return run
 
 
-def neighbourhoods(*ks):
-    real, fake = features(ROWS)
+def neighbourhoods(device, *ks):
+    real, fake = features(ROWS, device)
 
     def run():
         near = Neighbourhoods(real, fake, ks)
@@ -85,21 +51,44 @@ def neighbourhoods(*ks):
     return run
 
 
+def whole_matrices(device):
+    """The way of prdc on a device: every distance is held."""
+    real, fake = features(ROWS, device)
+
+    def radii(x):
+        return torch.cdist(x, x).kthvalue(6).values  # the nearest of all is the point itself
+
+    def run():
+        between, of_real, of_fake = torch.cdist(real, fake), radii(real), radii(fake)
+        near = between < of_real[:, None]
+        return (
+            near.any(0).double().mean(),
+            (between < of_fake).any(1).double().mean(),
+            near.sum(0).double().mean() / 5,
+            (between.amin(1) < of_real).double().mean(),
+        )
+
+    return run
+
+
 NEIGHBOURS = {
-    "fastlatent": lambda: neighbourhoods(5),
-    "fastlatent, k = 3 and k = 5": lambda: neighbourhoods(3, 5),
+    "fastlatent": lambda device: neighbourhoods(device, 5),
+    "fastlatent, k = 3 and k = 5": lambda device: neighbourhoods(device, 3, 5),
     "prdc": prdc,
+    "whole matrices, torch.cdist": whole_matrices,
 }
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_precision_recall_density_coverage(timed, name):
-    run = NEIGHBOURS[name]()
+def test_precision_recall_density_coverage(compare, device, name):
+    run = NEIGHBOURS[name](device)
     size = f"{ROWS} x {ROWS} x {FEATURES}, k = 5, float32"
-    timed("precision, recall, density, coverage", size, name, run)
+    rounds = 3 if name == "fastlatent" else 1
+    what = "precision, recall, density, coverage"
+    compare(None, what, size, name, run, rounds, warmup=0, memory=True)
 
 
-def fidelity(rows):
+def fidelity(rows, device):
     package = pytest.importorskip("torch_fidelity.metric_kid")
     options = {
         "kid_subsets": SUBSETS,
@@ -114,26 +103,25 @@ def fidelity(rows):
     return lambda: package.kid_features_to_metric(*features(rows), **options)
 
 
-def torchmetrics(rows):
+def torchmetrics(rows, device):
     """Its loop over subsets, without the network before it."""
     package = pytest.importorskip("torchmetrics.image.kid")
 
     def run():
-        real, fake = features(rows)
-        values = [
-            package.poly_mmd(
-                real[torch.randperm(rows)[:SUBSET_SIZE]], fake[torch.randperm(rows)[:SUBSET_SIZE]]
-            )
-            for _ in range(SUBSETS)
-        ]
-        return np.mean(values), np.std(values)
+        real, fake = features(rows, device)
+
+        def chosen():
+            return torch.randperm(rows, device=device)[:SUBSET_SIZE]
+
+        values = [package.poly_mmd(real[chosen()], fake[chosen()]) for _ in range(SUBSETS)]
+        return torch.stack(values).mean(), torch.stack(values).std()
 
     return run
 
 
 KERNELS = {
-    "fastlatent": lambda rows: (
-        lambda: kernel_distance(*features(rows), subsets=SUBSETS, subset_size=SUBSET_SIZE)
+    "fastlatent": lambda rows, device: (
+        lambda: kernel_distance(*features(rows, device), subsets=SUBSETS, subset_size=SUBSET_SIZE)
     ),
     "torch-fidelity": fidelity,
     "torchmetrics": torchmetrics,
@@ -142,21 +130,8 @@ KERNELS = {
 
 @pytest.mark.parametrize("rows", [2_000, 5_000, 10_000])
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_distance(timed, name, rows):
+def test_kernel_distance(compare, device, name, rows):
     """The more rows there are, the fewer pairs are in two subsets, and the less can be shared."""
     size = f"{SUBSETS} subsets of {SUBSET_SIZE} of {rows} x {FEATURES}, float32"
-    timed("kernel distance", size, name, KERNELS[name](rows))
-
-
-@pytest.fixture
-def timed(benchmark):
-    """timed(what, size, implementation, run): one row, with the memory that it takes."""
-
-    def time_it(what, size, implementation, run):
-        benchmark.group = f"{what}, {size}"
-        benchmark.extra_info.update(
-            op=None, what=what, size=size, implementation=implementation, share=1.0, MiB=peak(run)
-        )
-        benchmark.pedantic(run, rounds=3 if implementation == "fastlatent" else 1)
-
-    return time_it
+    run, rounds = KERNELS[name](rows, device), 3 if name == "fastlatent" else 1
+    compare(None, "kernel distance", size, name, run, rounds, warmup=0, memory=True)

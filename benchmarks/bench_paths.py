@@ -14,26 +14,27 @@ PAIRS, ONE_BY_ONE, POINTS, ITERATIONS, COMPONENTS = 1_000, 5, 8, 500, 50
 
 
 @pytest.fixture(scope="module")
-def density():
+def density(device):
     """Weights (k,), means (k, 2) and covariances (k, 2, 2)."""
     make = torch.Generator().manual_seed(0)
     means = 1.2 * torch.randn(COMPONENTS, 2, generator=make)
     factor = 0.2 * torch.randn(COMPONENTS, 2, 2, generator=make)
     weights = torch.rand(COMPONENTS, generator=make)
-    return weights / weights.sum(), means, factor @ factor.mT + 0.01 * torch.eye(2)
+    covariances = factor @ factor.mT + 0.01 * torch.eye(2)
+    return [x.to(device) for x in (weights / weights.sum(), means, covariances)]
 
 
 @pytest.fixture(scope="module")
-def ends():
+def ends(device):
     make = torch.Generator().manual_seed(1)
-    return torch.randn(2, PAIRS, 2, generator=make)
+    return torch.randn(2, PAIRS, 2, generator=make).to(device)
 
 
 def published(density, start, end):
     """The search of the LaDDer program for one pair, on PyTorch's own mixture and Adam."""
     weights, means, covariances = density
     mixture = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
-    share = torch.arange(1, POINTS + 1)[:, None] / (POINTS + 1)
+    share = torch.arange(1, POINTS + 1, device=start.device)[:, None] / (POINTS + 1)
     points = torch.lerp(start, end, share).requires_grad_()
     adam = torch.optim.Adam([points], lr=1e-2, betas=(0.9, 0.95))
     for _ in range(ITERATIONS):
@@ -51,11 +52,11 @@ NAMES = ("fastlatent", "fastlatent, 4 starts", f"one pair at a time, {ONE_BY_ONE
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_likely_paths(benchmark, density, ends, name):
+def test_likely_paths(compare, device, density, ends, name):
     weights, means, covariances = density
     # P with P P^T the precision, upper triangular: the Cholesky factor of the reversed matrix.
     upper = torch.linalg.cholesky(torch.linalg.inv(covariances).flip(1, 2)).flip(1, 2)
-    mixture = GaussianMixture(2, COMPONENTS).set(weights, means, upper)
+    mixture = GaussianMixture(2, COMPONENTS).to(device).set(weights, means, upper)
     start, end = ends
 
     def run():
@@ -68,12 +69,6 @@ def test_likely_paths(benchmark, density, ends, name):
                 published(density, start[k], end[k])
 
     share = ONE_BY_ONE / PAIRS if name.startswith("one") else 1.0
-    benchmark.group = "likely paths"
-    benchmark.extra_info.update(
-        op="likelihood_path",
-        what="likely paths",
-        size=f"{PAIRS} pairs, {POINTS} points, {ITERATIONS} steps, {COMPONENTS} components in 2-D",
-        implementation=name,
-        share=share,
-    )
-    benchmark.pedantic(run, rounds=3 if name == "fastlatent" else 1, warmup_rounds=0)
+    size = f"{PAIRS} pairs, {POINTS} points, {ITERATIONS} steps, {COMPONENTS} components in 2-D"
+    rounds = 3 if name == "fastlatent" else 1
+    compare(None, "likely paths", size, name, run, rounds, share, warmup=0)

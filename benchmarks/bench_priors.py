@@ -11,7 +11,7 @@ from fastlatent.priors.mixture_density import log_diagonal_mixture, log_full_mix
 POINTS, COMPONENTS = 25_600, 50  # 256 images, 100 draws of the latents of each
 
 
-def mixture(d):
+def mixture(d, device):
     make = torch.Generator().manual_seed(0)
     weights = torch.rand(COMPONENTS, generator=make)
     spread = 0.2 / d**0.5 * torch.randn(COMPONENTS, d, d, generator=make).tril(-1)
@@ -20,7 +20,8 @@ def mixture(d):
     precisions_cholesky = torch.linalg.solve_triangular(factor, eye, upper=False).mT.contiguous()
     means = 2 * torch.randn(COMPONENTS, d, generator=make)
     z = 2 * torch.randn(POINTS, d, generator=make)
-    return z, weights / weights.sum(), means, factor, precisions_cholesky
+    parts = z, weights / weights.sum(), means, factor, precisions_cholesky
+    return [x.to(device) for x in parts]
 
 
 def side_by_side(z, constant, sheet, offset):
@@ -29,8 +30,8 @@ def side_by_side(z, constant, sheet, offset):
     return (constant - 0.5 * y.square().sum(2)).logsumexp(1)
 
 
-def full_mixtures(d):
-    z, weights, means, factor, p = mixture(d)
+def full_mixtures(d, device):
+    z, weights, means, factor, p = mixture(d, device)
     same_family = distributions.MixtureSameFamily(
         distributions.Categorical(weights, validate_args=False),
         distributions.MultivariateNormal(means, scale_tril=factor, validate_args=False),
@@ -48,8 +49,8 @@ def full_mixtures(d):
     }
 
 
-def diagonal_mixtures(d):
-    z, weights, means, _, _ = mixture(d)
+def diagonal_mixtures(d, device):
+    z, weights, means, _, _ = mixture(d, device)
     stds = torch.full_like(means, 0.4)
     same_family = distributions.MixtureSameFamily(
         distributions.Categorical(weights, validate_args=False),
@@ -74,8 +75,8 @@ ROWS = [(kind, name) for kind, (_, names) in MIXTURES.items() for name in names]
 
 @pytest.mark.parametrize("d", [2, 8, 32])
 @pytest.mark.parametrize(("kind", "name"), ROWS)
-def test_log_density_and_gradient(benchmark, kind, name, d):
-    z, ways = MIXTURES[kind][0](d)
+def test_log_density_and_gradient(compare, device, kind, name, d):
+    z, ways = MIXTURES[kind][0](d, device)
 
     def run(way=name):
         values = ways[way]()
@@ -84,6 +85,4 @@ def test_log_density_and_gradient(benchmark, kind, name, d):
     for mine, truth in zip(run("fastlatent"), run("MixtureSameFamily"), strict=True):
         torch.testing.assert_close(mine, truth, rtol=1e-3, atol=1e-2)
     what, size = f"{kind} mixture, forward + backward", f"{POINTS} x {COMPONENTS} x {d}, float32"
-    benchmark.group = f"{what}, {size}"
-    benchmark.extra_info.update(op=None, what=what, size=size, implementation=name, share=1.0)
-    benchmark.pedantic(run, rounds=10 if name == "fastlatent" else 5, warmup_rounds=1)
+    compare(None, what, size, name, run, 10 if name == "fastlatent" else 5, warmup=1)

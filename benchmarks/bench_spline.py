@@ -5,8 +5,10 @@ import torch
 
 from fastlatent import ops
 
-CURVES, CONTROLS, PLACES = 1_024, 20, 64
-LINES, POINTS, PIXELS = 100, 33, 784  # as a geodesic solver measures images along 100 curves
+CONTROLS, PLACES = 20, 64
+CURVES = {"cpu": (1_024,), "cuda": (1_024, 65_536)}  # so many numbers fill no GPU
+POINTS, PIXELS = 33, 784  # as a geodesic solver measures images along curves
+LINES = {"cpu": 100, "cuda": 1_000}
 
 # With the basis matrix at hand, (m, k): three ways to write one product for all curves.
 DENSE = {
@@ -31,9 +33,10 @@ def reference_of(function):
     return run
 
 
-def curve_functions():
-    t, knots = torch.linspace(0, 1, PLACES), ops.uniform_knots(CONTROLS)
-    basis = ops.bspline(torch.eye(CONTROLS)[None], t, knots)[0]
+def curve_functions(device="cpu"):
+    t = torch.linspace(0, 1, PLACES, device=device)
+    knots = ops.uniform_knots(CONTROLS, device=device)
+    basis = ops.bspline(torch.eye(CONTROLS, device=device)[None], t, knots)[0]
 
     def ours(control):
         return ops.bspline(control, t, knots)
@@ -50,26 +53,31 @@ def curve_functions():
 
 
 @pytest.mark.parametrize("d", [2, 16])
+@pytest.mark.parametrize("curves", CURVES["cuda"])
 @pytest.mark.parametrize("name", curve_functions())
-def test_bspline(compare, name, d):
-    control = torch.randn(CURVES, CONTROLS, d, requires_grad=True)
-    run = forward_backward(curve_functions()[name], control, torch.randn(CURVES, PLACES, d))
-    size = f"{CURVES} curves x {CONTROLS} control points x {PLACES} places x {d}, float32"
+def test_bspline(compare, device, name, curves, d):
+    if curves not in CURVES[device]:
+        pytest.skip("a size for GPUs")
+    control = torch.randn(curves, CONTROLS, d, device=device, requires_grad=True)
+    upstream = torch.randn(curves, PLACES, d, device=device)
+    run = forward_backward(curve_functions(device)[name], control, upstream)
+    size = f"{curves} curves x {CONTROLS} control points x {PLACES} places x {d}, float32"
     compare("bspline", "bspline forward + backward", size, name, run, 50)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
-def test_bspline_with_own_places(compare, name):
+def test_bspline_with_own_places(compare, device, name):
     """Each curve has its t: a dense product would need a basis matrix for each."""
-    control = torch.randn(CURVES, CONTROLS, 16, requires_grad=True)
-    t = torch.rand(CURVES, PLACES).sort(-1).values
+    curves = max(CURVES[device])
+    control = torch.randn(curves, CONTROLS, 16, device=device, requires_grad=True)
+    t = torch.rand(curves, PLACES, device=device).sort(-1).values
 
     def ours(control):
         return ops.bspline(control, t)
 
     function = ours if name == "fastlatent" else reference_of(ours)
-    run = forward_backward(function, control, torch.randn(CURVES, PLACES, 16))
-    size = f"{CURVES} x {CONTROLS} x {PLACES} x 16, float32"
+    run = forward_backward(function, control, torch.randn(curves, PLACES, 16, device=device))
+    size = f"{curves} x {CONTROLS} x {PLACES} x 16, float32"
     compare("bspline", "bspline with own t, forward + backward", size, name, run, 15)
 
 
@@ -97,8 +105,9 @@ def chord_energy(points):
         ]
     ],
 )
-def test_polyline(compare, op, name, function):
-    points = torch.randn(LINES, POINTS, PIXELS, requires_grad=True)
-    run = forward_backward(function, points, torch.randn(LINES))
-    size = f"{LINES} lines x {POINTS} points x {PIXELS}, float32"
+def test_polyline(compare, device, op, name, function):
+    lines = LINES[device]
+    points = torch.randn(lines, POINTS, PIXELS, device=device, requires_grad=True)
+    run = forward_backward(function, points, torch.randn(lines, device=device))
+    size = f"{lines} lines x {POINTS} points x {PIXELS}, float32"
     compare(op, f"{op} forward + backward", size, name, run, 50)

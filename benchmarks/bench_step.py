@@ -11,13 +11,13 @@ BATCH = 512
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "reference ops", "binarize alone"])
-def test_training_step(compare, name):
+def test_training_step(compare, device, name):
     config = LBAEConfig(architecture="mnist", dim=200)
-    model = build(config, seed=0)
+    model = build(config, seed=0).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    images = torch.rand(BATCH, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    logits = torch.randn(BATCH, 200, requires_grad=True)
-    upstream = torch.randn(BATCH, 200)
+    images = torch.rand(BATCH, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    logits = torch.randn(BATCH, 200, device=device, requires_grad=True)
+    upstream = torch.randn(BATCH, 200, device=device)
 
     def step():
         with ops.use("torch" if name == "reference ops" else "auto"):

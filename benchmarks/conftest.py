@@ -1,49 +1,183 @@
-"""What every benchmark shares: nothing is reported while the contract test is red."""
+"""What every benchmark shares: a device, and that nothing is reported while its op is red there."""
 
+import contextlib
+import ctypes
+import gc
+import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastlatent.ops import _load
+from fastlatent.ops import OPS, _load
 
 ROOT = Path(__file__).resolve().parent.parent
+ON_CPU_ALONE = (  # rivals that know no other device
+    "numpy.packbits",
+    "numpy.unpackbits",
+    "original procedure, NumPy",
+    "prdc",
+    "scipy.linalg.sqrtm, as pytorch-fid",
+    "torch-fidelity",
+)
+
+
+def pytest_addoption(parser):
+    words = {"choices": ("cpu", "cuda"), "default": "cpu", "help": "where the benchmarks run"}
+    parser.addoption("--device", **words)
+
+
+def pytest_configure(config):
+    if config.getoption("device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch finds no CUDA device here")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return request.config.getoption("device")
+
+
+def contract(device: str, *options: str, op: str = "") -> subprocess.CompletedProcess:
+    """Runs the values and gradients of the contract test, of one op or of all."""
+    chosen = f"(test_values or test_gradients or test_surrogate) and {device}"
+    chosen += f" and {op}" if op else ""
+    test = [sys.executable, "-m", "pytest", "-q", "-rfE", "tests/test_ops.py", "-k", chosen]
+    return subprocess.run([*test, *options], cwd=ROOT, capture_output=True, text=True)
 
 
 @cache
-def contract_holds(op: str) -> bool:
-    """Runs the values and gradients of the op's contract test."""
-    chosen = f"(test_values or test_gradients or test_surrogate) and {op}"
-    test = [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_ops.py", "-k", chosen]
-    return subprocess.run(test, cwd=ROOT, capture_output=True).returncode == 0
+def red_together(device: str) -> list[str] | None:
+    """What fails when all ops are tested in one run; None if that did not come to its end."""
+    done = contract(device, "-n", "8")
+    if done.returncode > 1:
+        return None
+    return [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+
+
+@cache
+def contract_holds(op: str, device: str) -> bool:
+    """Whether the op's contract test is green on that device.
+
+    On CUDA kernels are compiled first, in several processes for all ops at once; a kernel that
+    faults takes the others of its process with it, so what is red there is tested alone.
+    """
+    if device == "cuda":
+        red = red_together(device)
+        if red is not None and not any(op in line for line in red):
+            return True
+    return contract(device, "-x", op=op).returncode == 0
 
 
 @pytest.fixture
-def compare(benchmark, request):
+def compare(benchmark, device):
     """compare(op, what, size, implementation, run): one timed row of the group "what, size"."""
 
-    def time(
-        op: str,
+    def measure(
+        op: str | None,  # whose contract test has to be green
         what: str,
         size: str,
         implementation: str,
         run,
         rounds: int = 15,
         share: float = 1.0,  # of the work that `run` does; times are extrapolated to all of it
+        warmup: int = 3,
+        iterations: int = 1,
+        memory: bool = False,  # whether the row states what the work takes
     ) -> None:
-        if not contract_holds(op):
-            pytest.fail(f"the contract test of {op} is red: nothing is reported")
+        if device == "cuda" and implementation in ON_CPU_ALONE:
+            pytest.skip(f"{implementation} runs on a CPU")
+        if op is not None:
+            check(op, device, implementation)
         benchmark.group = f"{what}, {size}"
         benchmark.extra_info.update(
             op=op, what=what, size=size, implementation=implementation, share=share
         )
-        benchmark.pedantic(run, rounds=rounds, warmup_rounds=min(3, rounds - 1))
+        work, warmup = until_done(run, device), min(warmup, rounds - 1)
+        if memory:
+            benchmark.extra_info["MiB"] = peak(work, device)
+        elif device == "cuda":  # which has kernels to load or compile, however few the rounds
+            warmup = max(1, warmup)
+        benchmark.pedantic(work, rounds=rounds, warmup_rounds=warmup, iterations=iterations)
 
-    return time
+    return measure
+
+
+def check(op: str, device: str, implementation: str) -> None:
+    served = OPS[op].serving(device)
+    ours = implementation.startswith("fastlatent") and "reference" not in implementation
+    if ours and served.implementation == "torch":
+        pytest.fail(f"{op} runs its PyTorch reference on {device}: {served.reason}")
+    if not contract_holds(op, device):
+        pytest.fail(f"the contract test of {op} is red on {device}: nothing is reported")
+
+
+def until_done(run, device: str):
+    """On a GPU a call returns before its work is done: a round lasts until the device is idle."""
+    if device == "cpu":
+        return run
+
+    def waited():
+        run()
+        torch.cuda.synchronize()
+
+    return waited
+
+
+@pytest.fixture
+def copy_of(device):
+    """copy_of(count): a copy that reads and writes `count` bytes in all."""
+
+    def make(count: int):
+        @cache
+        def memory():
+            source = torch.rand(count // 8, device=device)
+            return torch.empty_like(source), source
+
+        return lambda: torch.Tensor.copy_(*memory())
+
+    return make
+
+
+def peak(run, device: str) -> int | None:
+    """MiB that were held at most while it ran, beyond those held before: the device's own on a GPU.
+
+    None where the system does not tell.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20)
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return None
+    with contextlib.suppress(OSError, AttributeError):  # what glibc keeps would not be counted
+        ctypes.CDLL(None).malloc_trim(0)
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    done = threading.Event()
+    before = most = int(status.read_text().split()[1])
+
+    def watch():
+        nonlocal most
+        while not done.is_set():
+            most = max(most, int(status.read_text().split()[1]))
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        run()
+    finally:
+        done.set()
+        thread.join()
+    return round((most - before) * page)
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -54,7 +188,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         processor=processor,
         threads=torch.get_num_threads(),
         instructions=core.isa(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        gpu=torch.cuda.get_device_name() if config.getoption("device") == "cuda" else None,
         python=platform.python_version(),
         torch=torch.__version__,
         compiler=core.compiler,
@@ -76,6 +210,9 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     machine = output_json["machine_info"]
     files = sorted({Path(row["fullname"].split("::")[0]).name for row in output_json["benchmarks"]})
     every = files == sorted(path.name for path in Path(__file__).parent.glob("bench_*.py"))
-    command = "make bench" if every else f"pytest {' '.join(f'benchmarks/{f}' for f in files)}"
+    on_gpu = machine["gpu"] is not None
+    command = f"pytest {' '.join(f'benchmarks/{f}' for f in files)}" + " --device cuda" * on_gpu
+    if every:
+        command = "make bench" + ' ARGS="--device cuda"' * on_gpu
     output_json.clear()
     output_json.update(commit, machine=machine, command=command, rows=rows)

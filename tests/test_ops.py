@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from large_cases import LARGE
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from fastlatent import ops
@@ -131,16 +132,39 @@ def test_values(op, device, isa):
     for dtype in op.dtypes:
         elements = 0
         for args in op.cases(device, dtype):
-            got, want = call(op, *args), outputs(op.reference(*args))
-            truth = outputs(op.reference(*double(args)))
-            elements += sum(a.numel() for a in (*args, *got) if isinstance(a, torch.Tensor))
-            for i, (g, w, t) in enumerate(zip(got, want, truth, strict=True)):
-                assert (g.dtype, g.shape, g.device) == (w.dtype, w.shape, w.device)
-                if op.discrete[i]:
-                    assert_equal_where_decided(op, args, i, g, w)
-                else:
-                    assert_as_good_as_torch(g, w, t.double())
+            elements += assert_values(op, args)
         assert elements >= 4096
+
+
+def assert_values(op, args) -> int:
+    """Compares all outputs with the reference; returns how many elements were at stake."""
+    got, want = call(op, *args), outputs(op.reference(*args))
+    truth = outputs(op.reference(*double(args)))
+    for i, (g, w, t) in enumerate(zip(got, want, truth, strict=True)):
+        assert (g.dtype, g.shape, g.device) == (w.dtype, w.shape, w.device)
+        if op.discrete[i]:
+            assert_equal_where_decided(op, args, i, g, w)
+        else:
+            assert_as_good_as_torch(g, w, t.double())
+    return sum(a.numel() for a in (*args, *got) if isinstance(a, torch.Tensor))
+
+
+def test_values_where_kernels_need_several_blocks(op, device):
+    args = LARGE[op.name]()
+    assert_values(op, tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args))
+
+
+def test_every_op_has_a_large_case():
+    assert set(LARGE) == set(OPS)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_a_kernel_of_its_own(op, device):
+    if device != "cuda":
+        pytest.skip("concerns CUDA")
+    with ops.use("auto"):
+        served = op.serving(device)
+    assert served.implementation != "torch", served.reason
 
 
 def test_gradients(op, device):

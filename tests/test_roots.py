@@ -215,6 +215,43 @@ def test_the_polar_route_of_a_batch_and_of_nothing():
     torch.testing.assert_close(value[1], torch.linalg.svdvals(c[1]).sum())
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def fond_of_products(request, monkeypatch):
+    """A device on which the polar route pays: a GPU, or a CPU that is told so."""
+    if request.param == "cpu":
+        monkeypatch.setattr(nuclear, "polar_pays", lambda c: True)
+    elif not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.mark.parametrize("exponent", [0, 3, 6, 12])
+def test_the_polar_route_takes_whole_covariances(fond_of_products, exponent):
+    q, values = orthogonal(512, 0), decades(512, exponent)
+    other = values[torch.randperm(512, generator=torch.Generator().manual_seed(0))]
+    a, b = ((q * v @ q.mT).to(fond_of_products) for v in (values, other))
+    found, how = ops.trace_sqrtm(a, b, diagnostics=True)
+    assert how.route == "polar"
+    apart = abs(float(found) - float((values * other).sqrt().sum()))
+    traces = float(values.sum() + other.sum())
+    assert apart <= float(how.bound) + 1e-14 * traces <= 2e-10 * traces
+
+
+@pytest.mark.parametrize(("rank_a", "rank_b"), [(300, 400), (300, 300), (512, 300), (40, 512)])
+def test_singular_covariances_on_either_device(fond_of_products, rank_a, rank_b):
+    v, w = low_rank(512, rank_a, 0), low_rank(512, rank_b, 1)
+    a, b = (v @ v.mT).to(fond_of_products), (w @ w.mT).to(fond_of_products)
+    assert error(a, b, torch.linalg.svdvals(v.mT @ w).sum().to(a)) < 1e-9
+
+
+def test_gradients_where_the_value_is_found_by_products(fond_of_products):
+    """Of tr (A A)^(1/2) by one of the arguments: half the identity."""
+    a = spectrum(decades(300, 2), 0).to(fond_of_products)
+    left = a.clone().requires_grad_()
+    (got,) = torch.autograd.grad(ops.trace_sqrtm(left, a), left)
+    torch.testing.assert_close(got, torch.eye(300).to(a) / 2, rtol=0, atol=1e-9)
+
+
 def test_polynomials_bring_every_singular_value_to_1():
     for smallest in (1e-11, 1e-6, 1e-2):
         x = torch.logspace(math.log10(smallest), 0, 10_001, dtype=F64)

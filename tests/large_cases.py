@@ -1,0 +1,79 @@
+"""A case of each op that takes more rows, columns, pixels or tangents than a GPU block holds."""
+
+import torch
+
+from fastlatent import ops
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def uniform(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def bins(*shape: int) -> torch.Tensor:
+    make = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=make, dtype=torch.uint8)
+
+
+def covariance(d: int, seed: int) -> torch.Tensor:
+    x = torch.randn(2 * d, d, generator=torch.Generator().manual_seed(seed))
+    return x.mT @ x / (2 * d)
+
+
+def signs(*shape: int) -> torch.Tensor:
+    return torch.where(normal(*shape) >= 0, 1.0, -1.0)
+
+
+MIXTURE, SINGLE, LAYER = (None, 256, "centred", -7.0), (256, "centred", -7.0), (3, 60, 11)
+LARGE = {  # arguments on the CPU, float32
+    "binarize": lambda: (normal(70, 2500), "tanh"),
+    "binarize_backward": lambda: (normal(70, 2500), normal(70, 2500), "tanh"),
+    "pack_bits": lambda: (signs(70, 2500),),
+    "unpack_bits": lambda: (ops.pack_bits(signs(70, 2500)), 2500, torch.float32),
+    "binary_moments": lambda: (ops.pack_bits(signs(9000, 70)), 70),
+    "bernoulli_copula_sample": lambda: (normal(2001, 20), normal(4500, 20), True),  # two products
+    "discretized_logistic_log_prob": lambda: (
+        bins(2, 3, 16, 16), uniform(2, 3, 16, 16), normal(2, 3, 16, 16) - 3, *SINGLE,
+    ),
+    "discretized_logistic_backward": lambda: (
+        normal(2, 3, 16, 16), bins(2, 3, 16, 16), uniform(2, 3, 16, 16),
+        normal(2, 3, 16, 16) - 3, *SINGLE,
+    ),
+    "discretized_logistic_mixture_log_prob": lambda: (
+        bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE, "image",
+    ),
+    "discretized_logistic_mixture_backward": lambda: (
+        normal(2), bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
+    ),
+    "discretized_logistic_mixture_bins": lambda: (
+        normal(2, 100, 16, 16), uniform(2, 4, 16, 16), *MIXTURE,
+    ),
+    "discretized_logistic_mixture_values": lambda: (
+        normal(2, 100, 16, 16), uniform(2, 4, 16, 16), *MIXTURE,
+    ),
+    "activation_jvp": lambda: (
+        normal(2, *LAYER), normal(2, 20, *LAYER), "elu", normal(3), normal(3), 0.01,
+    ),
+    "activation_jvp_backward": lambda: (
+        normal(2, *LAYER), normal(2, 20, *LAYER), normal(2, *LAYER) + 1,
+        normal(2, 20, *LAYER) + 1, "elu", normal(3), normal(3), 0.01, True,
+    ),
+    "jacobian_gram": lambda: (normal(3, 900, 70), uniform(3, 900)),
+    "bspline": lambda: (
+        normal(2, 40, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
+    ),
+    "bspline_backward": lambda: (
+        normal(2, 90, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
+    ),
+    "polyline_length": lambda: (normal(2, 40, 600),),
+    "polyline_length_backward": lambda: (normal(2), normal(2, 40, 600)),
+    "polyline_energy": lambda: (normal(2, 40, 600),),
+    "polyline_energy_backward": lambda: (normal(2), normal(2, 40, 600)),
+    "sqrtm_psd": lambda: (covariance(300, 0),),
+    "sylvester_psd": lambda: (covariance(300, 0), covariance(300, 1)),
+    "trace_sqrtm": lambda: (covariance(300, 0), covariance(300, 1)),
+    "trace_sqrtm_backward": lambda: (covariance(300, 0), covariance(300, 1)),
+}  # fmt: skip

@@ -1,0 +1,58 @@
+"""How benchmark results are judged: goals of one device say nothing about another."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
+COPY = "copy of as many bytes"
+
+
+@pytest.fixture(scope="module")
+def judge():
+    spec = importlib.util.spec_from_file_location("table", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(what, implementation, median, size="", **more):
+    row = {"what": what, "size": size, "implementation": implementation}
+    return row | {"median": median, "q1": median, "q3": median} | more
+
+
+def test_a_goal_holds_for_its_device_and_its_size(judge):
+    size, scipy = "2048 x 2048, condition 1e6", "scipy.linalg.sqrtm, as pytorch-fid"
+    rows = [row("trace_sqrtm", "fastlatent", 1.0, size), row("trace_sqrtm", scipy, 7.0, size)]
+    assert [line.split("|")[2:5] for line in judge.judgements(rows, "cpu")] == [
+        [" 8 x ", " 7 x ", " **missed** "]
+    ]
+    worse = [one | {"size": "2048 x 2048, condition 1e12"} for one in rows]
+    assert [line.split("|")[2] for line in judge.judgements(worse, "cpu")] == [" 6 x "]
+    assert [line.split("|")[2:5] for line in judge.judgements(rows, "cuda")] == [
+        [" at most 0.02 s ", " 1 s ", " **missed** "]
+    ]
+
+
+def test_memory_is_judged_apart_from_time(judge):
+    what = "precision, recall, density, coverage"
+    rows = [row(what, "fastlatent", 1.0, MiB=84), row(what, "prdc", 4.0, MiB=1000)]
+    lines = [line.split("|")[3:5] for line in judge.judgements(rows, "cpu")]
+    assert lines == [[" 4 x ", " **missed** "], [" 11.9 x ", " met "]]
+    assert len(list(judge.judgements([one | {"MiB": None} for one in rows], "cpu"))) == 1
+
+
+def test_a_file_of_a_gpu_gets_a_table_whatever_it_lacks(judge, tmp_path):
+    what = "mixture, K = 10, n = 4096, c = 3: forward + backward"
+    rows = [row(what, "fastlatent", 2.0), row(what, COPY, 1.5), row("binarize", "eager", 1.0)]
+    machine = dict.fromkeys(("processor", "threads", "instructions", "python", "torch", "compiler"))
+    result = {"machine": machine | {"gpu": "NVIDIA"}, "rows": rows, "command": "pytest"}
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(result | {"date": "2026-01-01", "commit": "unversioned"}))
+    table = judge.table(path)
+    assert (
+        "### NVIDIA\n" in table and "| binarize |  | eager | 1e+03 | 1e+03 to 1e+03 |  |" in table
+    )
+    assert f"| {what},  against {COPY} | 0.7 x | 0.75 x | met |" in table
