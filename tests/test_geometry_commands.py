@@ -344,7 +344,8 @@ def test_lengths_between_features(plane: Path, tmp_path: Path, capsys) -> None:
     assert stored["feature"] == "logistic"
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {
-        f"geodesics-logistic-{what}.png" for what in ("histogram", "pairs", "sequences", "map")
+        f"geodesics-logistic-{what}.png"
+        for what in ("histogram", "history", "pairs", "sequences", "map")
     }
     trained = Trained(geodesics.Options(plane))
     metric = as_metric(
@@ -554,8 +555,8 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
         (geodesics, ["{space}", "--step-size", "0"], 2, "--step-size must be positive; got 0"),
         (geodesics, ["{space}", "--step-size", "nan"], 2, "--step-size must be positive; got nan"),
         (geodesics, ["{space}", "--spans", "4", "1"], 1, "spans must be increasing numbers"),
-        (geodesics, ["{space}", "--tolerance", "2"], 1, "tolerance must be between 0 and 1"),
-        (geodesics, ["{space}", "--points", "1"], 1, "points must be at least 2"),
+        (geodesics, ["{space}", "--tolerance", "2"], 2, "tolerance must be between 0 and 1"),
+        (geodesics, ["{space}", "--points", "1"], 1, "points must be a whole number, at least 2"),
         (geodesics, ["{space}", "--threshold", "1"], 2, "--threshold needs two runs"),
         (geodesics, ["{space}", "--per-class", "3"], 2, "--per-class needs --ends images"),
         (

@@ -253,7 +253,7 @@ def test_the_published_optimizer_is_adamax(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--model.downsample", "1"), "downsample must be 2 numbers, one for each of zdims"),
+        (("--model.downsample", "1"), "downsample must be 2 whole numbers, one for each of zdims"),
         (("--model.likelihood", "poisson"), "poisson"),
         (("--model.dim", "3"), "--model.dim"),
         (("--optimizer", "adagrad"), "adagrad"),
