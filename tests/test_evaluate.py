@@ -53,6 +53,7 @@ def test_a_run_next_to_the_test_images(run: Path, capsys: pytest.CaptureFixture)
             assert np.isfinite(value["value"]) and value["error"] >= 0
     assert stored["features"]["short"] == "classifier"
     assert "FD(classifier)" in said and "FID" not in said
+    assert said.count("kernel distance of one subset") == 1  # of all sets
     assert stored["features"]["reference"] == f"{len(data.test)} test images of digits"
     assert "right on 100.0% of its test images" in said or "right on 9" in said
     assert np.asarray(Image.open(run / "images/prd.png")).std() > 10

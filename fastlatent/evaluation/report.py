@@ -96,10 +96,14 @@ class Comparisons:
             + "".join(f"{c:>{w + 3}}" for c, w in zip(row[1:], widths[1:], strict=True))
             for row in rows
         ]
-        notes = dict.fromkeys(
-            f"{name}: {note}" for name, scores in self.sets.items() for note in scores.notes
-        )
-        return [*lines, *(f"  {note}" for note in notes)]
+        noted: dict[str, list[str]] = {}
+        for name, scores in self.sets.items():
+            for note in scores.notes:
+                noted.setdefault(note, []).append(name)
+        for note, those in noted.items():
+            of = "" if len(those) == len(self.sets) else f"{', '.join(those)}: "
+            lines.append(f"  {of}{note}")
+        return lines
 
     def values(self) -> dict[str, Any]:
         """The numbers as JSON values."""
