@@ -105,6 +105,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("use_isa", [](const char* name) { fl::use_isa(fl::isa_named(name)); });
   m.def("simd_probe", &fl::simd_probe);
 
+  m.def("elu", &fl::elu, released);
+  m.def("elu_backward", &fl::elu_backward, released);
+
   m.def("binarize", &fl::binarize, released);
   m.def("binarize_backward", &fl::binarize_backward, released);
   m.def("pack_bits", &fl::pack_bits, released);

@@ -1,6 +1,7 @@
 // Everything the Python module binds, in one list.
 #pragma once
 
+#include "activation.h"
 #include "bits.h"
 #include "copula.h"
 #include "gram.h"

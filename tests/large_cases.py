@@ -61,6 +61,8 @@ LARGE = {  # arguments on the CPU, float32
         normal(2, *LAYER), normal(2, 20, *LAYER), normal(2, *LAYER) + 1,
         normal(2, 20, *LAYER) + 1, "elu", normal(3), normal(3), 0.01, True,
     ),
+    "elu": lambda: (normal(70, 2500),),
+    "elu_backward": lambda: (normal(70, 2500), normal(70, 2500)),
     "jacobian_gram": lambda: (normal(3, 900, 70), uniform(3, 900)),
     "bspline": lambda: (
         normal(2, 40, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,

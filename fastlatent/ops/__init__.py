@@ -7,6 +7,7 @@ these and of plain PyTorch. All name argument and expectation when they are call
 """
 
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
+from fastlatent.ops.activation import elu
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
 from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
@@ -49,6 +50,7 @@ __all__ = [
     "discretized_logistic_mixture_sample",
     "discretized_logistic_mode",
     "discretized_logistic_sample",
+    "elu",
     "from_pixelcnn",
     "from_vdvae",
     "insert_knot",

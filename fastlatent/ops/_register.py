@@ -76,7 +76,8 @@ class Op:
     masks the elements (or, for packed words, the bits) of such an output that rounding can't flip,
     all of them where it is None. `non_differentiable`: indices of floating outputs without
     gradient; `constants`: of floating inputs without. `capturable`: runs in a CUDA graph.
-    `backward(arguments, gradients)` returns one gradient for each argument. `surrogate(gradient,
+    `backward(arguments, gradients)` returns one gradient for each argument; with `from_outputs` it
+    is given the outputs in place of the arguments, and those alone are kept. `surrogate(gradient,
     *args)`: the closed form of a surrogate gradient in plain PyTorch.
     """
 
@@ -96,6 +97,7 @@ class Op:
     triton: str | None = None  # module beside this one that has a function of the op's name
     linalg: Kernel | None = None  # made of torch.linalg on any device; its bits are the libraries'
     backward: Callable[[tuple, tuple], tuple] | None = None
+    from_outputs: bool = False
     surrogate: Kernel | None = None
     _served: dict[tuple[str, str], Kernel] = field(default_factory=dict)
 
@@ -223,9 +225,10 @@ def _setup_of(op: Op) -> Kernel:
         none = op.gradient == "none"
         fixed = [out for i, out in enumerate(outputs) if none or i in op.non_differentiable]
         ctx.mark_non_differentiable(*fixed)
-        is_tensor = [isinstance(x, Tensor) for x in inputs]
-        ctx.save_for_backward(*(x for x, t in zip(inputs, is_tensor, strict=True) if t))
-        ctx.constants = [None if t else x for x, t in zip(inputs, is_tensor, strict=True)]
+        kept = outputs if op.from_outputs else inputs
+        is_tensor = [isinstance(x, Tensor) for x in kept]
+        ctx.save_for_backward(*(x for x, t in zip(kept, is_tensor, strict=True) if t))
+        ctx.constants = [None if t else x for x, t in zip(kept, is_tensor, strict=True)]
         ctx.is_tensor = is_tensor
 
     return setup
