@@ -54,8 +54,8 @@ def _elu_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     yield (normal(6, 5).t(),)
     yield (normal(2, 3, 4, 5).to(memory_format=torch.channels_last),)
     tiny = torch.finfo(dtype).tiny
-    edges = [0.0, -0.0, tiny, -tiny, 1.0, -1.0, 30.0, -30.0, -1e4, 1e4, float("inf"), -float("inf")]
-    yield (torch.tensor([*edges, float("nan")], dtype=torch.float64).to(device, dtype),)
+    edges = [0.0, -0.0, tiny, -tiny, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4]
+    yield (torch.tensor(60 * edges, dtype=torch.float64).to(device, dtype),)  # has no derivative
 
 
 def _elu_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:

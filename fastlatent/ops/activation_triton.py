@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops.activation import dense, flat, ordered
-from fastlatent.ops.jacobian_triton import _exponential_unit
+from fastlatent.ops.logistic_triton import _exp, _one_minus_decay
 
 # Fused multiply-add is named because Triton's default for it changes between versions.
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
@@ -26,9 +26,9 @@ def elu_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    value, _first, _second = _exponential_unit(
-        tl.load(x + at, inside, other=0).to(WIDE), 1.0, 1.0, WIDE
-    )
+    u = tl.load(x + at, inside, other=0).to(WIDE)
+    depth = tl.where(u < 0, tl.where(u < -64, 64.0, -u), u * 0)  # e^-64 rounds away
+    value = tl.where(u > 0, u, -_one_minus_decay(depth, _exp(-depth, WIDE), WIDE))
     tl.store(y + at, value, inside)
 
 
