@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlatent.metrics.products import row_products
 from fastlatent.metrics.sets import float32_products
 
 _BLOCK = 1024  # rows and columns of the distances at a time
@@ -76,7 +77,7 @@ def distance_blocks(x: Tensor, y: Tensor, scale: float) -> Iterator[Block]:
         a, a_norms = left.block(row)
         for column in range(0, len(y), _BLOCK):
             b, b_norms = right.block(column)
-            squared = torch.addmm(b_norms, a, b.mT, alpha=-2).add_(a_norms[:, None])
+            squared = row_products(a, b.mul_(-2), b_norms).add_(a_norms[:, None])
             yield Block(row, column, squared, a_norms, b_norms, left.bound)
 
 
@@ -149,7 +150,7 @@ def _neighbours(
         for column in range(first if rows is None else 0, n, _BLOCK):
             there = slice(column, column + _BLOCK)
             right, norms[there] = all_rows.block(column)
-            low = torch.addmm(shrink * norms[there], left, right.mT, alpha=-2)
+            low = row_products(left, right.mul_(-2), shrink * norms[there])
             low.add_(shrink * own[here, None])
             # No row is its own neighbour.
             if rows is not None:

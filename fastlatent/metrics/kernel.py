@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlatent.metrics.products import row_products
 from fastlatent.metrics.sets import (
     check_counts,
     check_paired,
@@ -135,7 +136,7 @@ class _Polynomial:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """(a, d), (b, d) -> (a, b)."""
-        k = (x @ y.mT).mul_(self._gamma).add_(self._coef0)
+        k = row_products(x, y).mul_(self._gamma).add_(self._coef0)
         return k.pow_(self._degree).sub_(self._shift)
 
 

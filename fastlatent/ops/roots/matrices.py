@@ -12,17 +12,24 @@ BLOCKS, BLOCKS_FROM = 8, 512  # along each side of a product, and the rows from 
 
 def symmetric(a: Tensor) -> Tensor:
     """(a + a^T) / 2: what a function of symmetric matrices takes of any matrix (..., d, d)."""
-    return (a + a.mT) / 2
+    return (a + a.mT).mul_(0.5)
 
 
 def whole(*matrices: Tensor) -> tuple[list[Tensor], Tensor]:
     """Symmetric parts in float64, 0 where a matrix is not finite; where any of them is not."""
-    unfit = [~a.isfinite().all(-1).all(-1) for a in matrices]
+    unfit = [~_largest_entry(a).isfinite() for a in matrices]
     clean = [
-        symmetric(a.double()).masked_fill(bad[..., None, None], 0)
+        symmetric(a.double()).masked_fill_(bad[..., None, None], 0)
         for a, bad in zip(matrices, unfit, strict=True)
     ]
     return clean, reduce(torch.logical_or, unfit)
+
+
+def _largest_entry(a: Tensor) -> Tensor:
+    """The largest |entry| of (..., d, d), NaN with a NaN: one pass that makes no matrix."""
+    if not a.numel():
+        return a.new_zeros(a.shape[:-2])
+    return torch.linalg.vector_norm(a.detach(), torch.inf, dim=(-2, -1))
 
 
 def with_nan(value: Tensor, bad: Tensor) -> Tensor:
