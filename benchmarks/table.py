@@ -58,6 +58,7 @@ GOALS = (  # of several for one row the first counts
     Goal("likely paths", "one pair at a time, 5 of the pairs", 100),
     Goal("full mixture, forward + backward", "MixtureSameFamily", 2.5),
     Goal(CURVES, "published program, one of the pairs", 500),
+    Goal(CURVES, "published program, 1 of 16 points of one of the pairs", 500),
     Goal(CURVES, None, 20, size="100 pairs"),
     Goal(CURVES, None, 2, size="1000 pairs", device="cuda"),
 )

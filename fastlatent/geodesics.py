@@ -23,11 +23,11 @@ from fastlatent.experiments.findings import (
     summary_values,
 )
 from fastlatent.experiments.shorter import (
-    FEATURE_NAMES,
     CurveOptions,
     draw_prior,
     encode,
     feature_map_of,
+    feature_name,
     file_name,
     length_notes,
     metric_of,
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     files = Files(trained.run, options.folder)
     name = options.name
-    say(heading(options, trained))
+    say(heading(options, trained, metric))
     say("\n".join(statistics_lines({"": result})))
     ties = int(pairs.tied.sum())
     if ties:
@@ -144,9 +144,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.write_rows(name, pair_rows(result, extra, joined))
     files.write_curves(name, result)
     files.write_values(
-        name, circumstances(trained, options) | {"ties": ties} | summary_values(result)
+        name,
+        circumstances(trained, options)
+        | {"draws": metric.draws, "ties": ties}
+        | summary_values(result),
     )
-    title = f"{trained.run.path.name}: {len(result.start)} pairs" + between(options, "\n")
+    title = f"{trained.run.path.name}: {len(result.start)} pairs" + between(options, metric, "\n")
     files.draw(f"{name}-histogram", pictures.improvement_histogram(result, title))
     files.draw(f"{name}-pairs", pictures.improvement_of_pairs(result, title))
     files.draw(f"{name}-history", pictures.length_history(result, title))
@@ -180,7 +183,7 @@ def how(options: Options) -> str:
     return f"{options.method}, spans {' '.join(map(str, options.spans))}"
 
 
-def heading(options: Options, trained: Trained) -> str:
+def heading(options: Options, trained: Trained, metric: Metric) -> str:
     """What was done, in a line."""
     ends = {
         "images": "encoded test images",
@@ -189,15 +192,15 @@ def heading(options: Options, trained: Trained) -> str:
     }[options.ends or "eigenvector"]
     return (
         f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
-        f"{ends}; {how(options)}" + between(options, ", ")
+        f"{ends}; {how(options)}" + between(options, metric, ", ")
     )
 
 
-def between(options: Options, separator: str) -> str:
+def between(options: Options, metric: Metric, separator: str) -> str:
     """What lengths are measured between, to add where it is not images."""
     if options.feature is None:
         return ""
-    return f"{separator}lengths between {FEATURE_NAMES[options.feature]}"
+    return f"{separator}lengths between {feature_name(options.feature, metric)}"
 
 
 def find_pairs(
@@ -255,7 +258,7 @@ def draw_map(
     margin = (MARGIN * (high - low)).clamp_min(1e-3)
     field = metric_field(metric, low - margin, high + margin)
     encoded = pictures.Encoded(latents, labels, names)
-    title = f"{trained.run.path.name}: the metric of its latents" + between(options, "\n")
+    title = f"{trained.run.path.name}: the metric of its latents" + between(options, metric, "\n")
     files.draw(f"{options.name}-map", pictures.metric_map(field, encoded, result, title))
 
 

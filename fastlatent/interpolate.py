@@ -28,8 +28,8 @@ DESCRIPTION = """Walk from one image to another through the latent space, a walk
 - real latents, --method spherical or linear: around the origin, or straight
 - real latents, --method geodesic: straight and along a shorter curve under the metric that the
   decoder gives the latents, in equal steps, with the lengths of both, how the search came to them
-  and the cosines between their images (numbers in a CSV beside the picture); --tolerance,
-  --max-iterations, --chunk, --feature and --vgg go with it
+  and the cosines between their images (numbers in a CSV and a JSON file, curves in an npz file
+  beside the picture); --tolerance, --max-iterations, --chunk, --feature and --vgg go with it
 - real latents, --method likelihood: straight and along a path that is short, evenly stepped and
   likely under a prior, with the search's curves and, in two dimensions, both over the density
 - bits, --set-attribute: from an image to the same with an attribute or class set
@@ -93,8 +93,8 @@ class Options(CurveOptions, EndOptions):
     out: Path | None = None
     """Picture to write, a PNG; default: images/interpolation-METHOD.png in the run folder, with
     --feature images/interpolation-geodesic-FEATURE.png, with --set-attribute
-    images/attribute-NUMBER.png. Of --method geodesic and likelihood other pictures and a CSV lie
-    beside it."""
+    images/attribute-NUMBER.png. Of --method geodesic and likelihood other pictures and the numbers
+    lie beside it."""
     folder: Path | None = None
     """Also write each image of the walks as a PNG of its own into this folder, walk by walk."""
 

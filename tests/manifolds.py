@@ -1,6 +1,10 @@
 """Surfaces whose geodesics are known, as decoders z (n, 2) -> (n, 3)."""
 
+import math
+
 import torch
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
 
 def sphere(z):
@@ -41,6 +45,28 @@ def flat_torus(z):
 def paraboloid(z):
     """Height |z|^2 / 2 over the plane."""
     return torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
+
+
+def paraboloid_distance(a, b):
+    """The length of a geodesic of it that passes its point next to the axis on the way.
+
+    Clairaut: r^2 du = c ds stays constant, u the angle around the axis and c the least radius. With
+    r^2 = c^2 + s^2 the arc from there is the integral of sqrt(1 + c^2 + s^2).
+    """
+    radii = [float(end.norm()) for end in (a, b)]
+    cosine = float(torch.dot(a, b)) / math.prod(radii)
+
+    def along(c, f):
+        ends = [math.sqrt(r * r - c * c) for r in radii]
+        return sum(quad(f, 0, s, args=(c,), epsabs=1e-12, epsrel=1e-12)[0] for s in ends)
+
+    def arc(s, c):
+        return math.sqrt(1 + c * c + s * s)
+
+    def turned(c):
+        return along(c, lambda s, c: c * arc(s, c) / (c * c + s * s)) - math.acos(cosine)
+
+    return along(brentq(turned, 1e-3, min(radii), xtol=1e-13), arc)
 
 
 def half_plane(z):

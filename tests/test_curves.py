@@ -20,6 +20,7 @@ from fastlatent.geometry import (
     midpoint,
     straight,
 )
+from fastlatent.ops import polyline_energy, polyline_length
 
 RULES = ("chord", "trapezoid", "midpoint", "gauss")
 A, B = points([1.0, 0.0]), points([0.0, 1.0])
@@ -72,6 +73,24 @@ def test_reversed_curves_pass_the_same_points():
     torch.testing.assert_close(curves.reverse().points(t), curves.points(1 - t), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3, 5])
+def test_both_parts_of_a_split_curve_are_the_curve(degree):
+    make = torch.Generator().manual_seed(degree)
+    control = torch.randn(3, degree + 4, 2, generator=make, dtype=torch.float64)
+    curves = Curves(control, straight(A, B, 4, degree).knots)
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for cut in (0.3, 0.5, 0.77):  # 0.5 is a knot
+        left, right = curves.split(cut)
+        assert left.degree == right.degree == degree
+        torch.testing.assert_close(left.points(t), curves.points(cut * t), rtol=0, atol=1e-12)
+        after = (cut + (1 - cut) * t).clamp_max(1)
+        torch.testing.assert_close(right.points(t), curves.points(after), rtol=0, atol=1e-12)
+        assert torch.equal(left.end, right.start)
+    for wrong in (0, 1, math.nan):
+        with pytest.raises(ValueError, match="split: t must be strictly between 0 and 1; got"):
+            curves.split(wrong)
+
+
 def test_fit_recovers_a_spline_from_its_points():
     curves, t = some_curves(), torch.linspace(0, 1, 40, dtype=torch.float64)
     fitted = fit(curves.points(t), t, curves.spans)
@@ -107,11 +126,13 @@ def test_chords_of_the_quarter_arc():
     assert abs(float(length) - math.pi / 2) < 1e-6
 
 
-def test_length_does_not_depend_on_the_parameter():
+def test_energy_depends_on_the_parameter_and_length_does_not():
     line, t = straight(A, B), torch.linspace(0, 1, 4097, dtype=torch.float64)
-    for power in (1, 2, 3):
-        chords = sphere(line.points(t**power)).diff(dim=1).norm(dim=2).sum(1)
-        assert abs(chords - STRAIGHT) < 1e-6 * STRAIGHT
+    for power, energy in ((1, 2.9455994349), (2, 3.9680), (3, 5.3458)):
+        decoded = sphere(line.points(t**power))
+        assert abs(polyline_length(decoded) - STRAIGHT) < 1e-6 * STRAIGHT
+        digits = 1e-10 if power == 1 else 5e-5
+        assert float(polyline_energy(decoded)) == pytest.approx(energy, abs=digits + 1e-6)
 
 
 def test_length_by_a_metric_given_directly():
@@ -160,6 +181,21 @@ def test_equal_steps_are_equal_on_the_surface():
             steps.append(swiss_roll(path).diff(dim=1).norm(dim=2).sum())
         steps = torch.stack(steps)
         assert steps.std() < 1e-3 * steps.mean()
+
+
+def test_few_curves_at_a_time_where_decoders_are_large(monkeypatch):
+    line = straight(points([1.0, 0.0], [0.5, -1.0], [2.0, 1.0]), points(*[[4.0, 3.0]] * 3))
+    whole, rows = equal_steps(swiss_roll, line, 9), []
+
+    def watched(z):
+        rows.append(len(z))
+        return swiss_roll(z)
+
+    metric = as_metric(watched, example=line.start, analytic=False)
+    monkeypatch.setattr("fastlatent.geometry.length.HELD", 1 << 10)
+    rows.clear()
+    torch.testing.assert_close(equal_steps(metric, line, 9), whole)
+    assert sum(rows) == 3 * 513 and max(rows) <= 513
 
 
 def test_midpoint_halves_the_length():

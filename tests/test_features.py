@@ -1,6 +1,7 @@
 """Feature maps: logistic regression with its closed forms, VGG-19 with weights by either name."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fastlatent import geodesics, train
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import RunError
 from fastlatent.data import DataConfig, Split, load
-from fastlatent.experiments.shorter import VGG_DRAWS, metric_of
+from fastlatent.experiments.shorter import VGG_DRAWS, feature_name, metric_of
 from fastlatent.geometry import Embedding, as_metric
 from fastlatent.models.features import (
     DEVIATION,
@@ -160,6 +161,9 @@ def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, c
     metric = metric_of(trained, trained.vgg_features(tmp_path / "a.safetensors"))
     assert isinstance(metric, Embedding)
     assert metric.output(torch.zeros(1, 2)).shape == (1, VGG_DRAWS * 512)
+    assert metric.draws == VGG_DRAWS
+    assert feature_name("vgg", metric) == "the last map of a VGG-19, 4 draws of noise"
+    assert feature_name("vgg", metric_of(trained)) == "the last map of a VGG-19"
 
     (tmp_path / "b.pth").write_bytes(b"PK")
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
@@ -175,6 +179,8 @@ def test_geodesics_between_features_of_vgg(preset: str, tmp_path: Path, vgg) -> 
     save_file(vgg.state_dict(), weights)
     options = ("--pairs", "1", "--spans", "1", "--max-iterations", "2", "--folder", str(tmp_path))
     assert geodesics.main([out, "--feature", "vgg", "--vgg", str(weights), *options]) == 0
+    stored = json.loads((tmp_path / "geodesics-vgg.json").read_text())
+    assert stored["draws"] == (VGG_DRAWS if preset.startswith("vae") else None)
     (row,) = csv.DictReader((tmp_path / "geodesics-vgg.csv").open())
     assert 0 < float(row["length"]) <= float(row["straight_length"])
 

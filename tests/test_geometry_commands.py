@@ -252,6 +252,18 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
         assert float(row["length"]) <= float(row["straight_length"])
         assert f"{float(row['length']):.4f}" in said
 
+    stored = json.loads((tmp_path / "walks.json").read_text())
+    assert (stored["split"], stored["points"], stored["draws"]) == ("test", 4, None)
+    gains = [float(row["improvement"]) for row in rows]
+    assert stored["improvement"]["measured"]["mean"] == pytest.approx(np.mean(gains), rel=1e-6)
+    with np.load(tmp_path / "walks.npz") as curves:
+        control, knots = (torch.from_numpy(curves[name]) for name in ("control", "knots"))
+    decoder = Run.open(space).model("last").geometric_decoder()
+    lengths = torch.tensor([float(row["length"]) for row in rows])
+    torch.testing.assert_close(
+        curve_length(decoder, control, knots).length, lengths, rtol=2e-3, atol=0
+    )
+
     # Both walks of a pair begin and end with the decoded ends.
     images = [np.asarray(Image.open(one)).astype(int) for one in sorted(singles.iterdir())]
     trained = Trained(interpolate.Options(space))
@@ -339,9 +351,9 @@ def test_a_run_by_features_leaves_that_by_images_as_it_was(space: Path, tmp_path
 def test_lengths_between_features(plane: Path, tmp_path: Path, capsys) -> None:
     options = ("--feature", "logistic", "--ends", "prior", "--folder", str(tmp_path))
     assert geodesics.main([str(plane), "--pairs", "2", *FAST, *options]) == 0
-    assert "lengths between class probabilities of a logistic" in capsys.readouterr().out
+    assert "lengths between class log-probabilities of a logistic" in capsys.readouterr().out
     stored = json.loads((tmp_path / "geodesics-logistic.json").read_text())
-    assert stored["feature"] == "logistic"
+    assert (stored["feature"], stored["draws"]) == ("logistic", None)
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {
         f"geodesics-logistic-{what}.png"
@@ -391,7 +403,9 @@ def test_numbers_do_not_wait_for_pictures(
     assert geodesics.main([str(space), "--pairs", "1", *FAST, "--folder", str(tmp_path)]) == 1
     assert "mean improvement" in capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"walks.csv", "geodesics.csv", "geodesics.npz", "geodesics.json"}
+    assert names == {
+        f"{name}.{kind}" for name in ("walks", "geodesics") for kind in ("csv", "npz", "json")
+    }
 
 
 def test_of_one_pair_there_is_no_spread(space: Path, tmp_path: Path, capsys) -> None:

@@ -5,6 +5,7 @@ nor the step are published, so the numbers are printed beside it, and what is as
 for all of them.
 """
 
+import csv
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastlatent import geodesics, train
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_improvement(seed: int, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    found = {}
+    found, bounds = {}, {}
     trained = train.main(["vae-mnist-2d", "--seed", str(seed), "--out", str(run)])
     assert trained == 0
     for method in ("original", "lbfgs"):
@@ -26,6 +27,9 @@ def test_mean_improvement(seed: int, tmp_path: Path, capsys) -> None:
         arguments = [str(run), "--pairs", "1000", "--method", method, "--folder", str(out)]
         assert geodesics.main(arguments) == 0
         found[method] = json.loads((out / "geodesics.json").read_text())["improvement"]
+        with (out / "geodesics.csv").open() as file:
+            rows = [(float(x["length"]), float(x["length_error"])) for x in csv.DictReader(file)]
+        bounds[method] = [(length - error, length + error) for length, error in rows]
     original, ours = found["original"], found["lbfgs"]
     with capsys.disabled():
         for name, improvement in found.items():
@@ -33,3 +37,5 @@ def test_mean_improvement(seed: int, tmp_path: Path, capsys) -> None:
     # Its own sum on 16 points flatters its curves: what they are truly shorter is less.
     assert 0 < original["measured"]["mean"] < original["original"]["mean"]
     assert ours["measured"]["mean"] >= original["measured"]["mean"]
+    pairs = zip(bounds["lbfgs"], bounds["original"], strict=True)
+    assert all(least <= most for (least, _), (_, most) in pairs)

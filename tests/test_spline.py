@@ -208,6 +208,49 @@ def test_insertion_is_differentiable():
     control, knots = random(2, 5, 2).requires_grad_(), random_knots(5, 2, 2)
     u = torch.tensor([[0.3, 0.62], [0.81, 0.17]], dtype=F64)
     assert torch.autograd.gradcheck(lambda c: insert_knot(c, knots, u)[0], control)
+    cubed = lambda c: insert_knot(c, knots, u)[0] ** 3  # noqa: E731
+    assert torch.autograd.gradgradcheck(cubed, control)
+
+
+@pytest.mark.parametrize(
+    ("knots", "u"),
+    [
+        (random_knots(6, 3), 0.4),
+        (random_knots(6, 3), torch.tensor([0.9, 0.4], dtype=F64)),
+        (random_knots(6, 3, 3), torch.tensor([0.4, 0.1, 0.8], dtype=F64)),
+    ],
+)
+def test_insertion_compiles_into_one_graph(knots, u):
+    control = random(3, 6, 2)
+    run = lambda control, knots: (  # noqa: E731
+        *insert_knot(control, knots, u),
+        insertion_matrix(knots, u),
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(control, knots), run(control, knots))
+
+
+def test_insertion_under_transforms():
+    """Mapped over curves with a knot vector and a place each, and over their derivatives."""
+    control, knots = random(4, 6, 2), random_knots(6, 3, 4)
+    u = torch.tensor([[0.3, 0.62], [0.81, 0.17], [0.5, 0.9], [0.44, 0.2]], dtype=F64)
+    want = insert_knot(control, knots, u)
+
+    def one(control, knots, u):
+        more, more_knots = insert_knot(control[None], knots, u)
+        return more[0], more_knots
+
+    torch.testing.assert_close(torch.vmap(one)(control, knots, u), want)
+    tangent = random(4, 6, 2, seed=1)
+    slope = torch.vmap(lambda c, v, k, u: torch.func.jvp(lambda c: one(c, k, u)[0], (c,), (v,))[1])(
+        control, tangent, knots, u
+    )
+    torch.testing.assert_close(slope, insert_knot(tangent, knots, u)[0])
+    matrix = torch.vmap(torch.func.jacrev(lambda c, k, u: one(c, k, u)[0][:, 0]))(control, knots, u)
+    torch.testing.assert_close(matrix[..., 0], insertion_matrix(knots, u))
+    at_a_number = torch.vmap(lambda k: insertion_matrix(k, 0.35))(knots)
+    torch.testing.assert_close(at_a_number, insertion_matrix(knots, 0.35))
 
 
 def test_default_knots_are_uniform():

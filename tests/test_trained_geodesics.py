@@ -9,6 +9,7 @@ import trained_decoders
 from safetensors.torch import load_file
 
 from fastlatent.geometry import as_metric, curve_length, curve_measure, geodesic, straight
+from fastlatent.geometry.length import original_energy
 
 DATA = os.environ.get("FASTLATENT_DATA")
 pytestmark = pytest.mark.skipif(DATA is None, reason="FASTLATENT_DATA is not set")
@@ -40,6 +41,10 @@ DIFFERENCES = {
     "bigan": {16: 87.55951, 20: 88.12119},
     "vae": {16: 41.35069, 20: 41.37996},
 }
+ENERGIES = {
+    "bigan": {16: 559.32698, 20: 429.64826},
+    "vae": {16: 129.31608, 20: 100.09236},
+}
 CHORDS = {  # two numbers of segments, and what Richardson makes of them
     "bigan": {16: (79.146, 85.205), 64: (85.464, 86.115), 256: (86.0938, 86.1418)},
     "vae": {16: (41.0744, 41.3705), 64: (41.3541, 41.3735), 256: (41.3723, 41.37355)},
@@ -59,6 +64,9 @@ def test_line_across_latent_space(name, decoder):
         got = curve_length(decoder, control, rule="original_difference", points=points).length
         assert float(got) == pytest.approx(want, rel=1e-6)
     metric = as_metric(decoder)
+    for points, want in ENERGIES[name].items():
+        t = torch.linspace(0, 1, points, dtype=torch.float64)
+        assert float(original_energy(metric, straight(*ENDS), t)) == pytest.approx(want, rel=1e-7)
     for points, want in MEASURES[name].items():
         got = float(curve_measure(metric, straight(*ENDS), points))
         assert got == pytest.approx(want, abs=1e-5)
@@ -128,6 +136,15 @@ def test_shorter_than_what_the_original_finds(name, pairs):
     dense = [curve_length(decoder, found.control, found.knots, rtol=1e-5).length
              for found in (ours, theirs)]  # fmt: skip
     assert (dense[0] < dense[1]).all()
+
+
+def test_both_directions(name, pairs):
+    """Curves are local minima of coarse splines: what each way finds differs by little."""
+    decoder = DECODERS[name](Path(DATA), torch.float32)
+    start, end = pairs[f"{name}_start"][:3].float(), pairs[f"{name}_end"][:3].float()
+    there, back = geodesic(decoder, start, end), geodesic(decoder, end, start)
+    torch.testing.assert_close(back.length, there.length, rtol=2e-3, atol=0)
+    torch.testing.assert_close(back.straight_length, there.straight_length, rtol=1e-5, atol=0)
 
 
 def test_shorter_than_what_the_original_ended_with(pairs):

@@ -48,6 +48,7 @@ def pair_rows(
         "original_length": result.original_length,
         "original_improvement": result.original_improvement,
         "energy": found.energy,
+        "energy_excess": found.energy_excess,
         "iterations": found.iterations,
         "evaluations": found.evaluations,
         **extra,
@@ -173,6 +174,21 @@ def write_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     say(f"pairs: {path}")
 
 
+def write_curves(path: Path, result: Experiment) -> None:
+    """The control points, the knots and how the lengths fell, as NumPy reads them."""
+    names = ("control", "knots", "history")
+    arrays = {name: getattr(result.geodesics, name) for name in names}
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{key: x.cpu().numpy() for key, x in arrays.items()})
+    say(f"curves: {path}")
+
+
+def write_values(path: Path, values: Any) -> None:
+    """Numbers and circumstances as JSON."""
+    write_json(path, values)
+    say(f"numbers: {path}")
+
+
 @dataclass(frozen=True)
 class Files:
     """Where the results of one command go: the run folder, or a folder of its own."""
@@ -189,18 +205,10 @@ class Files:
         write_rows(self._place(f"{name}.csv", self.run.path), columns)
 
     def write_curves(self, name: str, result: Experiment) -> None:
-        """The control points, the knots and how the lengths fell, as NumPy reads them."""
-        path = self._place(f"{name}.npz", self.run.path)
-        names = ("control", "knots", "history")
-        arrays = {name: getattr(result.geodesics, name) for name in names}
-        with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{key: x.cpu().numpy() for key, x in arrays.items()})
-        say(f"curves: {path}")
+        write_curves(self._place(f"{name}.npz", self.run.path), result)
 
     def write_values(self, name: str, values: Any) -> None:
-        path = self._place(f"{name}.json", self.run.path)
-        write_json(path, values)
-        say(f"numbers: {path}")
+        write_values(self._place(f"{name}.json", self.run.path), values)
 
     def draw(self, name: str, picture: "Image") -> None:
         say(f"picture: {plots.save(picture, self._place(f'{name}.png', self.run.images))}")

@@ -9,11 +9,19 @@ from fastlatent import plots
 from fastlatent.arguments import Trained
 from fastlatent.experiments import pictures
 from fastlatent.experiments.ends import Joined
-from fastlatent.experiments.findings import pair_rows, stated, write_rows
+from fastlatent.experiments.findings import (
+    circumstances,
+    pair_rows,
+    stated,
+    summary_values,
+    write_curves,
+    write_rows,
+    write_values,
+)
 from fastlatent.experiments.shorter import (
-    FEATURE_NAMES,
     Feature,
     feature_map_of,
+    feature_name,
     file_name,
     length_notes,
     measures,
@@ -80,13 +88,16 @@ def walk_shorter(
     cosine = {what: cosines(y).unflatten(0, (-1, 2)) for what, y in outputs.items()}
     place = trained.place(out, file_name("interpolation-geodesic", feature))
     report(metric, found, joined, points, cosine, place.with_suffix(".csv"))
+    write_curves(place.with_suffix(".npz"), found)
+    around = circumstances(trained, trained.options) | {"draws": metric.draws}
+    write_values(place.with_suffix(".json"), around | summary_values(found))
 
     images = sequences(trained, metric, found, rows, steps)
     twice = (None if x is None else x.repeat_interleave(2, 0) for x in (joined.first, joined.last))
     first, last = twice
     caption = "straight lines and shorter curves, in equal steps"
     if feature is not None:
-        caption += f" between {FEATURE_NAMES[feature]}"
+        caption += f" between {feature_name(feature, metric)}"
     notes = length_notes(found, rows.tolist())
     picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
     say(f"picture: {plots.save(picture, place)}")

@@ -24,7 +24,7 @@ from fastlatent.progress import Progress
 Feature = Literal["logistic", "vgg"]
 
 FEATURE_NAMES: dict[Feature, str] = {
-    "logistic": "class probabilities of a logistic regression",
+    "logistic": "class log-probabilities of a logistic regression",
     "vgg": "the last map of a VGG-19",
 }
 VGG_DRAWS = 4  # of a stochastic decoder's noise: hundreds of features have no cheap closed form
@@ -44,8 +44,8 @@ class CurveOptions(RunOptions):
     """Curves to shorten at a time; default: 32 on a CPU, 1024 on a GPU, fewer of large
     decoders."""
     feature: Feature | None = None
-    """Measure lengths between features of the images, the class probabilities of a logistic
-    regression trained here or the last map of a VGG-19 (one run)."""
+    """Measure lengths between features of the images, the class log-probabilities of a
+    logistic regression trained here or the last map of a VGG-19 (one run)."""
     vgg: Path | None = None
     """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
 
@@ -87,6 +87,12 @@ def feature_map_of(
     if feature == "logistic":
         return trained.logistic_regression
     return trained.vgg_features(weights) if weights is not None else None
+
+
+def feature_name(feature: Feature, metric: Metric) -> str:
+    """What lengths are measured between, and over how much noise they are a mean."""
+    name = FEATURE_NAMES[feature]
+    return name if metric.draws is None else f"{name}, {metric.draws} draws of noise"
 
 
 def file_name(name: str, feature: Feature | None) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlatent.geometry.arguments import check_pair, check_tensor, check_whole
 from fastlatent.ops import bspline, insert_knot, uniform_knots
 from fastlatent.ops.spline.arguments import MAX_DEGREE
+from fastlatent.ops.spline.insertion import inserted
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,22 @@ class Curves:
             widest = int(curves.breaks.diff().argmax())
             curves = curves.insert(float(curves.breaks[widest : widest + 2].mean()))
         return curves
+
+    def split(self, t: float) -> tuple["Curves", "Curves"]:
+        """The curves up to t and from t on, each over [0, 1].
+
+        Raises ValueError unless t is strictly between 0 and 1.
+        """
+        if not 0 < t < 1:
+            raise ValueError(f"split: t must be strictly between 0 and 1; got {t}")
+        control, knots, at = self.control, self.knots, self.knots.new_tensor(t)
+        for _ in range(self.degree - int((knots == at).sum())):
+            control, knots = inserted(control, knots, at)
+        k = int((knots < at).sum())  # c(t) is control point k - 1
+        end = at.expand(self.degree + 1)
+        left = Curves(control[:, :k], torch.cat([knots[:k], end]) / at)
+        right = torch.cat([end, knots[k + self.degree :]])
+        return left, Curves(control[:, k - 1 :], (right - at) / (1 - at))
 
     def reverse(self) -> "Curves":
         """The curves walked backwards: c(1 - t)."""

@@ -20,6 +20,7 @@ class Metric(ABC):
     """
 
     latent_dim: int | None = None  # None: any
+    draws: int | None = None  # of noise, over which the metric is a mean; None: it takes none
 
     @abstractmethod
     def speed_squared(

@@ -108,10 +108,7 @@ def measure(
 ) -> Measured:
     """`curve_length` by one of the rules that refine their grid, with everything checked."""
     chords = rule == "chord" and isinstance(metric, Embedding)
-    points = POINTS
-    if chords:
-        points = min(POINTS, HELD // (2 * max(1, metric.floats_at(curves.start))))
-    rows = max(1, points // segments)
+    rows = curves_at_once(metric, curves, segments) if chords else max(1, POINTS // segments)
     parts = [
         _chords(metric, part, rtol, segments, max_segments)
         if chords
@@ -119,6 +116,14 @@ def measure(
         for part in (curves[i : i + rows] for i in range(0, max(1, len(curves)), rows))
     ]
     return Measured(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def curves_at_once(metric: Metric, curves: Curves, segments: int) -> int:
+    """How many curves to decode at a time, on a grid of so many segments and its halves."""
+    points = POINTS
+    if isinstance(metric, Embedding):
+        points = min(POINTS, HELD // (2 * max(1, metric.floats_at(curves.start))))
+    return max(1, points // segments)
 
 
 def speeds_squared(metric: Metric, curves: Curves, t: Tensor) -> Tensor:
@@ -138,6 +143,11 @@ def original_speeds_squared(metric: Metric, curves: Curves, t: Tensor) -> Tensor
     z, dz = curves.points(t), curves.derivative(t)
     squares = metric.speed_squared(z.flatten(0, 1), dz.flatten(0, 1)).unflatten(0, z.shape[:2])
     return squares + JITTER * dz.square().sum(2)
+
+
+def original_energy(metric: Metric, curves: Curves, t: Tensor) -> Tensor:  # (n,)
+    """What the original minimises: the sum over t of c'^T M c', each times 1 / (points - 1)^2."""
+    return original_speeds_squared(metric, curves, t).sum(1) / (t.shape[-1] - 1) ** 2
 
 
 def _original_difference(metric: Metric, curves: Curves, points: int) -> Tensor:  # (n,)

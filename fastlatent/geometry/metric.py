@@ -74,6 +74,7 @@ def as_metric(
         stochastic = Trial(f, example).stochastic
     if stochastic and draws is not None:
         features = DecoderEmbedding(DrawnFeatures(f, phi, draws, seed), analytic)
+        features.draws = draws
     features.try_on(example)
     if not stochastic or draws is not None:
         return features

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Status
-from fastlatent.geometry.length import original_length, original_speeds_squared
+from fastlatent.geometry.length import original_energy, original_length
 from fastlatent.geometry.metric import Metric
 
 EPOCHS = 20
@@ -97,8 +97,7 @@ class _Pairs:
         for rows, k in self._groups():
             control = self.control[rows, :k].requires_grad_(True)
             curves = Curves(control, self.knots[k])
-            squares = original_speeds_squared(self.metric, curves, t[rows])
-            energy = squares.sum(1) / (self.points - 1) ** 2
+            energy = original_energy(self.metric, curves, t[rows])
             (slope,) = torch.autograd.grad(energy.sum(), control)
             self._adam(rows, k, slope[:, 1:-1], control.detach()[:, 1:-1])
             self.evaluations[rows] += 9 * self.points
@@ -109,11 +108,11 @@ class _Pairs:
         slope = slope + WEIGHT_DECAY * inner
         self.steps[rows] += 1
         self.iterations[rows] += 1
-        steps = self.steps[rows][:, None, None]
+        steps = self.steps[rows][:, None, None].double()  # 1 - 0.999^1 loses digits in float32
         self.first[part] = torch.lerp(self.first[part], slope, 0.1)
         self.second[part] = torch.lerp(self.second[part], slope.square(), 0.001)
-        mean = self.first[part] / (1 - 0.9**steps)
-        spread = (self.second[part] / (1 - 0.999**steps)).sqrt()
+        mean = self.first[part] / (1 - 0.9**steps).to(slope.dtype)
+        spread = (self.second[part] / (1 - 0.999**steps).to(slope.dtype)).sqrt()
         self.control[part] = inner - self.rate[rows][:, None, None] * mean / (spread + 1e-8)
 
     @torch.no_grad()
@@ -130,7 +129,7 @@ class _Pairs:
             failed = rows[~(before - length >= self.needed[rows])]
             again = failed[self.failures[failed] < TRIES]
             self.failures[again] += 1
-            self._restart(again, SHRINK ** self.failures[again])
+            self._restart(again, SHRINK ** self.failures[again].double())
             spent = failed[self.failures[failed] >= TRIES]
             spent = spent[~torch.isin(spent, again)]
             full = self.count[spent] >= MOST_NODES + 2

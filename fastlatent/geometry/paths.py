@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastlatent.geometry.arguments import check_ends, check_finite, check_tensor, check_whole
 from fastlatent.geometry.curves import Curves, check_curves, fit, straight
-from fastlatent.geometry.length import POINTS, measure
+from fastlatent.geometry.length import POINTS, curves_at_once, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.geometry.solver import geodesic
 from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
@@ -17,6 +17,7 @@ from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
 Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
 
 EDGE_SEGMENTS = 8  # chords by which the edge of a graph is measured
+MATRIX_PAIRS = 1 << 14  # whose curves are held at a time for a distance matrix
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def equal_steps(
     check_whole("equal_steps", "segments", segments, 1)
     metric = as_metric(decoder)
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
-    rows = max(1, POINTS // segments)
+    rows = curves_at_once(metric, curves, segments)
     begins = range(0, max(1, len(curves)), rows)
     steps = [_steps(metric, curves[i : i + rows], t) for i in begins]
     done = torch.nn.functional.pad(torch.cat(steps).cumsum(1), (1, 0))  # (n, segments + 1)
@@ -134,19 +135,34 @@ def measure_edges(metric: Metric, points: Tensor, edges: np.ndarray) -> np.ndarr
 def distance_matrix(
     decoder: Decoder,
     points: Tensor,  # (m, d)
+    *,
+    feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    first: Curves | None = None,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Tensor:  # (m, m)
     """Lengths of the shortest curves found between all pairs; `options` are those of `geodesic`.
 
     Symmetric with a zero diagonal. An upper bound of the true distances: curves are local minima.
+    Pairs i < j come row by row, those of `first` too; their curves are held for 16,384 at a time.
 
     Raises TypeError for points that are not a float32 or float64 tensor, ValueError for another
     shape and for points that are not finite, and what `geodesic` raises.
     """
     check_tensor("distance_matrix", "points", points, "(m, d)")
     check_finite("distance_matrix", "points", points)
-    i, j = torch.triu_indices(len(points), len(points), 1, device=points.device)
-    found = geodesic(decoder, points[i], points[j], **options)
+    metric = as_metric(decoder, feature_map, points)
+    ends = torch.triu_indices(len(points), len(points), 1, device=points.device)
     matrix = points.new_zeros(len(points), len(points))
-    matrix[i, j] = matrix[j, i] = found.length
+    for begin in range(0, max(1, ends.shape[1]), MATRIX_PAIRS):
+        rows = slice(begin, begin + MATRIX_PAIRS)
+        i, j = ends[:, rows]
+        options |= {
+            "first": None if first is None else first[rows],
+            "seed": seed + begin,
+            "report": None if report is None else lambda done, begin=begin: report(begin + done),
+        }
+        found = geodesic(metric, points[i], points[j], **options)
+        matrix[i, j] = matrix[j, i] = found.length
     return matrix

@@ -73,6 +73,11 @@ class Geodesics:
         return torch.where(self.straight_length == 0, 0, gain)
 
     @property
+    def energy_excess(self) -> Tensor:
+        """energy / length^2 - 1, (n,): how uneven the chords are; NaN where there is no length."""
+        return self.energy / self.length.square() - 1
+
+    @property
     def converged(self) -> Tensor:
         """(n,) bool."""
         return self.status == int(Status.CONVERGED)

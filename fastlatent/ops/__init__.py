@@ -1,8 +1,10 @@
 """Kernels to drop into other code: torch in, torch out, on CPU and CUDA.
 
 Every function that stands for a kernel has a `.reference` in plain PyTorch and works under
-autograd, torch.compile and torch.func; means, modes and the sampler of one logistic are made of
-these and of plain PyTorch. All name argument and expectation when they are called wrongly.
+autograd, torch.compile and torch.func. Means, modes and the sampler of one logistic are made of
+these and of plain PyTorch; so are `uniform_knots`, `insert_knot` and `insertion_matrix`, once for
+each level of a search and never in its loop. All name argument and expectation when they are called
+wrongly.
 `table()` tells which kernel serves which op.
 """
 

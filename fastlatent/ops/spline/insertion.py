@@ -42,10 +42,20 @@ def insert_knot(
         )
     check_knots("insert_knot", knots, control, degree)
     for one in _columns(u, knots).unbind(-1):
-        weights = _weights(knots, one, degree).unsqueeze(-1)
-        control = weights * pad(control, (0, 0, 0, 1)) + (1 - weights) * pad(control, (0, 0, 1, 0))
-        knots = _with(knots, one)
+        _check_place(knots, one)
+        control, knots = inserted(control, knots, one)
     return control, knots
+
+
+def inserted(
+    control: Tensor,  # (n, k, d)
+    knots: Tensor,  # (k + degree + 1,), or (n, k + degree + 1)
+    u: Tensor,  # (), or (n,) with own knots
+) -> tuple[Tensor, Tensor]:
+    """`insert_knot` of one knot, which may be there already, at most degree - 1 times."""
+    weights = _weights(knots, u, knots.shape[-1] - control.shape[1] - 1).unsqueeze(-1)
+    control = weights * pad(control, (0, 0, 0, 1)) + (1 - weights) * pad(control, (0, 0, 1, 0))
+    return control, torch.cat([knots, u.unsqueeze(-1)], -1).sort(-1).values
 
 
 def insertion_matrix(
@@ -75,7 +85,7 @@ def insertion_matrix(
 
 def _columns(u: float | Tensor, knots: Tensor) -> Tensor:
     """u as (r,) for shared knots and (n, r) for own ones."""
-    u = u if isinstance(u, Tensor) else knots.new_tensor(u)
+    u = u if isinstance(u, Tensor) else torch.tensor(u, dtype=knots.dtype, device=knots.device)
     if u.dim() == 0:
         return u.to(knots).expand(*knots.shape[:-1], 1)
     _check.alike("insert_knot", knots=knots, u=u)
@@ -88,20 +98,24 @@ def _columns(u: float | Tensor, knots: Tensor) -> Tensor:
     return columns
 
 
+def _check_place(knots: Tensor, u: Tensor) -> None:
+    """Under torch.compile and function transforms, as in other ops, values are not looked at."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    if knots.is_cuda and not strict():
+        return
+    u = u.unsqueeze(-1)
+    inside = (u > knots[..., :1]) & (u < knots[..., -1:])
+    if not bool((inside & (u != knots).all(-1, keepdim=True)).all()):
+        raise ValueError(
+            "insert_knot: u must lie strictly between the first and the last knot and be none of "
+            "them; a doubled knot is refused"
+        )
+
+
 def _weights(knots: Tensor, u: Tensor, degree: int) -> Tensor:
     """w_0 ... w_k: (k + 1,), or (n, k + 1) with own knots."""
     u = u.unsqueeze(-1)
-    if not torch.compiler.is_compiling() and (strict() or not knots.is_cuda):
-        inside = (u > knots[..., :1]) & (u < knots[..., -1:])
-        if not bool((inside & (u != knots).all(-1, keepdim=True)).all()):
-            raise ValueError(
-                "insert_knot: u must lie strictly between the first and the last knot and be none "
-                "of them; a doubled knot is refused"
-            )
     lower, upper = knots[..., : knots.shape[-1] - degree], knots[..., degree:]
     ratio = (u - lower) / torch.where(upper == lower, 1, upper - lower)
     return torch.where(upper <= u, 1, torch.where(lower > u, 0, ratio))
-
-
-def _with(knots: Tensor, u: Tensor) -> Tensor:
-    return torch.cat([knots, u.unsqueeze(-1)], -1).sort(-1).values
