@@ -1,4 +1,4 @@
-"""The trace of the root of a product of covariances, against what FID programs call."""
+"""Roots of covariances and the trace of that of a product, against what FID programs call."""
 
 import inspect
 from functools import partial
@@ -25,6 +25,12 @@ def common_basis(exponent, device):
     return (a + a.mT) / 2, (b + b.mT) / 2, (values * other).sqrt().sum()
 
 
+def equal(device):
+    """One twice, so that the trace of the root is its own."""
+    a, _, _ = common_basis(6, device)
+    return a, a.clone(), a.trace()
+
+
 def of_samples(n, m, device):
     """Covariances of n and m features whose scales spread over two decades; their trace."""
     make = torch.Generator().manual_seed(0)
@@ -39,6 +45,7 @@ def of_samples(n, m, device):
 PAIRS = {
     "condition 1e6": partial(common_basis, 6),
     "condition 1e12": partial(common_basis, 12),
+    "equal matrices": equal,
     "1,024 samples each": partial(of_samples, 1024, 1024),
     "1,024 and 4,096 samples": partial(of_samples, 1024, 4096),
 }
@@ -101,13 +108,60 @@ def test_trace(compare, benchmark, device, pair, name):
 
 
 @pytest.mark.parametrize("name", list(RIVALS)[:3])
-def test_batched(compare, device, name):
+def test_batched(compare, benchmark, device, name):
     if "eigvals of" in name and device == "cuda":
         pytest.skip("one matrix after the other: many seconds a call")
     make = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 64, 512, 256, dtype=F64, generator=make).to(device)
-    a, b = (x.mT @ x) / 512
-    compare("trace_sqrtm", "trace_sqrtm", "64 x 256 x 256", name, lambda: RIVALS[name](a, b), 5)
+    x = torch.randn(2, 64, 512, 256, dtype=F64, generator=make).to(device) / 512**0.5
+    a, b = x.mT @ x
+    found = []
+
+    def run():
+        found[:] = [RIVALS[name](a, b)]
+
+    compare("trace_sqrtm", "trace_sqrtm", "64 x 256 x 256", name, run, 5)
+    r = torch.linalg.qr(x, mode="r").R
+    truth = torch.linalg.svdvals(r[0] @ r[1].mT).sum(-1)
+    traces = x.square().sum((0, 2, 3))
+    benchmark.extra_info["off"] = float(((found[0] - truth).abs() / traces).max())
+
+
+def root_by_hand(a):
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+
+def root_by_scipy(a):
+    from scipy import linalg
+
+    return torch.from_numpy(linalg.sqrtm(a.numpy()))
+
+
+ROOTS = {
+    "fastlatent": ops.sqrtm_psd,
+    "eigh by hand": root_by_hand,
+    "torch.linalg.matrix_sqrth": lambda a: torch.linalg.matrix_sqrth(a),
+    "scipy.linalg.sqrtm": root_by_scipy,
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_root(compare, benchmark, device, name):
+    if "sqrth" in name and not hasattr(torch.linalg, "matrix_sqrth"):
+        pytest.skip("this PyTorch has no matrix_sqrth")
+    make = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(D, D, dtype=F64, generator=make).to(device)).Q
+    values = torch.logspace(0, -6, D, dtype=F64, device=device)
+    a, truth = ((q * v) @ q.mT for v in (values, values.sqrt()))
+    a = (a + a.mT) / 2
+    found = []
+
+    def run():
+        found[:] = [ROOTS[name](a)]
+
+    rounds = 1 if "scipy" in name else ROUNDS[device]
+    compare("sqrtm_psd", "sqrtm_psd", f"{D} x {D}, condition 1e6", name, run, rounds)
+    benchmark.extra_info["off"] = float((found[0] - truth).norm() / truth.norm())
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "2,048 x 2,048 by ours", "by eigvals"])

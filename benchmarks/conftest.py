@@ -23,6 +23,7 @@ ON_CPU_ALONE = (  # rivals that know no other device
     "numpy.unpackbits",
     "original procedure, NumPy",
     "prdc",
+    "scipy.linalg.sqrtm",
     "scipy.linalg.sqrtm, as pytorch-fid",
     "torch-fidelity",
 )

@@ -27,6 +27,7 @@ from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.latents import Repair
 from fastlatent.metrics import Weighing
 from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
+from fastlatent.metrics.sets import SEED
 from fastlatent.models import LaDDer, LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.priors import Prior, PriorKind
@@ -37,8 +38,8 @@ DESCRIPTION = """Measure a trained model on all images of a split, with standard
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
 - every model: samples of each method, reconstructions and interpolations next to the real images,
   by Frechet and kernel distance, precision, recall, density, coverage and the F of PRD
-- Ladder VAE, LaDDer: ELBO, reconstruction and KL, from one draw of the latents; --samples K: also
-  the importance-weighted bound on the log-likelihood, of K draws
+- VAE, Ladder VAE, LaDDer: ELBO, reconstruction and KL; --samples K: also the importance-weighted
+  bound on the log-likelihood, of K draws of the latents
 - priors that fit_prior has fitted to the run: their samples, and of LaDDer the bounds under them
 - two sets in place of a run, --real and --fake: folders of images, or .npz of images or features
 
@@ -49,7 +50,8 @@ taken with the Inception network, else it is FD(classifier) or FD(dinov2).
 The numbers are printed, stored as evaluation.json in the run folder, or in --folder for two sets,
 and added as a line to results.jsonl beside it; PRD curves are drawn as prd.png, the KL of layers as
 kl-layers.png. Standard errors take images as independent, reconstructions as pairs with the images
-they are of. Under torchrun each process takes a share of a run's images.
+they are of. Under torchrun each process takes a share of a run's images; two sets are compared by
+one process.
 
 Examples:
   python -m fastlatent.evaluate runs/lbae-digits
@@ -65,6 +67,8 @@ class Options(RunOptions):
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, as training or convert left it; none with --real and --fake."""
+    seed: int | None = None
+    """Seed of everything random here; default: the run's, and 12345 with --real and --fake."""
     split: Literal["test", "train"] = "test"
     """Which images to measure on, and to compare with."""
     samples: int | None = None
@@ -136,12 +140,11 @@ class Options(RunOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION)
-    with joined_ranks(choose_device(options.device)):
-        if options.run is None:
-            if is_main_process():
-                evaluate_sets(options)
-        else:
+    if options.run is not None:
+        with joined_ranks(choose_device(options.device)):
             evaluate_run(options)
+    elif is_main_process():
+        evaluate_sets(options)
 
 
 def evaluate_run(options: Options) -> None:
@@ -151,7 +154,7 @@ def evaluate_run(options: Options) -> None:
     if options.samples is not None and not isinstance(model, Weighing):
         family = trained.run.config.model.family
         raise UsageError(
-            f"--samples needs a model with a likelihood, lvae or ladder; this is {family}"
+            f"--samples needs a model with a likelihood, vae, lvae or ladder; this is {family}"
         )
     split = trained.split(options.split)
     images = min(options.limit or len(split), len(split))
@@ -250,7 +253,7 @@ def compare_with_real(
         real = read_set(path, extractor, transform, trained.device, batch=batch, shape=shape)
     copula = trained.copula(options.repair)
     made = made_by_model(trained.model, train, test, images, batch, trained.seed, copula, priors)
-    compared = comparisons(extractor, reference)
+    compared = comparisons(extractor, reference, count_of(real))
     for images_of in made:
         fake = features_of(images_of, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
@@ -260,13 +263,14 @@ def compare_with_real(
     return compared
 
 
-def comparisons(extractor: Extractor | None, reference: str) -> Comparisons:
-    """No set yet next to the reference; None: features come as they are."""
+def comparisons(extractor: Extractor | None, reference: str, count: int | None) -> Comparisons:
+    """No set yet next to the reference of so many images; None: features come as they are."""
+    known = {"reference": reference, "reference_images": count}
     if extractor is None:
         about = {"extractor": "features as given", "short": "features"}
-        return Comparisons(distance_name(None), about | {"reference": reference})
+        return Comparisons(distance_name(None), about | known)
     about = {"extractor": extractor.about, "short": extractor.short}
-    return Comparisons(distance_name(extractor.features), about | {"reference": reference})
+    return Comparisons(distance_name(extractor.features), about | known)
 
 
 def evaluate_sets(options: Options) -> None:
@@ -298,15 +302,24 @@ def evaluate_sets(options: Options) -> None:
         )
         for path in (options.real, options.fake)
     )
-    compared = comparisons(extractor, str(options.real))
+    if options.jpeg and extractor is None:
+        raise UsageError(f"--jpeg goes with images; {options.real} holds features already")
+    compared = comparisons(extractor, str(options.real), count_of(real))
     name = options.fake.name
-    compared.sets[name] = compare(real, fake, options.seed or 0)
+    seed = SEED if options.seed is None else options.seed
+    compared.sets[name] = compare(real, fake, seed)
     compared.counts[name] = count_of(fake)
     say(f"{options.fake} next to {options.real}:")
     say("\n".join(compared.lines()))
     folder = (options.folder or Path(f"evaluation-{options.fake.stem}")).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"real": str(options.real), "fake": str(options.fake)} | compared.values()
+    found = {
+        "real": str(options.real),
+        "fake": str(options.fake),
+        "seed": seed,
+        "jpeg": options.jpeg,
+        **compared.values(),
+    }
     write_json(folder / "evaluation.json", found)
     say(f"numbers: {folder / 'evaluation.json'}")
     append_line(options.results or folder.parent / RESULTS, found)

@@ -44,6 +44,26 @@ def test_memory_is_judged_apart_from_time(judge):
     assert len(list(judge.judgements([one | {"MiB": None} for one in rows], "cpu"))) == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_error_is_judged_where_it_was_measured(judge, device):
+    rows = [
+        row("trace_sqrtm", "fastlatent", 0.01, "2048 x 2048, equal matrices", off=2e-9),
+        row("trace_sqrtm", "fastlatent", 0.01, "64 x 256 x 256", off=1e-9),
+        row("trace_sqrtm", "fastlatent", 0.01, "as before it was measured"),
+        row("trace_sqrtm", "fastlatent", 0.01, "not a number", off=float("nan")),
+        row("trace_sqrtm", "Cholesky and eigvalsh by hand", 0.01, "a rival's", off=1.0),
+    ]
+    lines = [line.split("|")[1:5] for line in judge.judgements(rows, device) if "off by" in line]
+    assert lines == [
+        [name, " off by at most 1e-09 ", found, verdict]
+        for name, found, verdict in (
+            (" trace_sqrtm, 2048 x 2048, equal matrices ", " 2e-09 ", " **missed** "),
+            (" trace_sqrtm, 64 x 256 x 256 ", " 1e-09 ", " met "),
+            (" trace_sqrtm, not a number ", " nan ", " **missed** "),
+        )
+    ]
+
+
 def test_a_file_of_a_gpu_gets_a_table_whatever_it_lacks(judge, tmp_path):
     what = "mixture, K = 10, n = 4096, c = 3: forward + backward"
     rows = [row(what, "fastlatent", 2.0), row(what, COPY, 1.5), row("binarize", "eager", 1.0)]

@@ -154,6 +154,30 @@ def test_only_inception_makes_it_fid(tmp_path: Path) -> None:
     assert not [title for title in titles if title.startswith(("FD", "KD"))]
 
 
+@pytest.mark.parametrize(
+    "others",
+    [{"jpeg": True}, {"features": SETS["features"] | {"reference_images": 200}}],
+    ids=["stored as JPEG", "another reference"],
+)
+def test_sets_that_cannot_be_compared_have_no_best(tmp_path: Path, others: dict[str, Any]) -> None:
+    def evaluated(name: str, distance: float, **more: Any) -> Path:
+        metrics = {"frechet_distance": {"value": distance, "error": 0.5}}
+        sets = {"prior": {"images": 300, "metrics": metrics}}
+        evaluation = values(1.0, 0.1, **SETS | {"jpeg": False, "sets": sets} | more)
+        return make_run(tmp_path / name, evaluation=evaluation)
+
+    def column(*paths: Path) -> Column:
+        return columns(*paths)["samples from the prior", "FD(classifier)", ""]
+
+    plain, better = evaluated("plain", 20), evaluated("better", 10)
+    other, worse = evaluated("other", 5, **others), evaluated("worse", 7, **others)
+    assert column(plain, better).best == {1: True}
+    assert column(plain, other).best == {}
+    assert column(plain, better, other, worse).best == {1: True, 2: True}
+    notes = [cell.note for cell in column(plain, other).cells if cell is not None]
+    assert ["stored as JPEG" in note for note in notes] == [False, "jpeg" in others]
+
+
 def test_layers_bits_and_draws(tmp_path: Path) -> None:
     evaluation = values(100.0, 1.0)
     evaluation["values"] |= {

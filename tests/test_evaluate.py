@@ -1,27 +1,45 @@
 """The evaluation of a run by features of its images, and of two sets of images."""
 
 import json
+import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from fastlatent import evaluate, train
 from fastlatent.arguments import Trained
 from fastlatent.data import load
 from fastlatent.evaluation import extractors
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
-from fastlatent.metrics import FeatureStatistics, frechet_from_features, precision_recall
+from fastlatent.gallery import pick_pairs
+from fastlatent.latents import draw
+from fastlatent.metrics import (
+    Estimate,
+    FeatureStatistics,
+    Neighbourhoods,
+    frechet_from_features,
+    frechet_standard_error,
+    kernel_distance,
+    moment_error,
+    prd_curve,
+    prd_f_beta,
+    score,
+)
 from fastlatent.metrics.features import jpeg_round_trip, to_uint8
+from fastlatent.noise import generator
 from fastlatent.runs import Run
 
-TINY = ("--model.width", "0.05", "--model.dim", "12", "--batch", "32")
-TWO = ("--data.classes", "0", "1", "--epochs", "2")  # digits
+TINY = ("--model.width", "0.05", "--model.dim", "16", "--batch", "32")
+TWO = ("--data.classes", "0", "1", "--epochs", "28", "--lr", "0.01")  # digits
 METRICS = {
     *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"),
     *("prd_f8", "prd_f1/8"),
@@ -83,42 +101,124 @@ def test_comparisons_outlive_an_evaluation_without_them(run: Path) -> None:
     assert "sets" not in evaluated("--limit", "12", "--features", "none")
 
 
-def test_the_numbers_are_those_of_the_metrics(run: Path) -> None:
-    """Each set, made here image by image and measured by hand."""
-    assert evaluate.main([str(run), "--limit", "20"]) == 0
-    stored = json.loads((run / "evaluation.json").read_text())
-    opened = Run.open(run)
-    data, model = load(opened.config.data), opened.model("last")
-    features = extractors.classifier_of(opened.config.data, data, CPU).features
-    real = features(data.test.images(torch.arange(20)))
-    with torch.no_grad():
-        made = model.reconstruct(data.test.images(torch.arange(20)) / 255)
-    fake = features(to_uint8(made))
-    metrics = stored["sets"]["reconstruction"]["metrics"]
-    assert metrics["frechet_distance"]["value"] == pytest.approx(
-        float(frechet_from_features(real, fake)), rel=1e-4
-    )
-    assert metrics["precision"]["value"] == precision_recall(real, fake).precision.value
-
-
-def test_sets_are_of_the_images_they_say(run: Path) -> None:
-    opened = Run.open(run)
-    data, model = load(opened.config.data), opened.model("last")
-    trained = Trained(evaluate.Options(run))
-    sets = made_by_model(model, data.train, data.test, 33, 7, 0, trained.copula("clip"))
-    assert {s.name: s.count for s in sets} == {
-        "copula": 33,
-        "random": 33,
-        "reconstruction": 33,
-        "interpolation": 33,
+def measured_by_hand(real: Tensor, fake: Tensor, seed: int, paired: bool) -> dict[str, Estimate]:
+    near = Neighbourhoods(real, fake, (3, 5), paired=paired)
+    prd = prd_f_beta(prd_curve(real, fake, seed=seed, paired=paired))
+    distance = float(frechet_from_features(real, fake))
+    error = float(frechet_standard_error(real, fake, paired=paired))
+    kernel = kernel_distance(real, fake, None, paired=paired)
+    return {
+        "frechet_distance": Estimate(distance, error),
+        "kernel_distance": Estimate(kernel.value, kernel.error),
+        **near.precision_recall(3)._asdict(),
+        **near.density_coverage(5)._asdict(),
+        "prd_f8": prd.recall,
+        "prd_f1/8": prd.precision,
     }
-    for images in sets:
-        whole = features_of(images, pixels, 7, to_uint8)
-        assert whole.shape == (33, 16)
-        assert torch.equal(features_of(images, pixels, 7, to_uint8), whole)
+
+
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_the_numbers_are_those_of_the_metrics(run: Path, jpeg: bool) -> None:
+    """Each set, made here and measured by one metric after the other."""
+    n = 40
+    assert evaluate.main([str(run), "--limit", str(n), *["--jpeg"] * jpeg]) == 0
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert stored["jpeg"] == jpeg
+    trained = Trained(evaluate.Options(run))
+    model, data, seed = trained.model, trained.data, trained.seed
+    features = extractors.classifier_of(trained.run.config.data, data, CPU).features
+    images = data.test.images(torch.arange(n)) / 255
+
+    def seen(made: Tensor) -> Tensor:
+        return features(jpeg_round_trip(made) if jpeg else to_uint8(made))
+
+    codes = {
+        method: draw(
+            model, method, n, generator(seed, 0, f"samples/{method}"), trained.copula("clip")
+        )
+        for method in ("copula", "random")
+    }
+    with torch.no_grad():
+        made = {method: model.decode(drawn) for method, drawn in codes.items()}
+        made["reconstruction"] = model.reconstruct(images)
+    for name, fake in made.items():
+        metrics = stored["sets"][name]["metrics"]
+        want = measured_by_hand(seen(images), seen(fake), seed, name == "reconstruction")
+        assert metrics.keys() == want.keys()
+        for metric, found in metrics.items():
+            error = math.nan if found["error"] is None else found["error"]
+            close = pytest.approx(tuple(want[metric]), rel=1e-4, abs=1e-6, nan_ok=True)
+            assert (found["value"], error) == close, (name, metric)
+    bare = float(frechet_from_features(features(to_uint8(images)), features(to_uint8(fake))))
+    distance = metrics["frechet_distance"]["value"]
+    assert (distance == pytest.approx(bare, rel=1e-3)) != jpeg
+
+
+def sets_and_codes(trained: Trained, n: int, monkeypatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """The images of each set, and the latents that they were decoded from."""
+    model, data = trained.model, trained.data
+    decode, noted = model.decode, []
+
+    def noting(latents: Tensor) -> Tensor:
+        noted.append(latents)
+        return decode(latents)
+
+    monkeypatch.setattr(model, "decode", noting)
+    found = {}
+    for images in made_by_model(model, data.train, data.test, n, 7, 0, trained.copula("clip")):
+        noted.clear()
+        parts = [part for _, part in images.made()]
+        found[images.name] = torch.cat(parts), torch.cat(noted)
+    monkeypatch.undo()
+    return found
+
+
+def test_sets_are_of_the_images_they_say(run: Path, monkeypatch) -> None:
+    trained = Trained(evaluate.Options(run))
+    model, data, n = trained.model, trained.data, 33
+    sets = sets_and_codes(trained, n, monkeypatch)
+    assert list(sets) == ["copula", "random", "reconstruction", "interpolation"]
+    with torch.no_grad():
+        for images, codes in sets.values():
+            torch.testing.assert_close(images, model.decode(codes))
+            assert images.shape == (n, *data.test.shape)
+        want = model.reconstruct(data.test.images(torch.arange(n)) / 255)
+        torch.testing.assert_close(sets["reconstruction"][0], want)
+        pairs = pick_pairs(len(data.train), n, 0)
+        start, end = (model.encode(data.train.images(index) / 255) for index in pairs)
+    codes = sets["interpolation"][1]
+    apart = (start != end).sum(1)
+    from_start, to_end = ((codes != ends).sum(1) for ends in (start, end))
+    inside = (from_start > 0) & (to_end > 0)
+    assert (from_start + to_end == apart).double().mean() > 0.8  # all but where no arc fits the end
+    assert inside[apart >= 4].double().mean() > 0.5
+    assert len(torch.unique(from_start)) > 2
+
+
+def test_samples_have_the_moments_that_their_names_say(run: Path, monkeypatch) -> None:
+    trained = Trained(evaluate.Options(run))
+    n = 1000
+    sets = sets_and_codes(trained, n, monkeypatch)
+    counts = trained.codes
+    learned = counts.agree.double() / counts.count
+    even = torch.full_like(learned, 0.5)
+    errors = {}
+    for name in ("copula", "random"):
+        codes = sets[name][1].double()
+        agreement = (1 + codes.mT @ codes / n) / 2
+        errors[name] = [moment_error(agreement, law).rms for law in (learned, even)]
+    noise = 1 / n**0.5
+    assert errors["random"][1] < 1.2 * noise < 3 * noise < errors["random"][0]
+    assert errors["copula"][0] < 3 * noise < errors["copula"][1]
+
+
+def test_features_are_of_the_images_as_stored(run: Path) -> None:
+    data = load(Run.open(run).config.data)
     real = real_images(data.test, 33, 7, CPU)
     want = pixels(data.test.images(torch.arange(33)) / 255)
-    torch.testing.assert_close(features_of(real, pixels, 7, to_uint8), want)
+    found = features_of(real, pixels, 7, to_uint8)
+    torch.testing.assert_close(found, want)
+    assert torch.equal(features_of(real, pixels, 7, to_uint8), found)
     stored = features_of(real, pixels, 7, jpeg_round_trip)
     assert not torch.equal(stored, want)
     torch.testing.assert_close(stored, want, rtol=0, atol=4 / 255)
@@ -127,36 +227,87 @@ def test_sets_are_of_the_images_they_say(run: Path) -> None:
 def test_the_classifier_is_trained_once(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert evaluate.main([str(run), "--limit", "10"]) == 0
     capsys.readouterr()
-    assert evaluate.main([str(run), "--limit", "10", "--jpeg"]) == 0
+    assert evaluate.main([str(run), "--limit", "10"]) == 0
     assert "for its features: epoch" not in capsys.readouterr().out
-    assert json.loads((run / "evaluation.json").read_text())["jpeg"]
 
 
-def test_two_processes_measure_as_one(run: Path, tmp_path: Path) -> None:
+def on_two_ranks(*arguments: str) -> list[str]:
+    """What each of two processes says that evaluate with these arguments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Without torchrun, which takes as long to start as a rank.
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for sums of the same order as here
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastlatent.evaluate", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    said = []
+    try:
+        for process in ranks:
+            out, complaint = process.communicate(timeout=300)
+            assert process.returncode == 0, complaint
+            said.append(out)
+    finally:
+        for process in ranks:
+            process.kill()
+    return said
+
+
+def test_two_processes_measure_as_one(run: Path, tmp_path: Path, monkeypatch) -> None:
     """Each with a share of the images; one of them alone trains the classifier."""
+    monkeypatch.setenv("FASTLATENT_CACHE", str(tmp_path))
     options = ("--limit", "25", "--batch", "4")
+    said = on_two_ranks(str(run), *options)
+    assert said[0].count("FD(classifier)") == said[0].count("epoch 20 of 20") == 1
+    assert not said[1]
+    two = json.loads((run / "evaluation.json").read_text())
     assert evaluate.main([str(run), *options]) == 0
     one = json.loads((run / "evaluation.json").read_text())
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    launched = subprocess.run(
-        [sys.executable, *launcher, "-m", "fastlatent.evaluate", str(run), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "FASTLATENT_CACHE": str(tmp_path)},
-        timeout=300,
-    )
-    assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.count("FD(classifier)") == 1
-    assert launched.stdout.count("epoch 20 of 20") == 1
-    two = json.loads((run / "evaluation.json").read_text())
+    assert_as_measured(two, one)
+
+
+@pytest.mark.slow  # ten seconds
+def test_two_processes_with_another_reference_measure_as_one(run: Path, tmp_path: Path) -> None:
+    data = load(Run.open(run).config.data)
+    np.savez(tmp_path / "images.npz", images=data.train.images(torch.arange(30)).numpy())
+    reference = ("--reference", str(tmp_path / "images.npz"))
+    options = ("--limit", "25", "--batch", "4", *reference)
+    assert evaluate.main([str(run), *options]) == 0
+    one = json.loads((run / "evaluation.json").read_text())
+    on_two_ranks(str(run), *options)
+    assert_as_measured(json.loads((run / "evaluation.json").read_text()), one)
+
+
+def assert_as_measured(two: dict[str, Any], one: dict[str, Any]) -> None:
+    assert two["features"] == one["features"]
     for name, value in one["values"].items():
         assert two["values"][name]["mean"] == pytest.approx(value["mean"], rel=1e-5), name
     for name, found in one["sets"].items():
         for metric, value in found["metrics"].items():
             where = name, metric
             other = two["sets"][name]["metrics"][metric]
-            assert other["value"] == pytest.approx(value["value"], rel=1e-3, abs=1e-4), where
-            assert other["error"] == pytest.approx(value["error"], rel=1e-2, abs=1e-4), where
+            assert other["value"] == pytest.approx(value["value"], rel=1e-5, abs=1e-6), where
+            assert other["error"] == pytest.approx(value["error"], rel=1e-5, abs=1e-6), where
+
+
+def test_two_sets_are_compared_by_the_first_of_two_processes(tmp_path: Path) -> None:
+    data = load(evaluate.DataConfig("digits"))
+    for name, split in (("real", data.test), ("fake", data.train)):
+        np.savez(tmp_path / f"{name}.npz", images=split.images(torch.arange(12)).numpy())
+    sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
+    features = ("--features", "classifier", "--data", "digits", "--folder", str(tmp_path))
+    said = on_two_ranks(*sets, *features)
+    assert said[0].count("FD(classifier)") == 1
+    assert not said[1]
+    assert len((tmp_path.parent / "results.jsonl").read_text().splitlines()) == 1
 
 
 def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -172,12 +323,16 @@ def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     (line,) = map(json.loads, results.read_text().splitlines())
     stored = json.loads((folder / "evaluation.json").read_text())
     assert stored == {name: value for name, value in line.items() if name != "time"}
+    assert (stored["seed"], stored["jpeg"]) == (12345, False)
+    assert stored["features"]["reference_images"] == 30
+    metrics = score(torch.tensor(x[:30]), torch.tensor(x[30:] + 3)).metrics
+    for name, number in metrics.items():
+        assert tuple(stored["sets"]["fake.npz"]["metrics"][name].values()) == number, name
     assert stored["sets"]["fake.npz"]["kernel"] == {"subsets": 1, "subset_size": 30, "deviation": 0}
     with Image.open(folder / "prd.png") as picture:
         assert picture.width > 100
-    want = float(frechet_from_features(torch.tensor(x[:30]), torch.tensor(x[30:] + 3)))
-    found = line["sets"]["fake.npz"]["metrics"]["frechet_distance"]["value"]
-    assert found == pytest.approx(want)
+    assert evaluate.main([*sets, "--seed", "0", "--folder", str(folder)]) == 0
+    assert json.loads((folder / "evaluation.json").read_text())["seed"] == 0
 
 
 def test_two_folders_of_images(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -223,6 +378,7 @@ def bad_sets(tmp_path: Path) -> None:
         ("empty", ("--data", "digits"), "empty holds no image files"),
         ("damaged", ("--features", "classifier", "--data", "digits"), "a.png"),
         ("good.npz", ("--features", "classifier", "--data", "digits"), "holds features already"),
+        ("good.npz", ("--jpeg",), "good.npz holds features already"),
         ("empty", (), "empty holds images: name the network"),
         ("empty", ("--features", "classifier"), "needs --data, the data set whose"),
         ("empty", ("--features", "dinov2"), "needs --feature-weights"),

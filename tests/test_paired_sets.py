@@ -5,15 +5,20 @@ import torch
 from torch import Tensor
 
 from fastlatent.metrics import (
+    Estimate,
+    Neighbourhoods,
     density_coverage,
+    frechet_from_features,
     frechet_standard_error,
     kernel_distance,
     prd_curve,
+    prd_f_beta,
     precision_recall,
     score,
 )
 
 REPETITIONS = 40  # whose own spread is known to 11 %
+BAND = 1 - 3 / (2 * (REPETITIONS - 1)) ** 0.5, 1 + 3 / (2 * (REPETITIONS - 1)) ** 0.5
 
 
 def images_and_reconstructions(seed: int, n: int = 160, d: int = 4) -> tuple[Tensor, Tensor]:
@@ -23,17 +28,34 @@ def images_and_reconstructions(seed: int, n: int = 160, d: int = 4) -> tuple[Ten
     return x, shrunk + 0.5 * torch.randn(n, d, generator=make)
 
 
+def measured(real: Tensor, fake: Tensor, paired: bool = True) -> dict[str, Estimate]:
+    distance = float(frechet_from_features(real, fake))
+    error = float(frechet_standard_error(real, fake, paired=paired))
+    kernel = kernel_distance(real, fake, None, paired=paired)
+    near = Neighbourhoods(real, fake, (3, 5), paired=paired)
+    f = prd_f_beta(prd_curve(real, fake, runs=2, paired=paired))
+    return {
+        "frechet_distance": Estimate(distance, error),
+        "kernel_distance": Estimate(kernel.value, kernel.error),
+        **near.precision_recall(3)._asdict(),
+        **near.density_coverage(5)._asdict(),
+        "prd_f8": f.recall,
+        "prd_f1/8": f.precision,
+    }
+
+
 def test_errors_of_pairs_are_the_spread_of_repetitions():
-    """Those of independent samples would be far too large, but for density and coverage."""
     drawn = [images_and_reconstructions(seed) for seed in range(REPETITIONS)]
-    found = [score(*sets, paired=True).metrics for sets in drawn]
-    independent = score(*drawn[0]).metrics
+    found = [measured(*sets) for sets in drawn]
+    independent = measured(*drawn[0], paired=False)
+    least, most = BAND
     for name in found[0]:
         values, errors = torch.tensor([metrics[name] for metrics in found]).double().T
         ratio = float(errors.square().mean().sqrt() / values.std())
-        print(name, ratio, found[0][name], independent[name])
+        # Drawn again, samples of PRD gain noise that F, at most 1, cannot follow.
+        assert least < ratio < most * (1.5 if name.startswith("prd") else 1), (name, ratio)
     for name in ("frechet_distance", "kernel_distance"):
-        assert independent[name].error > 2 * found[0][name].error, name
+        assert independent[name].error > 1.8 * found[0][name].error, name
 
 
 def test_all_rows_and_subsets_of_pairs_have_one_error():

@@ -14,6 +14,7 @@ from fastlatent.metrics import (
     Neighbourhoods,
     PRDCurve,
     density_coverage,
+    frechet_from_features,
     kernel_distance,
     prd_curve,
     prd_f_beta,
@@ -21,6 +22,7 @@ from fastlatent.metrics import (
     precision_recall,
     realism,
 )
+from fastlatent.metrics.sets import plain_arithmetic, product_dtype
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -249,6 +251,18 @@ def test_results_are_those_of_prdc(name):
     assert ours == pytest.approx([theirs[key] for key in keys], abs=1e-14)
 
 
+@pytest.mark.parametrize("name", ["blocks", "unequal", "float32", "collapsed"])
+def test_precision_and_recall_are_those_of_torch_fidelity(name):
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    real, fake = (part.double() for part in PAIRS[name]())
+    for k in (3, 5):
+        options = {"prc_neighborhood": k, "prc_batch_size": 400, "save_cpu_ram": False}
+        theirs = prc.prc_features_to_metric(fake, real, **options, verbose=False)
+        ours = precision_recall(real, fake, k)
+        assert ours.precision.value == pytest.approx(theirs["precision"], abs=1e-7)  # a float32
+        assert ours.recall.value == pytest.approx(theirs["recall"], abs=1e-7)
+
+
 def test_one_pass_gives_what_single_calls_give():
     real, fake = features(150, 6, 0), 0.9 * features(140, 6, 1)
     near = Neighbourhoods(real, fake, (3, 5), realism=True)
@@ -356,6 +370,93 @@ def test_a_curve_of_distant_modes_counts_the_missing_one():
     assert curve.precision.shape == (1001,)
     again = prd_curve(real, fake, clusters=2, runs=3)
     assert all(torch.equal(*pair) for pair in zip(curve, again, strict=True))
+
+
+def f_scores_by_the_paper(real_counts, fake_counts, beta=8.0, angles=1001):
+    """Algorithm 1 and equation 9 of Sajjadi et al. (2018), one slope and one cluster at a time."""
+    p = [count / sum(real_counts) for count in real_counts]
+    q = [count / sum(fake_counts) for count in fake_counts]
+    best = [0.0, 0.0]
+    for i in range(1, angles - 1):
+        slope = math.tan(math.pi / 2 * i / (angles - 1))
+        alpha = sum(min(slope * x, y) for x, y in zip(p, q, strict=True))  # precision
+        theta = sum(min(x, y / slope) for x, y in zip(p, q, strict=True))  # recall
+        for place, b in enumerate((beta, 1 / beta)):
+            if alpha + theta > 0:
+                f = (1 + b**2) * alpha * theta / (b**2 * alpha + theta)
+                best[place] = max(best[place], f)
+    return best
+
+
+@pytest.mark.parametrize(
+    ("real_counts", "fake_counts"),
+    [
+        ((60, 60, 60, 60, 60), (60, 60, 60, 60, 60)),
+        ((100, 80, 60, 40, 20), (20, 40, 60, 80, 100)),
+        ((75, 75, 75, 75, 0), (150, 150, 0, 0, 0)),  # fewer modes
+        ((150, 150, 0, 0, 0), (75, 75, 75, 75, 0)),  # more modes
+        ((100, 100, 100, 0, 0), (0, 1, 0, 200, 99)),  # nearly nothing in common
+    ],
+)
+def test_curves_of_distant_modes_are_those_of_the_paper(real_counts, fake_counts):
+    make, places = generator(0), 100 * torch.eye(5, 6)
+
+    def modes(counts):
+        where = places.repeat_interleave(torch.tensor(counts), 0)
+        return where + torch.randn(where.shape, generator=make)
+
+    used = sum(real > 0 or fake > 0 for real, fake in zip(real_counts, fake_counts, strict=True))
+    score = prd_f_beta(prd_curve(modes(real_counts), modes(fake_counts), used, runs=3))
+    want = f_scores_by_the_paper(real_counts, fake_counts)
+    assert [score.recall.value, score.precision.value] == pytest.approx(want, abs=1e-7)
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+MEASURES = {
+    "frechet_from_features": lambda x, y: [frechet_from_features(x, y)],
+    "kernel_distance": lambda x, y: kernel_distance(x, y),
+    "precision_recall": lambda x, y: [part for pair in precision_recall(x, y) for part in pair],
+    "density_coverage": lambda x, y: [part for pair in density_coverage(x, y) for part in pair],
+    "realism": lambda x, y: [realism(x, y).nanmean()],
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_autocast_and_rounder_products_change_nothing(name):
+    x, y = features(200, 40, 0).float(), features(210, 40, 1).float()
+    want = [float(part) for part in MEASURES[name](x, y)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert [float(part) for part in MEASURES[name](x, y)] == want
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        rounder = [float(part) for part in MEASURES[name](x, y)]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert rounder == pytest.approx(want, rel=1e-5, abs=1e-6)
+
+
+def test_no_gradients_are_kept():
+    x, y = features(30, 4, 0).requires_grad_(), features(30, 4, 1)
+    assert not realism(y, x).requires_grad
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert plain_arithmetic(torch.mm)(x.float(), y.float().mT).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("highest", torch.float32), ("high", torch.float64), ("medium", torch.float64)],
+)
+def test_products_are_of_float64_where_those_of_float32_are_rounder(precision, dtype):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert product_dtype(torch.zeros(1), torch.zeros(1).bfloat16()) == dtype
+        assert product_dtype(torch.zeros(1), torch.zeros(1).double()) == torch.float64
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # --- bad input -----------------------------------------------------------------------------------

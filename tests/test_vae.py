@@ -1,5 +1,6 @@
 """The VAE, its spectrally normalised layers, and the variance that is fitted after training."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig, load
+from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import VAE, LBAEConfig, LVAEConfig, VAEConfig, build
 from fastlatent.models.precision import (
     PrecisionNet,
@@ -356,6 +358,23 @@ def test_fewer_distinct_codes_than_centres() -> None:
     assert net.fitted
 
 
+def test_weights_average_to_the_likelihood_by_quadrature() -> None:
+    model = settled(build(VAEConfig(image_shape=(1, 8, 8), dim=2), 0).double())
+    x = images((1, 8, 8), 3, torch.float64)
+    side = torch.linspace(-6, 6, 81, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    with torch.no_grad():
+        means = 2 * model.decode(grid) - 1
+        pixels = torch.distributions.Normal(means, math.sqrt(1.6487))
+        given_z = torch.stack([pixels.log_prob(2 * image - 1).flatten(1).sum(1) for image in x])
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(grid).sum(1)
+    log_likelihood = (given_z + prior).logsumexp(1) + 2 * math.log(side[1] - side[0])
+    found = importance_log_likelihood(model, x, 5000, batch=5000)
+    assert (found.standard_error < 0.05).all()
+    off = (found.log_likelihood - log_likelihood) / found.standard_error
+    assert (off.abs() < 4).all(), off
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits, trained for a moment."""
@@ -403,8 +422,11 @@ def test_the_run_holds_the_fit_and_its_checkpoints_do_not(run: Path) -> None:
 def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert sample.main([str(run), "--n", "4"]) == 0
     assert reconstruct.main([str(run), "--n", "4", "--weights", "best"]) == 0
-    assert evaluate.main([str(run), "--limit", "20", "--features", "none"]) == 0
-    assert "fitted reconstruction" in capsys.readouterr().out
+    assert evaluate.main([str(run), "--limit", "20", "--features", "none", "--samples", "50"]) == 0
+    said = capsys.readouterr().out
+    assert "fitted reconstruction" in said and "log-likelihood, 50 samples" in said
+    measured = json.loads((run / "evaluation.json").read_text())["values"]
+    assert measured["log_likelihood"]["mean"] > -measured["loss"]["mean"]
     for method in ("linear", "spherical"):
         assert interpolate.main([str(run), "--method", method, "--n", "2"]) == 0
     assert (run / "images/interpolation-linear.png").exists()

@@ -1,7 +1,7 @@
 """The table of runs: its columns, and which value of each is the best.
 
 Values of a column are compared only where their scales agree: same data, same unit, same loss, same
-features.
+features of images stored alike.
 """
 
 import math
@@ -215,6 +215,8 @@ def _sets(evaluation: Evaluation) -> Iterator[Entry]:
     compared = "" if features is None else f"features: {features.extractor}"
     if features is not None and features.reference:
         compared += f"; against {features.reference}"
+    if features is not None and features.jpeg:
+        compared += "; images stored as JPEG before"
     for name, images in evaluation.sets.items():
         group = SETS.get(name, name.replace("_", " "))
         scale = (name, images.images, features)

@@ -19,6 +19,8 @@ class Features:
     extractor: str
     short: str  # its name in headings
     reference: str
+    reference_images: int | None
+    jpeg: bool  # whether images were stored as JPEG before
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,13 @@ def _features(stored: dict[str, Any], path: Path) -> Features | None:
     features = _object(stored["features"], path, "features")
     extractor = str(features.get("extractor", "unknown features"))
     return Features(
-        extractor, str(features.get("short", extractor)), str(features.get("reference", ""))
+        extractor,
+        short=str(features.get("short", extractor)),
+        reference=str(features.get("reference", "")),
+        reference_images=_count(
+            features.get("reference_images"), path, "features: reference_images"
+        ),
+        jpeg=stored.get("jpeg") is True,
     )
 
 

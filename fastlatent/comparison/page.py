@@ -137,7 +137,8 @@ def _notes(columns: Sequence[Column]) -> str:
     marks = {clear for column in columns for clear in column.best.values()}
     if marks:
         notes.append(
-            "★ best of the runs that can be compared: same data and unit, same loss, same features."
+            "★ best of the runs that can be compared: same data and unit, same loss, same features "
+            "of images stored alike."
         )
     if False in marks:
         notes.append("☆ best, but another is less than two standard errors away.")

@@ -73,7 +73,7 @@ class Comparisons:
     """Sets of images next to one reference, by the features of one network."""
 
     heading: str  # of the Frechet distance
-    features: dict[str, Any]  # extractor, short, reference
+    features: dict[str, Any]  # extractor, short, reference, reference_images
     sets: dict[str, Scores] = field(default_factory=dict)
     counts: dict[str, int | None] = field(default_factory=dict)  # None: not known
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlatent.metrics.products import row_products
 from fastlatent.metrics.sets import (
+    SEED,
     check_counts,
     check_paired,
     check_sets,
@@ -46,7 +47,7 @@ def kernel_distance(
     degree: int = 3,
     gamma: float | None = None,  # default: 1 / d
     coef0: float = 1.0,
-    seed: int = 12345,
+    seed: int = SEED,
     draws: tuple[Tensor, Tensor] | None = None,  # (subsets, size) rows of real and of fake
     paired: bool = False,  # each row of fake is made from the same row of real
 ) -> KernelDistance:

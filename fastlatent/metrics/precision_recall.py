@@ -149,6 +149,7 @@ class Neighbourhoods:
         self._check("density_coverage", k)
         return DensityCoverage(self._real.density(k), self._real.coverage(k))
 
+    @plain_arithmetic
     def realism(self, k: int) -> Tensor:
         """Realism of the fake samples, (m,) float64, for one of the ks."""
         self._check("realism", k)

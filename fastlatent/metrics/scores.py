@@ -8,7 +8,7 @@ from fastlatent.metrics.frechet import frechet_from_features, frechet_standard_e
 from fastlatent.metrics.kernel import KernelDistance, kernel_distance
 from fastlatent.metrics.prd import PRDCurve, prd_curve, prd_f_beta
 from fastlatent.metrics.precision_recall import Neighbourhoods
-from fastlatent.metrics.sets import Estimate
+from fastlatent.metrics.sets import SEED, Estimate
 
 NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage
 CLUSTERS = 20
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 def score(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
-    seed: int = 12345,
+    seed: int = SEED,
     *,
     paired: bool = False,  # each row of fake is made from the same row of real
 ) -> Scores:

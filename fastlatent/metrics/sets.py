@@ -8,6 +8,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+SEED = 12345  # of what is drawn from two sets, as in the published evaluation of the LBAE
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

@@ -6,7 +6,7 @@ all pixels have one fixed variance; then fastlatent.models.precision is fitted t
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,14 +111,12 @@ class VAE(LatentModel):
         if noise is None:
             raise ValueError("VAE: noise must be given, the latents are drawn at random")
         mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
-        draws = self._normal(noise, mean)
+        draws = self._normal(noise, mean.expand(self.config.samples, *mean.shape))
         z = (mean + (log_variance / 2).exp() * draws).flatten(0, 1)
         errors = self._errors(z, target.expand(self.config.samples, *target.shape).flatten(0, 1))
         # All draws pass through the decoder as one batch, which also normalises them together.
         squares = errors.sum(1).unflatten(0, (self.config.samples, -1)).mean(0)
-        variance = self.config.fixed_variance
-        constant = errors.shape[1] * math.log(2 * math.pi * variance)
-        reconstruction = 0.5 * (squares / variance + constant)
+        reconstruction = self._gaussian_nll(squares)
         kl = gaussian_kl(mean, log_variance)
         values = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
         if not self.training and self.precision.fitted:
@@ -135,6 +133,22 @@ class VAE(LatentModel):
         self._check_images("x", x)
         mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
         return mean, (log_variance / 2).exp()
+
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
+        return self.gaussian_posterior(x)
+
+    def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.
+
+        The variance of the pixels is the fixed one of the loss.
+        """
+        mean, std = features
+        drawn = self._normal(noise, mean)
+        z = mean + std * drawn
+        squares = self._errors(z, 2 * x - 1).sum(1)
+        log_ratio = (0.5 * (drawn.square() - z.square()) + std.log()).sum(1)  # log p(z) / q(z|x)
+        return log_ratio - self._gaussian_nll(squares)
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean images, in [0, 1]: (n, d) -> (n, c, h, w)."""
@@ -165,10 +179,16 @@ class VAE(LatentModel):
         """Squared residuals of decoded latents: (n, d), (n, c, h, w) -> (n, D)."""
         return (at_least_float32(self.decoder(z)) - target).square().flatten(1)
 
+    def _gaussian_nll(self, squares: Tensor) -> Tensor:
+        """-log p(x|z) under the fixed variance, of squared residuals summed over the pixels."""
+        variance = self.config.fixed_variance
+        constant = math.prod(self.image_shape) * math.log(2 * math.pi * variance)
+        return 0.5 * (squares / variance + constant)
+
     @torch.compiler.disable
     def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
-        """Standard normal numbers for all draws: (samples, n, d)."""
-        return noise.normal("latent", (self.config.samples, *mean.shape), mean.device, mean.dtype)
+        """Standard normal numbers, as many as there are means."""
+        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
 
 
 class MeanVariance(nn.Module):
