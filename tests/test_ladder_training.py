@@ -466,10 +466,32 @@ def test_vamp_prior_holds_no_encoder_of_its_own():
 def test_presets_hold_the_published_settings():
     names = ("ladder-digits", "ladder-mnist", "ladder-fashion", "ladder-celeba")
     assert {*names, "ladder-mnist-original"} <= PRESETS.keys()
+    shared = {"lr_decay": 0.99, "betas": (0.9, 0.95), "optimizer": "adam"}
+    for name, lr, epochs, batch, warmup, prior_rate, scale_rate in (
+        ("ladder-mnist", 3e-4, 30, 256, 5, 3e-4, 5e-4),
+        ("ladder-fashion", 3e-4, 30, 256, 10, 3e-4, 5e-4),
+        ("ladder-celeba", 2.5e-4, 50, 64, 10, 1.25e-4, 2.5e-4),
+        ("ladder-mnist-original", 3e-4, 30, 256, 5, 3e-4, 5e-4),
+    ):
+        config = PRESETS[name].config
+        given = {"lr": lr, "epochs": epochs, "batch": batch} | shared
+        assert {key: getattr(config, key) for key in given} == given, name
+        prior, schedule = config.model.prior, config.model.schedule
+        assert (prior.width, prior.layers, prior.components) == (512, 5, 50), name
+        assert prior.activation == "leaky_relu" and prior.least_scale == 0.05, name
+        assert schedule.warmup_epochs == warmup, name
+        rates = [lr * rate for rate in (schedule.prior_rate, schedule.scale_rate)]
+        assert rates == pytest.approx([prior_rate, scale_rate]), name
+        assert lr * schedule.prior_scale_rate == pytest.approx(2e-4), name
     original = PRESETS["ladder-mnist-original"].config
-    assert original.model.schedule.alternate
-    assert original.clip_value == 1.0
-    assert original.betas == (0.9, 0.95)
+    assert original.clip_value == 1.0 and original.clip is None
+    assert original.data.validation == 0
+    quirks = original.model
+    assert (quirks.posterior_std, quirks.image_scale) == ("relu", "max_floor")
+    assert (quirks.prior.scale, quirks.prior.start_scale) == ("fixed", 0.1)
+    assert (quirks.prior.draws, quirks.prior.ridge, quirks.prior.original_fit) == (100, 0.01, True)
+    assert (quirks.schedule.alternate, quirks.schedule.prior_decay) == (True, 1.01)
+    assert (quirks.schedule.refit_samples, quirks.schedule.mask_from) == (2048, 50)
     sizes = {
         "ladder-mnist": (1_120_502 - 1, 2_121_749 - 1),  # sigma and tau are no weights here
         "ladder-fashion": (3_448_898 - 1, 2_138_149 - 1),
