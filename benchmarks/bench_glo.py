@@ -60,7 +60,7 @@ def test_step_of_codes(compare, device, name, count):
     dense = settings is not None and not settings[0]
     rounds, iterations = 5 if dense and count > 100_000 else 30, 1 if dense else 10
     what, size = f"glo step of {BATCH} codes", f"{count:,} codes"
-    compare(None, what, size, name, step, rounds, warmup=2, iterations=iterations)
+    compare(None, what, size, name, step, rounds, warmup=2, iterations=iterations, memory=True)
 
 
 @pytest.mark.parametrize("name", ["fastlatent", "moves nothing"])

@@ -40,7 +40,7 @@ Examples:
   python -m fastlatent.fit_prior runs/vae-digits --prior ladder --code-dim 2 --steps 1000
   python -m fastlatent.sample runs/vae-digits --method ladder"""
 
-ENOUGH = 20_000  # latents: of fewer images so many draws are taken
+ENOUGH = 20_000  # latents: of fewer images so many draws are taken, of stored ones no more
 IMPORTANCE = 64  # draws for the density of test latents where it is a bound
 HELD_OUT = 10  # where the model stores its latents, one of so many is not fitted to
 
@@ -54,7 +54,8 @@ class Options(PriorSettings, RunOptions):
     hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents;
     copula: refused here, as sample fits that of bits itself."""
     n: int | None = None
-    """Training images to take latents of, at most; default: all."""
+    """Training images to take latents of, at most; default: all, or 20,000 where the model stores
+    its latents."""
     means: bool = False
     """Fit to means of the posterior, not to draws."""
 
@@ -127,8 +128,8 @@ def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
     stored = trained.model.stored_latents
     if stored is not None:
         order = torch.randperm(len(stored), generator=generator(trained.seed, 0, "held out"))
-        held = max(1, len(stored) // HELD_OUT)
-        train = stored[order[held:][: options.n].to(stored.device)]
+        held = max(1, min(len(stored) // HELD_OUT, ENOUGH))
+        train = stored[order[held:][: options.n or ENOUGH].to(stored.device)]
         return train.to(trained.device), stored[order[:held].to(stored.device)].to(trained.device)
     split = trained.split("train")
     images = min(len(split), options.n or len(split))

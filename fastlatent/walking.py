@@ -152,7 +152,10 @@ def space_of(prior: Prior, where: Space = "t", seed: int = 0) -> PathSpace:
         stream = torch.Generator(z.device).manual_seed(seed)
         return prior.log_prob(z, DRAWS, generator=stream)
 
-    return PathSpace(prior.dim, lambda z: z, bound, lambda z: z)
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        return prior.sample(n, generator=generator)
+
+    return PathSpace(prior.dim, lambda z: z, bound, lambda z: z, draw)
 
 
 class Measured(NamedTuple):

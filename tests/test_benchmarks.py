@@ -36,6 +36,34 @@ def test_a_goal_holds_for_its_device_and_its_size(judge):
     ]
 
 
+def test_the_full_mixture_is_judged_by_its_dimensions(judge):
+    what, rival = "full mixture, forward + backward", "MixtureSameFamily"
+    rows = [
+        row(what, name, took, f"25600 x 50 x {d}, float32")
+        for d in (2, 8, 32)
+        for name, took in (("fastlatent", 1.0), (rival, 2.7))
+    ]
+    lines = [line.split("|")[1:5] for line in judge.judgements(rows, "cpu")]
+    assert [(name.split()[9], *rest) for name, *rest in lines] == [
+        ("2,", " 3 x ", " 2.7 x ", " **missed** "),
+        ("8,", " 2.5 x ", " 2.7 x ", " met "),
+        ("32,", " 2.5 x ", " 2.7 x ", " met "),
+    ]
+
+
+@pytest.mark.parametrize(("took", "MiB", "met"), [(1.2, 0, "met"), (1.4, 512, "**missed**")])
+def test_a_glo_step_is_judged_by_one_on_fewer_codes(judge, took, MiB, met):
+    what = "glo step of 128 codes"
+    rows = [row(what, "fastlatent", 1.0, "10,000 codes", MiB=0)]
+    assert not list(judge.judgements(rows, "cpu"))
+    rows.append(row(what, "fastlatent", took, "1,000,000 codes", MiB=MiB))
+    many = "1,000,000 codes"
+    assert list(judge.judgements(rows, "cpu")) == [
+        f"| {what}, {many} against 10,000 codes | at most 1.3 x | {took} x | {met} |",
+        f"| {what}, {many} | at most 8 MiB | {MiB} MiB | {met} |",
+    ]
+
+
 def test_memory_is_judged_apart_from_time(judge):
     what = "precision, recall, density, coverage"
     rows = [row(what, "fastlatent", 1.0, MiB=84), row(what, "prdc", 4.0, MiB=1000)]

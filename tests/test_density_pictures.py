@@ -198,6 +198,15 @@ def test_command_draws_the_run_and_priors_fitted_to_it(run, tmp_path, capsys):
 def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
     run = small_run(tmp_path / "run", "--model.dim", "5")
     assert densities.main([str(run), "--images", "100"]) == 0
+    trained = Trained(densities.Options(run, images=100, device="cpu"))
+    aggregate, own = densities.panels_of(trained, trained.options)
+    assert (aggregate.title, own.title) == (densities.AGGREGATE, "LaDDer, inner latents")
+    prior = trained.model.latent_prior
+    with torch.no_grad():
+        means, _ = prior.posterior(densities.posteriors(trained, 100)[0])
+        torch.testing.assert_close(own.log_density(means), prior.code.log_prob(means))
+        near, far = aggregate.log_density(means), aggregate.log_density(means + 20)
+    assert aggregate.dots.shape == (100, 2) and (near > far + 10).all()
     assert densities.main([str(run), "--priors", "gmm"]) == 2
     assert "--priors needs a run of two latents; this has 5" in capsys.readouterr().err
     other = small_run(tmp_path / "other", "--model.dim", "5", "--model.prior.kind", "gmm")

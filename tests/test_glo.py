@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from memory import needs_linux, peak
 from torch import Tensor, nn
 
-from fastlatent.data import Batch, DataConfig, load
+from fastlatent.data import Batch, DataConfig, Split, load
 from fastlatent.latents import draw
 from fastlatent.models import GLO, GLOConfig, Turn, build
 from fastlatent.models.glo import (
@@ -696,37 +696,72 @@ def test_lines_brought_onto_the_sphere_run_along_the_great_circle(t: float) -> N
     assert torch.equal(project(inside, "ball"), inside)
 
 
-@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+class Steps:
+    """Codes that move, with the weights as they are and no batch norm; one rank of `world`."""
+
+    def __init__(self, split: Split, config: GLOConfig, batch: int, rank: int = 0, world: int = 1):
+        here = SimpleNamespace(
+            device=torch.device("cpu"),
+            process_index=rank,
+            num_processes=world,
+            unwrap_model=lambda m: m,
+        )
+        model = build(config, seed=0).train()
+        model.generator = Linear(0.1 * noise(256, 4).float(), 16)
+        training = TrainConfig("x", config, DataConfig(), batch=batch)
+        self.split, self.codes = split, LearnedCodes(training, model, split, here, None)
+        self.weights = SimpleNamespace(objective=Objective(model, Turn("", (model,))))
+        self.codes.initialise()
+
+    def step(self, index: Tensor) -> None:
+        batch = Batch(self.split.images(index) / 255, index, None)
+        values = self.weights.objective(batch.images, Noise(0, 0), **self.codes.take(batch))
+        if self.codes.simultaneous:
+            values["loss"].backward()
+        self.codes.move(self.weights, [batch], [Noise(0, 0)])
+
+
+ORDERS = ("simultaneous", "alternating")
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_steps_of_one_image_do_not_depend_on_the_batch(order: str) -> None:
-    """With a step for each image, no batch norm and the weights as they are."""
+    """With a step for each image."""
     split = load(DataConfig("digits", size=16)).train
     config = GLOConfig(
         image_shape=(1, 16, 16), dim=4, order=order, per_sample_alpha=3.0, initial="gaussian"
     )
-    here = SimpleNamespace(
-        device=torch.device("cpu"), process_index=0, num_processes=1, unwrap_model=lambda m: m
-    )
     found = {}
     for size in (1, 4):
-        model = build(config, seed=0).train()
-        model.generator = Linear(0.1 * noise(256, 4).float(), 16)
-        codes = LearnedCodes(
-            TrainConfig("x", config, DataConfig(), batch=size), model, split, here, None
-        )
-        codes.initialise()
-        weights = SimpleNamespace(objective=Objective(model, Turn("", (model,))))
+        steps = Steps(split, config, size)
+        begun = steps.codes.table.rows(torch.arange(16))
         for index in torch.arange(8).split(size):
-            batch = Batch(split.images(index) / 255, index, None)
-            values = weights.objective(batch.images, Noise(0, 0), **codes.take(batch))
-            if order == "simultaneous":
-                values["loss"].backward()
-            codes.move(weights, [batch], [Noise(0, 0)])
-        found[size] = codes.table.rows(torch.arange(8))
-        start = codes.table.rows(torch.arange(8, 16))
+            steps.step(index)
+        found[size] = steps.codes.table.rows(torch.arange(8))
+        assert torch.equal(steps.codes.table.rows(torch.arange(8, 16)), begun[8:])
     assert (found[1] - found[4]).abs().max() < 1e-6
-    codes.initialise()
-    assert (codes.table.rows(torch.arange(8)) - found[4]).abs().amax(1).min() > 1e-3
-    assert torch.equal(codes.table.rows(torch.arange(8, 16)), start)
+    assert (begun[:8] - found[4]).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("initial", ["gaussian", "pca_scaled"])
+def test_codes_begin_and_move_alike_on_any_number_of_ranks(order: str, initial: str) -> None:
+    """A step on a batch of 12, of which each rank has the images whose codes it holds."""
+    split = load(DataConfig("digits", size=16, per_class=2)).train
+    config = GLOConfig(image_shape=(1, 16, 16), dim=4, order=order, alpha=30.0, initial=initial)
+    begun, moved = {}, {}
+    for world in (1, 2, 3):
+        begun[world], moved[world] = torch.full((2, len(split), 4), math.nan)
+        for rank in range(world):
+            steps = Steps(split, config, 12, rank, world)
+            mine = torch.arange(rank, len(split), world)
+            begun[world][mine] = steps.codes.table.rows(mine)
+            steps.step(torch.arange(rank, 12, world))
+            moved[world][mine] = steps.codes.table.rows(mine)
+    assert (moved[1][:12] - begun[1][:12]).norm(dim=1).min() > 1e-2
+    for world in (2, 3):
+        torch.testing.assert_close(begun[world], begun[1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(moved[world], moved[1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("length", "factor"), [(40.0, 0.5), (10.0, 1.0)])

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
-from fastlatent.data import DataConfig
+from fastlatent.data import DataConfig, load
 from fastlatent.data.split import Split
 from fastlatent.latents import draw
 from fastlatent.models import LaDDerConfig, VAEConfig, build
@@ -51,11 +51,11 @@ def trained_config(model, **changes):
 class Small:
     """A learner on a few images, step by step."""
 
-    def __init__(self, model, **changes):
+    def __init__(self, model, split=None, **changes):
         self.config = trained_config(model, **changes)
-        self.split = Split("train", (images(48) * 255).to(torch.uint8))
+        self.split = split or Split("train", (images(48) * 255).to(torch.uint8))
         self.learner = Learner(self.config, Accelerator(cpu=True), self.split, Path())
-        self.plan = Plan(self.config, 48, torch.device("cpu"))
+        self.plan = Plan(self.config, len(self.split), torch.device("cpu"))
 
     @property
     def model(self):
@@ -69,7 +69,7 @@ class Small:
             if (step + 1) % self.plan.steps_per_epoch == 0:
                 epochs = (step + 1) // self.plan.steps_per_epoch
                 if self.model.refit_images(epochs):
-                    refit(self.model, self.split, 48, 0, epochs)
+                    refit(self.model, self.split, self.config.batch, 0, epochs)
         return self
 
 
@@ -97,6 +97,75 @@ def test_warmup_has_the_standard_normal_form(kind):
     assert values["kl"].allclose(kl, rtol=1e-4, atol=1e-5)
     assert values["elbo"].allclose(-values["reconstruction"] - values["kl"])
     assert values["loss"].equal(-values["elbo"])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataConfig(name="digits", size=28, classes=(0, 1, 7), per_class=80))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_model_and_prior_learn_together(kind, digits):
+    """On images of the test split: 60 steps, the prior rules in the last 45."""
+    prior = {"width": 32, "components": 6}
+    config = replace(config_of(kind, prior, warmup_epochs=3, refit_every=2), output="sigmoid")
+    small = Small(config, digits.train, batch=48, lr=2e-3)
+    x = digits.test.images(torch.arange(len(digits.test))) / 255
+
+    @torch.no_grad()
+    def measured():
+        small.model.eval()
+        values = small.model(x, noise=Noise(0, 0))
+        z = small.model.draw_latents(x, Noise(0, 0))
+        stream = torch.Generator().manual_seed(0)
+        priors = small.model.prior.log_prob(z, 100, generator=stream), small.model.standard
+        small.model.train()
+        return values["loss"].mean(), (priors[0] - priors[1].log_prob(z)).mean()
+
+    loss, _ = measured()
+    small.run(0, 15)
+    warm, ahead = measured()
+    small.run(15, 60)
+    last, further = measured()
+    assert small.model.ruling
+    assert last < warm - 200 < loss - 400
+    assert further > ahead + 10 > 10
+
+
+def test_published_settings_train(digits):
+    """Five epochs under N(0, I) and two more, a step each: few images, small networks and fits."""
+    preset = PRESETS["ladder-mnist-original"].config
+    model = replace(
+        preset.model,
+        width=64,
+        prior=replace(preset.model.prior, width=32, components=6),
+        schedule=replace(preset.model.schedule, refit_samples=240),
+    )
+    few = Split("train", digits.train.images(torch.arange(60)))
+    options = {name: getattr(preset, name) for name in ("lr", "lr_decay", "clip_value", "skip")}
+    small = Small(model, few, batch=60, **options)
+    outer, inner = state(small.model.encoder), state(small.model.prior)
+    small.run(0, 4)
+    assert same(state(small.model.prior), inner)
+    small.run(4, 5)
+    fitted = state(small.model.prior.code)
+    assert small.model.prior.code.active == 6
+    small.run(5, 7)
+    assert small.model.ruling
+    assert small.learner.skipped == 0
+    assert float(small.model.prior.scale.value) == pytest.approx(0.1)
+    assert not same(state(small.model.prior.decoder), decoder_of(inner))
+    assert not same(state(small.model.prior.code), fitted)
+    assert not same(state(small.model.encoder), outer)
+    assert all(bool(weight.isfinite().all()) for weight in small.model.parameters())
+
+
+def decoder_of(prior):
+    return {
+        name.removeprefix("decoder."): tensor
+        for name, tensor in prior.items()
+        if name.startswith("decoder.")
+    }
 
 
 @pytest.mark.parametrize("alternate", [False, True])
@@ -397,10 +466,32 @@ def test_vamp_prior_holds_no_encoder_of_its_own():
 def test_presets_hold_the_published_settings():
     names = ("ladder-digits", "ladder-mnist", "ladder-fashion", "ladder-celeba")
     assert {*names, "ladder-mnist-original"} <= PRESETS.keys()
+    shared = {"lr_decay": 0.99, "betas": (0.9, 0.95), "optimizer": "adam"}
+    for name, lr, epochs, batch, warmup, prior_rate, scale_rate in (
+        ("ladder-mnist", 3e-4, 30, 256, 5, 3e-4, 5e-4),
+        ("ladder-fashion", 3e-4, 30, 256, 10, 3e-4, 5e-4),
+        ("ladder-celeba", 2.5e-4, 50, 64, 10, 1.25e-4, 2.5e-4),
+        ("ladder-mnist-original", 3e-4, 30, 256, 5, 3e-4, 5e-4),
+    ):
+        config = PRESETS[name].config
+        given = {"lr": lr, "epochs": epochs, "batch": batch} | shared
+        assert {key: getattr(config, key) for key in given} == given, name
+        prior, schedule = config.model.prior, config.model.schedule
+        assert (prior.width, prior.layers, prior.components) == (512, 5, 50), name
+        assert prior.activation == "leaky_relu" and prior.least_scale == 0.05, name
+        assert schedule.warmup_epochs == warmup, name
+        rates = [lr * rate for rate in (schedule.prior_rate, schedule.scale_rate)]
+        assert rates == pytest.approx([prior_rate, scale_rate]), name
+        assert lr * schedule.prior_scale_rate == pytest.approx(2e-4), name
     original = PRESETS["ladder-mnist-original"].config
-    assert original.model.schedule.alternate
-    assert original.clip_value == 1.0
-    assert original.betas == (0.9, 0.95)
+    assert original.clip_value == 1.0 and original.clip is None
+    assert original.data.validation == 0
+    quirks = original.model
+    assert (quirks.posterior_std, quirks.image_scale) == ("relu", "max_floor")
+    assert (quirks.prior.scale, quirks.prior.start_scale) == ("fixed", 0.1)
+    assert (quirks.prior.draws, quirks.prior.ridge, quirks.prior.original_fit) == (100, 0.01, True)
+    assert (quirks.schedule.alternate, quirks.schedule.prior_decay) == (True, 1.01)
+    assert (quirks.schedule.refit_samples, quirks.schedule.mask_from) == (2048, 50)
     sizes = {
         "ladder-mnist": (1_120_502 - 1, 2_121_749 - 1),  # sigma and tau are no weights here
         "ladder-fashion": (3_448_898 - 1, 2_138_149 - 1),

@@ -210,5 +210,8 @@ def test_latents_that_a_model_stores_are_its_own_test_set(run, monkeypatch):
     assert (len(train_codes), len(held_out)) == (90, 10)
     together = torch.cat([train_codes, held_out])
     assert torch.equal(together.sort(0).values, codes.sort(0).values)
-    fewer = replace(options, n=30)
-    assert len(fit_prior.latents(fit_prior.Trained(fewer), fewer)[0]) == 30
+    monkeypatch.setattr(fit_prior, "ENOUGH", 8)  # a large table is not copied
+    for n, count in ((None, 8), (30, 30)):
+        chosen = replace(options, n=n)
+        parts = fit_prior.latents(fit_prior.Trained(chosen), chosen)
+        assert (len(parts[0]), len(parts[1])) == (count, 8)

@@ -355,6 +355,28 @@ def test_latents_that_repeat_are_fitted():
         assert prior.log_prob(z).isfinite().all() and prior.active <= 20
 
 
+def line_in_space(n: int = 200) -> Tensor:
+    """Latents (n, 3) whose covariance has rank 1, though every dimension varies."""
+    return torch.randn(n, 1, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, -1])
+
+
+@pytest.mark.parametrize("method", ["bayesian", "em"])
+def test_latents_that_fill_only_a_subspace_are_fitted(method):
+    few = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    for z, components in ((line_in_space(), 8), (few, 3)):
+        prior = GaussianMixture(z.shape[1], components, options=MixtureFit(method)).fit(z)
+        across = torch.linalg.svd(z - z.mean(0))[2][-1]  # no variance that way
+        assert (prior.log_prob(z + across) < prior.log_prob(z) - 100).all()
+        draws = prior.sample(500, generator=torch.Generator().manual_seed(0))
+        assert ((draws - z.mean(0)) @ across).std() < 0.01 * z.var(0).mean().sqrt()
+
+
+def test_a_subspace_that_the_published_fit_cannot_take_is_named():
+    prior = GaussianMixture(3, 8, options=MixtureFit(mode="original"))
+    with pytest.raises(ValueError, match="z must vary in every direction"):
+        prior.fit(line_in_space())
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_components_of_weight_0_are_left_out(trainable):
     mixture = GaussianMixture(2, 2, trainable=trainable)

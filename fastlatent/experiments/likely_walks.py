@@ -109,10 +109,9 @@ class Likely:
 
     @torch.no_grad()
     def _level(self) -> float:
-        drawn = self.prior.sample(
-            LEVEL_DRAWS, generator=generator(self.trained.seed, 0, "typical", self.trained.device)
-        )
-        return typical_level(self.space.log_prob, self.space.encode(drawn).double())
+        stream = generator(self.trained.seed, 0, "typical", self.trained.device)
+        drawn = self.space.draw(LEVEL_DRAWS, stream)
+        return typical_level(self.space.log_prob, drawn.double())
 
 
 def prior_of(trained: Trained, kind: Density) -> Prior:

@@ -35,6 +35,7 @@ class PathSpace(NamedTuple):
     encode: Callable[[Tensor], Tensor]  # latents (..., prior.dim) -> points (..., dim)
     log_prob: Callable[[Tensor], Tensor]  # points (..., dim) -> nats (...), exact
     lift: Callable[[Tensor], Tensor]  # points (..., dim) -> latents (..., prior.dim)
+    draw: Callable[[int, torch.Generator | None], Tensor]  # n -> points (n, dim), of that density
 
 
 class Estimate(NamedTuple):
@@ -141,7 +142,7 @@ class Prior(nn.Module, ABC):
                 f"{type(self).__name__}.path_space: likely paths need an exact density; "
                 f"this prior's is {self.density!r}"
             )
-        return PathSpace(self.dim, self._as_points, self.log_prob, _identity)
+        return PathSpace(self.dim, self._as_points, self.log_prob, _identity, self._draw)
 
     def bind(self, encoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Self:
         """Take the map from images to mean and deviation, each (n, dim), if the prior needs it."""
@@ -155,6 +156,9 @@ class Prior(nn.Module, ABC):
     def least_latents(self) -> int:
         """The fewest latents that `fit` takes."""
         return 2
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self.sample(n, generator=generator)
 
     def _as_points(self, z: Tensor) -> Tensor:
         self._check_points("path_space.encode", z)

@@ -198,6 +198,7 @@ class Hierarchical(Prior):
             lambda z: below.encode(self.posterior(z)[0]),
             below.log_prob,
             lambda p: self.conditional(below.lift(p))[0],
+            below.draw,
         )
 
     def scale_parameters(self) -> list[nn.Parameter]:

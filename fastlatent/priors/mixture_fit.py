@@ -10,6 +10,10 @@ from torch import Tensor
 
 Covariance = Literal["full", "diagonal"]
 
+# Added to the variances, of latents whose mean variance is 1: without it latents that fill only a
+# subspace have no precision.
+LEAST_VARIANCE = 1e-6
+
 # What scikit-learn goes on from.
 WARM = {
     "em": ("weights_", "means_", "precisions_cholesky_", "lower_bound_"),
@@ -95,7 +99,7 @@ def fit_mixture(
     original = options.mode == "original"
     centre, scale = torch.zeros(z.shape[1]).double(), 1.0
     if not original:
-        # What scikit-learn adds to the variances is then a millionth of those of the latents.
+        # LEAST_VARIANCE is then a part of that of the latents.
         centre, scale = z.mean(0), float(z.var(0).mean().sqrt())
     points = ((z - centre) / scale).numpy()
     estimator = _estimator(points, components, covariance, options, seed, warm is not None)
@@ -106,7 +110,13 @@ def fit_mixture(
     with warnings.catch_warnings():
         # That it has not converged is in the report; that points coincide shows in the weights.
         warnings.simplefilter("ignore")
-        estimator.fit(points)
+        try:
+            estimator.fit(points)
+        except ValueError as error:
+            raise ValueError(
+                "GaussianMixture.fit: z must vary in every direction; the latents of a component "
+                "fill only a subspace, so it has no density"
+            ) from error
     return _fitted(estimator, centre, scale, options)
 
 
@@ -122,6 +132,7 @@ def _estimator(
         "covariance_type": "full" if covariance == "full" else "diag",
         "random_state": seed % (1 << 32),
         "warm_start": fast,
+        "reg_covar": LEAST_VARIANCE,
         "max_iter": options.max_iter,
         "tol": options.tol,
     }
@@ -136,7 +147,8 @@ def _estimator(
         common["tol"] = options.tol * len(points)
         spread = np.cov(points.T, ddof=1).reshape(points.shape[1], points.shape[1])
         spread = spread if covariance == "full" else spread.diagonal()
-        common["covariance_prior"] = options.covariance_prior * spread
+        least = LEAST_VARIANCE * np.eye(len(spread)) if covariance == "full" else LEAST_VARIANCE
+        common["covariance_prior"] = options.covariance_prior * spread + least
     kind = "dirichlet_distribution" if fast else "dirichlet_process"
     return BayesianGaussianMixture(
         weight_concentration_prior_type=kind,

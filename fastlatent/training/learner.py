@@ -228,6 +228,8 @@ class Learner:
         """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
+        if not parameters:  # a turn of what rests
+            return torch.zeros((), device=self.accelerator.device)
         norm = left = nn.utils.get_total_norm([one.grad for one in parameters])
         if self.config.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.config.clip_value)
