@@ -1,4 +1,4 @@
-"""The mixture of discretized logistics against the formula that everybody pastes."""
+"""Discretized logistics and their mixtures against the formulas that everybody pastes."""
 
 import sys
 from functools import partial
@@ -10,7 +10,9 @@ import torch
 from fastlatent import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from original_pixelcnn import pasted_log_prob
+from original_pixelcnn import pasted_log_prob, pasted_sample
+
+COMPILED, COPY = "torch.compile", "copy of as many bytes"
 
 
 def pasted(bins, params):
@@ -26,7 +28,7 @@ def implementations():
     return {
         "fastlatent": ops.discretized_logistic_mixture_log_prob,
         "eager": pasted,
-        "torch.compile": torch.compile(pasted, dynamic=False),
+        COMPILED: torch.compile(pasted, dynamic=False),
         "fastlatent reference": reference,
     }
 
@@ -49,7 +51,6 @@ SHAPES = {  # images, channels, components
 EVERY = sorted({*SHAPES["cpu"], *SHAPES["cuda"]})
 IMAGES = {"cpu": 32, "cuda": 4096}  # of all other rows
 OP = "discretized_logistic_mixture_log_prob"
-COPY = "copy of as many bytes"
 
 
 def size_of(n, c):
@@ -74,7 +75,10 @@ def test_value_and_gradient(compare, copy_of, device, shape, name):
     else:
         work = partial(run, implementations()[name])
     what = f"mixture, K = {k}, n = {n}, c = {c}: forward + backward"
-    compare(OP, what, size_of(n, c), name, work, 30 if n <= 32 else 7)
+    memory = (c, k) == (3, 10) and n in (32, 256) and name in ("fastlatent", "eager", COMPILED)
+    if memory:
+        work()  # compiling takes memory too
+    compare(OP, what, size_of(n, c), name, work, 30 if n <= 32 else 7, memory=memory)
 
 
 @pytest.mark.parametrize("name", [*implementations(), COPY])
@@ -111,35 +115,81 @@ def test_bandwidth(compare, device):
     compare(OP, what, size_of(n, 3), "copy of the parameters", lambda: gradient.copy_(params), 30)
 
 
-@pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
+def pasted_bins(params, uniforms):
+    return ((pasted_sample(params, uniforms) + 1) * 127.5).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference", "eager", COMPILED])
 @pytest.mark.parametrize("kind", ["quantized", "continuous"])
-def test_sampling(compare, device, name, kind):
+@pytest.mark.parametrize("given", [True, False], ids=["noise given", "noise drawn"])
+def test_sampling(compare, device, name, kind, given):
+    """One uniform chooses the component where PixelCNN++ adds Gumbel noise to all K logits."""
     n = IMAGES[device]
     _, params = pixels(n, 3, 10, device)
-    uniforms = torch.rand(n, 4, 32, 32, device=device)
+    ours = name.startswith("fastlatent")
+    shape = (n, 1 + 3 if ours else 10 + 3, 32, 32)
+    pasted = pasted_bins if kind == "quantized" else pasted_sample
 
-    def run():
+    def noise():
+        return torch.empty(shape, device=device).uniform_(1e-5, 1 - 1e-5)
+
+    def fastlatent(params, uniforms):
         with ops.use("auto" if name == "fastlatent" else "torch"):
-            ops.discretized_logistic_mixture_sample(params, uniforms, kind)
+            return ops.discretized_logistic_mixture_sample(params, uniforms, kind)
 
-    what = f"mixture, K = 10: {kind} sampling"
+    def drawing(params):
+        return (fastlatent if ours else pasted)(params, noise())
+
+    arguments = (params, noise()) if given else (params,)
+    function = (fastlatent if ours else pasted) if given else drawing
+    if name == COMPILED:
+        function = torch.compile(function, dynamic=False)
+    what = f"mixture, K = 10: {kind} sampling" + ("" if given else ", noise drawn")
     op = "discretized_logistic_mixture_bins" if kind == "quantized" else (
         "discretized_logistic_mixture_values"
     )  # fmt: skip
-    compare(op, what, size_of(n, 3), name, run, 15)
+    compare(op, what, size_of(n, 3), name, partial(function, *arguments), 15)
 
 
-@pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference"])
+@pytest.mark.parametrize("what", ["mean", "mode"])
+@pytest.mark.parametrize("name", ["fastlatent", COMPILED, COPY])
+def test_means(compare, copy_of, device, what, name):
+    """Plain PyTorch around our log-probabilities; the copy is of what a kernel would move."""
+    n = IMAGES[device]
+    bins, params = pixels(n, 3, 10, device)
+    function = getattr(ops, f"discretized_logistic_mixture_{what}")
+    if name == COPY:
+        work = copy_of(params.nbytes + bins.nbytes * (4 if what == "mean" else 1))
+    else:
+        work = partial(
+            torch.compile(function, dynamic=False) if name == COMPILED else function, params
+        )
+    compare(OP, f"mixture, K = 10: {what}", size_of(n, 3), name, work, 15)
+
+
+def pasted_one(bins, mean, log_scale):
+    """The difference of two sigmoids, with a floor under it."""
+    inverse = (-log_scale.clamp(min=-7.0)).exp()
+    k = bins.float()
+    below = ((k / 256 - mean) * inverse).sigmoid()
+    above = (((k + 1) / 256 - mean) * inverse).sigmoid()
+    below, above = torch.where(k == 0, 0.0, below), torch.where(k == 255, 1.0, above)
+    return (above - below + 1e-7).log()
+
+
+@pytest.mark.parametrize("name", ["fastlatent", "fastlatent reference", "eager", COMPILED])
 def test_single(compare, device, name):
     n = IMAGES[device]
     here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     bins = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, **here)
     mean = torch.rand(bins.shape, **here).requires_grad_(True)
     log_scale = (torch.randn(bins.shape, **here) - 3).requires_grad_(True)
+    rivals = {"eager": pasted_one, COMPILED: torch.compile(pasted_one, dynamic=False)}
+    function = rivals.get(name, ops.discretized_logistic_log_prob)
 
     def run():
-        with ops.use("auto" if name == "fastlatent" else "torch"):
-            log_prob = ops.discretized_logistic_log_prob(bins, mean, log_scale)
+        with ops.use("torch" if name == "fastlatent reference" else "auto"):
+            log_prob = function(bins, mean, log_scale)
         torch.autograd.grad(log_prob.sum(), (mean, log_scale))
 
     op = "discretized_logistic_log_prob"

@@ -1,4 +1,4 @@
-"""The likelihood that programs after PixelCNN++ paste, for tests and benchmarks."""
+"""Likelihood and sampler that programs after PixelCNN++ paste, for tests and benchmarks."""
 
 import math
 
@@ -34,3 +34,22 @@ def pasted_log_prob(
     last, first = -F.softplus(minus), plus - F.softplus(plus)
     log_p = torch.where(x < -0.999, first, torch.where(x > 0.999, last, inner))
     return torch.logsumexp(log_p.sum(1) + F.log_softmax(logits, 1), 1), delta
+
+
+def pasted_sample(
+    params: Tensor,  # (n, 10 K, h, w)
+    uniforms: Tensor,  # (n, K + 3, h, w) in (0, 1), for components and channels
+) -> Tensor:  # (n, 3, h, w) in [-1, 1]
+    """Colours of the component whose logit is the largest with Gumbel noise added."""
+    k = params.shape[1] // 10
+    logits, rest = params[:, :k], params[:, k:].unflatten(1, (3, 3, k))
+    component = (logits - (-uniforms[:, :k].log()).log()).argmax(1)
+    index = component[:, None, None, None].expand(-1, 3, 3, 1, -1, -1)
+    means, log_scales, raw = rest.gather(3, index).squeeze(3).unbind(2)
+    u = uniforms[:, k:]
+    x = means + log_scales.clamp(min=-7.0).exp() * (u.log() - (1 - u).log())
+    tau = raw.tanh()
+    red = x[:, 0].clamp(-1, 1)
+    green = (x[:, 1] + tau[:, 0] * red).clamp(-1, 1)
+    blue = (x[:, 2] + tau[:, 1] * red + tau[:, 2] * green).clamp(-1, 1)
+    return torch.stack([red, green, blue], 1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from original_lvae import GOLDEN, images, latents, original_checkpoint
 from torch import Tensor, nn
 
+from fastlatent import ops
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
 from fastlatent.models.lvae import LayerPass, Normal
@@ -477,13 +478,31 @@ def test_bernoulli_likelihood_in_closed_form():
 
 def test_images_off_the_grid_are_refused():
     x = torch.arange(256).view(1, 1, 16, 16) / 255
-    assert torch.equal(bins(x).flatten(), torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(bins(x).flatten(), torch.arange(256, dtype=torch.int32))
     assert torch.equal(bins(x.double()), bins(x))
     for value in (-1 / 255, 256 / 255, 0.5, math.nan, math.inf):
         spoiled = x.clone()
         spoiled[0, 0, 3, 3] = value
         with pytest.raises(ValueError, match="x must be 8-bit images k / 255 in \\[0, 1\\]"):
             bins(spoiled)
+
+
+@pytest.mark.parametrize("likelihood", ["discretized_logistic", "discretized_logistic_mixture"])
+def test_images_off_the_grid_are_refused_by_a_compiled_likelihood(likelihood):
+    op = f"{likelihood}_log_prob"
+    if ops.OPS[op].serving("cpu").implementation != "cpp":
+        pytest.skip("values are checked inside the C++ kernel")
+    model = LIKELIHOODS[likelihood](6, 1)
+    features = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.arange(128).view(2, 1, 8, 8) / 255
+    torch._dynamo.reset()
+    compiled = torch.compile(model.log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features, x), model.log_prob(features, x))
+    for value in (-1 / 255, 256 / 255, 1.5, 1e12, math.nan, -math.inf):
+        spoiled = x.clone()
+        spoiled[0, 0, 3, 3] = value
+        with pytest.raises(ValueError, match=f"{op}: bins must be in 0 to 255"):
+            compiled(features, spoiled)
 
 
 def test_nan_weights_give_nan_and_not_an_error():

@@ -123,6 +123,22 @@ def test_initialised_once_from_the_first_images_as_stored(tmp_path, monkeypatch)
     assert len(seen) == 1
 
 
+# Nats of a batch of 64 at each step, of one run of the authors' program with this command.
+PUBLISHED = {1: 585, 2: 477, 5: 318, 10: 264, 20: 234, 50: 195.7, 100: 168.8}
+
+
+@pytest.mark.slow  # minutes
+def test_the_first_steps_are_those_of_the_authors_program(data_root, tmp_path):
+    arguments = ("--data.root", str(data_root), "--steps", "100", "--log-every", "1 step")
+    seldom = ("--eval-every", "never", "--pictures-every", "never", "--test-images", "500")
+    options = [*arguments, *seldom, "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert train.main(["lvae-static-mnist-3", *options]) == 0
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path / "run", "train")}
+    assert {step: losses[step] for step in PUBLISHED} == pytest.approx(PUBLISHED, rel=0.15)
+    (tested,) = lines(tmp_path / "run", "test")
+    assert tested["loss"] == pytest.approx(192.5, rel=0.15)
+
+
 def poisoned(*steps: int):
     """A forward pass that is shown NaN at these steps."""
     forward = LadderVAE.forward

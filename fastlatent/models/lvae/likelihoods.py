@@ -165,12 +165,13 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 
 
 def bins(x: Tensor) -> Tensor:
-    """8-bit values of images x = k / 255: (n, c, h, w) uint8.
+    """8-bit values of images x = k / 255: (n, c, h, w) int32.
 
-    Raises ValueError for other values where `nearest_bins` looks.
+    Raises ValueError for other values where `nearest_bins` looks; elsewhere those beyond [0, 1]
+    stay off the grid, for the op to refuse: uint8 could not hold them.
     """
     expectation = "LadderVAE: x must be 8-bit images k / 255 in [0, 1] for a discretized likelihood"
-    return nearest_bins(expectation, x, LEVELS, 0, LEVELS + 1).to(torch.uint8)
+    return nearest_bins(expectation, x, LEVELS, 0, LEVELS + 1)
 
 
 @torch.compiler.disable

@@ -70,7 +70,8 @@ def nearest_bins(
 
     Raises ValueError for values that are no bin, NaN among them, on a CPU and under
     FASTLATENT_STRICT=1; elsewhere looking would wait for the device, and under torch.compile break
-    the graph. There a value beyond the ends stays a bin off the grid, for the op to refuse.
+    the graph. There a value beyond the ends, and NaN, become a bin off the grid, for the op to
+    refuse.
     """
     place = widen(x) * factor + shift
     bins = place.round()
@@ -80,4 +81,6 @@ def nearest_bins(
         near &= (bins >= 0) & (bins < n_bins)
         if not near.all():
             raise ValueError(f"{expectation}; got {x[~near][0].item():.6g}")
-    return bins.int()
+        return bins.int()
+    # Of NaN and of numbers beyond int32 the conversion may make any bin.
+    return bins.clamp(-1, n_bins).nan_to_num(-1).int()
