@@ -36,6 +36,30 @@ def pasted_log_prob(
     return torch.logsumexp(log_p.sum(1) + F.log_softmax(logits, 1), 1), delta
 
 
+def channels_last_log_prob(
+    x: Tensor,  # (n, h, w, 3), centres of bins from -1 to 1
+    params: Tensor,  # (n, h, w, 10 K): K logits, then for each channel K of each kind
+    n_bins: int = 256,
+) -> tuple[Tensor, Tensor]:  # (n, h, w) nats; (n, h, w, 3, K)
+    """As VDVAE lays it out: log P of each pixel, and the differences of sigmoids."""
+    k, half = params.shape[-1] // 10, 1 / (n_bins - 1)
+    logits, rest = params[..., :k], params[..., k:].reshape(*x.shape, 3 * k)
+    means, log_scales = rest[..., :k], rest[..., k : 2 * k].clamp(min=-7.0)
+    coefficients = rest[..., 2 * k :].tanh()
+    red, green = x[..., 0, None], x[..., 1, None]
+    of_green = means[..., 1, :] + coefficients[..., 0, :] * red
+    of_blue = means[..., 2, :] + coefficients[..., 1, :] * red + coefficients[..., 2, :] * green
+    means = torch.stack([means[..., 0, :], of_green, of_blue], 3)
+    centred, inverse = x[..., None] - means, torch.exp(-log_scales)
+    plus, middle, minus = (inverse * (centred + shift) for shift in (half, 0.0, -half))
+    delta = plus.sigmoid() - minus.sigmoid()
+    density = middle - log_scales - 2 * F.softplus(middle) + math.log(2 * half)
+    log_p = torch.where(delta > 1e-5, delta.clamp(min=1e-12).log(), density)
+    log_p = torch.where(x[..., None] > 0.999, -F.softplus(minus), log_p)
+    log_p = torch.where(x[..., None] < -0.999, plus - F.softplus(plus), log_p)
+    return (log_p.sum(3) + logits.log_softmax(-1)).logsumexp(-1), delta
+
+
 def pasted_sample(
     params: Tensor,  # (n, 10 K, h, w)
     uniforms: Tensor,  # (n, K + 3, h, w) in (0, 1), for components and channels

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_commands import TINY, assert_one_sentence
 
-from fastlatent import convert, evaluate, interpolate, layers, reconstruct, sample, train
+from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
 from fastlatent.data import load
 from fastlatent.latents import draw, unit_images
 from fastlatent.metrics import importance_log_likelihood
@@ -79,7 +79,14 @@ def held_out(run: Path) -> torch.Tensor:
     return unit_images(load(Run.open(run).config.data).test, torch.arange(6), "cpu")
 
 
-def test_evaluate(colour: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate(colour: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    shown, layer_bars = [], plots.layer_bars
+
+    def noted(*arguments: object) -> Image.Image:
+        shown.extend(arguments)
+        return layer_bars(*arguments)
+
+    monkeypatch.setattr(plots, "layer_bars", noted)
     assert (
         evaluate.main([str(colour), "--samples", "50", "--batch", "4", "--features", "none"]) == 0
     )
@@ -102,6 +109,10 @@ def test_evaluate(colour: Path, capsys: pytest.CaptureFixture) -> None:
         assert f"{bits:.4f}" in said
     assert "log-likelihood, 50 samples" in said
     assert np.asarray(Image.open(colour / "images/kl-layers.png")).std() > 10
+    of_layers = [values[f"kl_layer_{layer}"] for layer in (0, 1)]
+    expected = [[one[name] for one in of_layers] for name in ("mean", "standard_error")]
+    assert [list(numbers) for numbers in shown[:2]] == expected
+    assert shown[2:] == ["KL of each layer, test split", "nats per image"]
 
 
 def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixture) -> None:

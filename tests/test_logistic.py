@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from original_pixelcnn import pasted_log_prob, pasted_sample
+from original_pixelcnn import channels_last_log_prob, pasted_log_prob, pasted_sample
 from torch.autograd import gradcheck
 
 from fastlatent import ops
@@ -1158,6 +1158,62 @@ def test_mixture_mean_equals_that_of_samples():
     assert ((drawn.mean(3) - mean[..., 0]).abs() <= 5 * error).all()
 
 
+def test_coupled_mean_of_narrow_scales_is_that_of_clipped_means():
+    """Green's mean moves by the clipped red, blue's by both; components are weighted at the end."""
+    k, count = 2, 50
+    params = colour_parameters(k, 3, count, torch.float64)
+    rest = params[:, k:].view(count, 3, 3, k)
+    rest[:, :, 1] = -30.0
+    tau = rest[:, :, 2].tanh()
+    red = rest[:, 0, 0].clamp(-1, 1)
+    green = (rest[:, 1, 0] + tau[:, 0] * red).clamp(-1, 1)
+    blue = (rest[:, 2, 0] + tau[:, 1] * red + tau[:, 2] * green).clamp(-1, 1)
+    want = (torch.stack([red, green, blue], 1) * params[:, None, :k].softmax(2)).sum(2)
+    got = discretized_logistic_mixture_mean(params[:, :, None, None], min_log_scale=None)
+    torch.testing.assert_close(got[:, :, 0, 0], want, rtol=1e-9, atol=1e-9)
+
+
+HALF = [torch.float16, torch.bfloat16]
+MEANS = {
+    "mean": lambda p: discretized_logistic_mean(p[:, 2], p[:, 4], grid="centred"),
+    "mode": lambda p: discretized_logistic_mode(p[:, 2], p[:, 4], grid="centred"),
+    "mixture mean": discretized_logistic_mixture_mean,
+    "mixture mode": discretized_logistic_mixture_mode,
+}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", MEANS)
+def test_means_and_modes_of_half_parameters_are_computed_in_float32(name, dtype):
+    params = colour_parameters(2, 16, 300)[:, :, None, None].to(dtype)
+    got = MEANS[name](params)
+    assert got.dtype == (torch.uint8 if "mode" in name else torch.float32)
+    assert torch.equal(got, MEANS[name](params.float()))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
+@pytest.mark.parametrize("name", MEANS)
+def test_a_nan_is_seen_in_means_and_is_bin_0_in_modes(name, implementation):
+    params = colour_parameters(2, 17, 12).view(1, 3, 4, 20).permute(0, 3, 1, 2).contiguous()
+    params[:, 2:4] = 0.5  # whose bin is not 0
+    read = range(20) if "mixture" in name else (2, 4)  # logits, red, green, blue
+    with ops.use(implementation):
+        clean = MEANS[name](params)
+        assert "mode" not in name or clean[..., 1, 2].all()
+        for plane in read:
+            poisoned = params.clone()
+            poisoned[0, plane, 1, 2] = torch.nan
+            got = MEANS[name](poisoned)
+            here = torch.zeros_like(got, dtype=torch.bool)
+            here[..., 1, 2] = True
+            assert torch.equal(got[~here], clean[~here])
+            if "mode" in name:
+                assert not got[here].any()
+            else:
+                assert got[here].isnan().any()
+                assert plane not in (0, 1) or got[here].isnan().all()
+
+
 def test_mode_against_all_bins():
     make = torch.Generator().manual_seed(4)
     mean, scale = torch.randn(300, generator=make), torch.randn(300, generator=make) * 2 - 3
@@ -1182,6 +1238,35 @@ def test_mode_against_all_bins():
     assert (every.amax(1) - found).max() < 0.15
 
 
+def test_coupled_mode_of_one_component_goes_channel_by_channel():
+    """Each channel's likeliest of 256 bins, given the bins of the channels before."""
+    count = 200
+    params = colour_parameters(1, 18, count)
+    blocks = params[:, 1:].view(count, 3, 3).double()
+    tau, seen, found = blocks[:, :, 2].tanh(), [], []
+    for c in range(3):
+        mean = blocks[:, c, 0].clone()
+        for i, value in zip(([], [0], [1, 2])[c], seen, strict=True):
+            mean += tau[:, i] * value
+        best = single_distribution(256, "centred", mean, blocks[:, c, 1]).argmax(1)
+        found.append(best)
+        seen.append((2 * best - 255) / 255)
+    mode = discretized_logistic_mixture_mode(params[:, :, None, None])[:, :, 0, 0]
+    assert torch.equal(mode.long(), torch.stack(found, 1))
+
+
+def test_coupled_mode_against_all_colours_of_four_bins():
+    k, count = 3, 300
+    params = colour_parameters(k, 14, count)
+    mode = discretized_logistic_mixture_mode(params[:, :, None, None], n_bins=4)[:, :, 0, 0]
+    colours = torch.tensor(list(product(range(4), repeat=3)), dtype=torch.int32)
+    every = mixture_of(colours.repeat(count, 1), params.repeat_interleave(64, 0), n_bins=4)
+    every = every.view(count, 64)
+    found = every.gather(1, (mode.long() * torch.tensor([16, 4, 1])).sum(1, keepdim=True))[:, 0]
+    assert (every.amax(1) == found).float().mean() > 0.95
+    assert (every.amax(1) - found).max() < 0.5
+
+
 def test_colour_mode_beats_samples():
     params = colour_parameters(3, 14, 200)[:, :, None, None]
     mode = discretized_logistic_mixture_mode(params)
@@ -1195,30 +1280,41 @@ def test_colour_mode_beats_samples():
 
 @pytest.mark.parametrize("low_bit", [False, True])
 def test_layouts_of_other_programs(low_bit):
-    """Equal where every bin is likelier than 1e-5; far in the tail theirs is too low."""
-    n = 32 if low_bit else 256
+    """Values and gradients of pixels whose bins are all likelier than 1e-5, where theirs hold."""
+    n, k = (32 if low_bit else 256), 5
     make = torch.Generator().manual_seed(6)
-    params = colour_parameters(5, 15, 2 * 6 * 7).view(2, 6, 7, 50)
-    params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = 0.0
+    params = colour_parameters(k, 15, 2 * 6 * 7, torch.float64).view(2, 6, 7, 10 * k)
     bins = torch.randint(0, n, (2, 6, 7, 3), generator=make)
-    x = bins / ((n - 1) / 2) - 1
+    bins[0, :, 0] = torch.tensor([0, n - 1, 0])
+    x = bins.double() / ((n - 1) / 2) - 1
+    means, log_scales, raw = params[..., k:].unflatten(3, (3, 3, k)).unbind(4)
+    log_scales.div_(5).sub_(2.4)  # about -3
+    means.mul_(0.15).add_(x[..., None])
+    means[..., 1, :] -= raw[..., 0, :].tanh() * x[..., :1]
+    means[..., 2, :] -= raw[..., 1, :].tanh() * x[..., :1] + raw[..., 2, :].tanh() * x[..., 1:2]
+    params.requires_grad_(True)
+
+    want, delta = channels_last_log_prob(x, params, n)
+    sure = (delta > 1e-5).flatten(3).all(3)
+    assert sure.float().mean() > 0.5 and sure[0, :, 0].any()
+    (want_gradient,) = torch.autograd.grad(want[sure].sum(), params)
+
     planes, seen = params.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-    want, delta = pasted_log_prob(seen.double(), planes.double(), n)
-    assert (delta > 1e-5).all()
-    ours = discretized_logistic_mixture_log_prob(
-        *from_vdvae(x, params, low_bit), n_bins=n, reduction="none"
-    )
-    torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-5)
-    again = discretized_logistic_mixture_log_prob(
-        *from_pixelcnn(seen, planes, n), n_bins=n, reduction="none"
-    )
-    assert torch.equal(again, ours)
-    if low_bit:
-        return
-    params.unflatten(3, (10, 5))[..., [2, 5, 8], :] = -7.0
-    tail, _ = pasted_log_prob(seen.double(), planes.double())
+    for arguments in (from_vdvae(x, params, low_bit), from_pixelcnn(seen, planes, n)):
+        ours = discretized_logistic_mixture_log_prob(*arguments, n_bins=n, reduction="none")
+        (gradient,) = torch.autograd.grad(ours[sure].sum(), params)
+        torch.testing.assert_close(ours[sure], want[sure], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gradient, want_gradient, rtol=1e-7, atol=1e-8)
+
+
+def test_far_in_the_tail_other_programs_are_too_low():
+    params = colour_parameters(5, 15, 2 * 6 * 7).view(2, 6, 7, 50)
+    params[..., 5:].unflatten(3, (3, 3, 5))[..., 1, :] = -7.0
+    bins = torch.randint(0, 256, (2, 6, 7, 3), generator=torch.Generator().manual_seed(6))
+    x = bins / 127.5 - 1
+    theirs, _ = channels_last_log_prob(x.double(), params.double())
     exact = discretized_logistic_mixture_log_prob(*from_vdvae(x, params), reduction="none")
-    assert (exact - tail).max() > 2
+    assert 2 < (exact - theirs).max() < 3 * 2.15
 
 
 def test_grey_images_of_pixelcnn():

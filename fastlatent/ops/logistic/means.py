@@ -24,8 +24,8 @@ def discretized_logistic_mean(
 ) -> Tensor:  # (...) on the grid's scale
     """E[clip(Y, first centre, last centre)] of the logistic Y, differentiable.
 
-    The mean of "continuous" samples, within half a bin of that of "quantized" ones. Plain PyTorch,
-    computed in float32 or float64.
+    The mean of "continuous" samples, within half a bin of that of "quantized" ones. NaN gives NaN.
+    Plain PyTorch, computed in float32 or float64.
 
     Raises TypeError for parameters that are not floating tensors of one dtype, ValueError for
     shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
@@ -66,7 +66,7 @@ def discretized_logistic_mixture_mean(
     """Mean image: components' clipped means, weighted; coupled channels see the means before.
 
     Exact for "continuous" samples without coupling and for the first channel; otherwise a plug-in.
-    Differentiable, in plain PyTorch.
+    Differentiable, in plain PyTorch. NaN gives NaN in its pixel only.
 
     Raises TypeError for params that are not floating, ValueError for a number of planes that does
     not fit, coupled channels that are not three or on grid "unit", an unknown grid, n_bins outside
@@ -95,7 +95,8 @@ def _likeliest(mean: Tensor, log_scale: Tensor, grid: Grid, options: tuple) -> T
     on_grid = (mean + grid.shift) / grid.gamma
     each = [x.expand_as(candidates) for x in (on_grid, log_scale)]
     score = discretized_logistic_log_prob(candidates, *each, *options)
-    return candidates.gather(0, score.argmax(0, keepdim=True)).squeeze(0)
+    best = candidates.gather(0, score.argmax(0, keepdim=True)).squeeze(0)
+    return best.masked_fill(score[0].isnan(), 0)
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def discretized_logistic_mode(
 ) -> Tensor:  # (...) uint8 (int32 beyond 256 bins)
     """The likeliest bin of each value: the one that holds the mean, or an open one.
 
-    Plain PyTorch around `discretized_logistic_log_prob`; no gradient.
+    NaN gives bin 0. Plain PyTorch around `discretized_logistic_log_prob`; no gradient.
 
     Raises as `discretized_logistic_mean`.
     """
@@ -133,8 +134,9 @@ def discretized_logistic_mixture_mode(
 
     A component's mode goes channel by channel, later channels seeing the bins before; for one
     channel the first and the last bin are tried too. Not always the mixture's own mode: with one
-    channel, 10 components and log-scales of -5 to -2 it is in 19 of 20 pixels. Costs about K
-    log-probabilities. Plain PyTorch around `discretized_logistic_mixture_log_prob`; no gradient.
+    channel, 10 components and log-scales of -5 to -2 it is in 19 of 20 pixels. A NaN parameter
+    gives bin 0 in all channels of its pixel. Costs about K log-probabilities. Plain PyTorch around
+    `discretized_logistic_mixture_log_prob`; no gradient.
 
     Raises as `discretized_logistic_mixture_mean`.
     """
