@@ -5,7 +5,7 @@ import torch
 from manifolds import points
 
 from fastlatent.geometry import Status
-from fastlatent.geometry.descent import HALVINGS, adam, lbfgs
+from fastlatent.geometry.descent import HALVINGS, _two_loops, adam, lbfgs
 
 CURVATURE = torch.tensor([[1.0, 1, 1], [1, 30, 900], [1, 7, 49]], dtype=torch.float64)
 MINIMA = points([1, -2, 3], [0.5, 0, -1], [-4, 4, 2])
@@ -97,6 +97,23 @@ def test_newton_steps_reach_the_minimum_at_once():
     assert found.iterations.tolist() == [0, 1, 1]
     torch.testing.assert_close(found.x, MINIMA, rtol=0, atol=1e-12)
     assert found.gradients.tolist() == [1, 2, 2] and not found.values.any()
+
+
+def test_directions_are_those_of_the_dense_inverse_hessian():
+    """Each pair s, y turns H into (I - w s y^T) H (I - w y s^T) + w s s^T, w = 1 / s^T y."""
+    make = torch.Generator().manual_seed(0)
+    gradient, *pairs = torch.randn(7, 2, 4, generator=make, dtype=torch.float64)
+    scale = torch.tensor([0.5, 3], dtype=torch.float64)[:, None]
+    unit = torch.eye(4, dtype=torch.float64)
+    dense, history = scale[:, :, None] * unit, []
+    for step, change in zip(pairs[::2], pairs[1::2], strict=True):
+        weight = 1 / (step * change).sum(1)
+        history.append((step, change, weight))
+        left = unit - weight[:, None, None] * step[:, :, None] * change[:, None]
+        along = weight[:, None, None] * step[:, :, None] * step[:, None]
+        dense = left @ dense @ left.mT + along
+    got = _two_loops(gradient, history, lambda g: scale * g)
+    torch.testing.assert_close(got, (dense @ gradient[:, :, None])[:, :, 0])
 
 
 def test_steps_that_are_too_long_are_halved():

@@ -112,11 +112,11 @@ def geodesic(
     chords, at least four for each piece, and of twice as many where they miss part of the length. A
     pair has converged when its next step promises less than `tolerance` times its energy (default:
     1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
-    200) in any case. `first` holds cubic curves to start from beside the straight lines, whose
-    knots are then those of `first`. Pairs are solved `chunk` at a time (default: on a CPU 32, or as
-    many as have room in 2 GiB, elsewhere 1,024 in 8 GiB), fewer where memory is short; each pair's
-    result is that which it has alone, but for rounding. `report` is called with the number of pairs
-    done after each chunk.
+    200) on each of its grids in any case. `first` holds cubic curves to start from beside the
+    straight lines, whose knots are then those of `first`. Pairs are solved `chunk` at a time
+    (default: on a CPU 32, or as many as have room in 2 GiB, elsewhere 1,024 in 8 GiB), fewer where
+    memory is short; each pair's result is that which it has alone, but for rounding. `report` is
+    called with the number of pairs done after each chunk.
 
     `method="original"` is the procedure of Michelis and Becker 2021, see
     `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
