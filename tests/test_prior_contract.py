@@ -104,6 +104,8 @@ def test_every_prior_keeps_the_contract(prior):
     points = space.encode(z)
     assert points.shape == (len(z), space.dim) and space.log_prob(points).shape == (len(z),)
     assert space.lift(points).shape == z.shape
+    first, again = (space.draw(50, stream(1)) for _ in range(2))
+    assert first.shape == (50, space.dim) and torch.equal(first, again)
 
     names = {name for name, _ in prior.named_parameters()}
     fresh = copy.deepcopy(prior)
