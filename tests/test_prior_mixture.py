@@ -335,7 +335,8 @@ def test_components_that_empty_are_dropped_and_reported():
     generator = torch.Generator().manual_seed(0)
     z = points.repeat(50, 1) + 1e-4 * torch.randn(150, 2, generator=generator)
     full = GaussianMixture(2, 20, options=MixtureFit(prune=0.0)).fit(z)
-    assert (full.report.active, full.report.dropped) == (20, 0)
+    assert full.report.active == 20
+    assert full.report.dropped == pytest.approx(0, abs=1e-12)
     weights = full.log_weights.exp()
     prune = 0.02
     assert 0 < int((weights < prune).sum()) < 20
