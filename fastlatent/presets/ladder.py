@@ -50,8 +50,8 @@ LADDER_PRESETS = (
         ),
     ),
     Preset(
-        "MNIST, 16 latents, 2 inner ones. Test -ELBO -1437 nats per image, a density, after 15 epochs "
-        "and about 15 minutes of one CPU core.",
+        "MNIST, 16 latents, 2 inner ones. Test -ELBO -1437 nats per image, a density, after 15 "
+        "epochs and about 15 minutes of one CPU core.",
         _MNIST,
     ),
     Preset(
