@@ -86,7 +86,7 @@ GLO_PRESETS = (
         _DIGITS,
         _DIGITS_SEED,
     ),
-    _preset("MNIST. Not trained yet.", _MNIST, _seed(_MNIST, dim=10, alpha=5.0, batch=32)),
+    _preset("MNIST. Does not learn well yet.", _MNIST, _seed(_MNIST, dim=10, alpha=5.0, batch=32)),
     _preset("SVHN. Not trained yet.", _SVHN, _seed(_SVHN, dim=25, alpha=10.0)),
     _preset("CIFAR-10. Not trained yet.", _CIFAR10, _seed(_CIFAR10, dim=35, alpha=10.0)),
     Preset("CelebA faces, 64x64. Not trained yet.", _CELEBA, {"paper": _CELEBA}),
