@@ -120,6 +120,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("logistic_mixture_log_prob", &fl::logistic_mixture_log_prob, released);
   m.def("logistic_mixture_backward", &fl::logistic_mixture_backward, released);
   m.def("logistic_mixture_sample", &fl::logistic_mixture_sample, released);
+  m.def("logistic_mean", &fl::logistic_mean, released);
+  m.def("logistic_mean_backward", &fl::logistic_mean_backward, released);
+  m.def("logistic_mode", &fl::logistic_mode, released);
+  m.def("logistic_mixture_mean", &fl::logistic_mixture_mean, released);
+  m.def("logistic_mixture_mean_backward", &fl::logistic_mixture_mean_backward, released);
+  m.def("logistic_mixture_mode", &fl::logistic_mixture_mode, released);
 
   m.def("bspline", &fl::bspline, released);
   m.def("bspline_backward", &fl::bspline_backward, released);

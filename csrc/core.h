@@ -7,6 +7,7 @@
 #include "gram.h"
 #include "jacobian.h"
 #include "logistic.h"
+#include "logistic_means.h"
 #include "polyline.h"
 #include "simd_probe.h"
 #include "spline.h"

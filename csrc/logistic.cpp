@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "expect.h"
+#include "logistic_means.h"
 #include "parallel.h"
 
 namespace fl {
@@ -37,6 +38,13 @@ void expect_in_range(bool in_range, const char* op, const LogisticGrid& grid) {
   }
 }
 
+void expect_elements(const View& mean, const View& log_scale, const View& out, DType dtype) {
+  expect(mean.ndim == 1 && is_floating(mean.dtype), "core: elements must be vectors");
+  expect_vector("mean", mean, mean.dtype, out.size[0]);
+  expect_vector("log_scale", log_scale, mean.dtype, mean.size[0]);
+  expect_vector("out", out, dtype, mean.size[0]);
+}
+
 void expect_elements(const View& bins, const View& mean, const View& log_scale) {
   expect_bins(bins);
   expect(bins.ndim == 1 && mean.ndim == 1 && is_floating(mean.dtype), "core: elements must be vectors");
@@ -55,6 +63,23 @@ Mixture mixture_of(const View& bins, const View& params, bool coupled, const Log
              params.size[1] % each == 0,
          "core: params do not fit bins");
   return {bins, params, params.size[1] / each, channels, coupled, grid};
+}
+
+void expect_like_params(const View& grad, const View& params) {
+  expect(grad.ndim == 3 && grad.dtype == params.dtype && !grad.cuda && grad.size[0] == params.size[0] &&
+             grad.size[1] == params.size[1] && grad.size[2] == params.size[2],
+         "core: params_grad must be like params");
+}
+
+void expect_modes(const View& out, int64_t n_bins) {
+  expect((out.dtype == DType::u8 && n_bins <= 256) || out.dtype == DType::i32, "core: modes must be u8 or i32");
+}
+
+// Calls run(begin, end) for blocks of elements.
+template <class F>
+void for_elements(int64_t count, int threads, const F& run) {
+  parallel_for(blocks_of(count), kBlock * 64, threads,
+               [&](int64_t begin, int64_t end) { run(begin * kBlock, end * kBlock < count ? end * kBlock : count); });
 }
 
 // Calls run(image, begin, end, block, scratch) for each block of pixels of each image.
@@ -88,10 +113,8 @@ void logistic_log_prob(const View& bins, const View& mean, const View& log_scale
   expect_vector("out", out, wide(mean.dtype), bins.size[0]);
   const auto run = FL_KERNELS(logistic).log_prob;
   std::atomic<bool> in_range{true};
-  const int64_t count = bins.size[0];
-  parallel_for(blocks_of(count), kBlock * 64, threads, [&](int64_t begin, int64_t end) {
-    const int64_t stop = end * kBlock < count ? end * kBlock : count;
-    if (!run(bins, mean, log_scale, grid, out, begin * kBlock, stop)) in_range = false;
+  for_elements(bins.size[0], threads, [&](int64_t begin, int64_t end) {
+    if (!run(bins, mean, log_scale, grid, out, begin, end)) in_range = false;
   });
   expect_in_range(in_range, "discretized_logistic_log_prob", grid);
 }
@@ -106,10 +129,8 @@ void logistic_backward(const View& grad, const View& bins, const View& mean, con
   expect_vector("mean_grad", mean_grad, mean.dtype, bins.size[0]);
   expect_vector("log_scale_grad", log_scale_grad, mean.dtype, bins.size[0]);
   const auto run = FL_KERNELS(logistic).backward;
-  const int64_t count = bins.size[0];
-  parallel_for(blocks_of(count), kBlock * 64, threads, [&](int64_t begin, int64_t end) {
-    const int64_t stop = end * kBlock < count ? end * kBlock : count;
-    run(grad, bins, mean, log_scale, grid, mean_grad, log_scale_grad, begin * kBlock, stop);
+  for_elements(bins.size[0], threads, [&](int64_t begin, int64_t end) {
+    run(grad, bins, mean, log_scale, grid, mean_grad, log_scale_grad, begin, end);
   });
 }
 
@@ -154,9 +175,7 @@ void logistic_mixture_backward(const View& grad, const View& bins, const View& p
   } else {
     expect_vector("grad", grad, wide(params.dtype), n);
   }
-  expect(params_grad.ndim == 3 && params_grad.dtype == params.dtype && !params_grad.cuda && params_grad.size[0] == n &&
-             params_grad.size[1] == params.size[1] && params_grad.size[2] == s,
-         "core: params_grad must be like params");
+  expect_like_params(params_grad, params);
   const auto& kernels = FL_KERNELS(logistic);
   for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
     kernels.mixture_backward(mixture, image, begin, end, grad, params_grad, scratch);
@@ -175,6 +194,70 @@ void logistic_mixture_sample(const View& params, const View& uniforms, bool coup
   const auto& kernels = FL_KERNELS(logistic);
   for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
     kernels.mixture_sample(mixture, image, begin, end, uniforms, out, scratch);
+  });
+}
+
+void logistic_mean(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
+                   double min_log_scale, const View& out, int threads) {
+  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+  expect_grid(grid);
+  expect_elements(mean, log_scale, out, wide(mean.dtype));
+  const auto run = FL_KERNELS(logistic_means).mean;
+  for_elements(mean.size[0], threads, [&](int64_t begin, int64_t end) { run(mean, log_scale, grid, out, begin, end); });
+}
+
+void logistic_mean_backward(const View& grad, const View& mean, const View& log_scale, int64_t n_bins, double gamma,
+                            double shift, double min_log_scale, const View& mean_grad, const View& log_scale_grad,
+                            int threads) {
+  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+  expect_grid(grid);
+  expect_elements(mean, log_scale, mean_grad, mean.dtype);
+  expect_vector("grad", grad, wide(mean.dtype), mean.size[0]);
+  expect_vector("log_scale_grad", log_scale_grad, mean.dtype, mean.size[0]);
+  const auto run = FL_KERNELS(logistic_means).mean_backward;
+  for_elements(mean.size[0], threads, [&](int64_t begin, int64_t end) {
+    run(grad, mean, log_scale, grid, mean_grad, log_scale_grad, begin, end);
+  });
+}
+
+void logistic_mode(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
+                   double min_log_scale, const View& out, int threads) {
+  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+  expect_grid(grid);
+  expect_modes(out, n_bins);
+  expect_elements(mean, log_scale, out, out.dtype);
+  const auto run = FL_KERNELS(logistic_means).mode;
+  for_elements(mean.size[0], threads, [&](int64_t begin, int64_t end) { run(mean, log_scale, grid, out, begin, end); });
+}
+
+void logistic_mixture_mean(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
+                           double min_log_scale, const View& out, int threads) {
+  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  expect(out.dtype == wide(params.dtype), "core: out must be of params' precision");
+  const auto run = FL_KERNELS(logistic_means).mixture_mean;
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+    run(mixture, image, begin, end, out, scratch);
+  });
+}
+
+void logistic_mixture_mean_backward(const View& grad, const View& params, bool coupled, int64_t n_bins, double gamma,
+                                    double shift, double min_log_scale, const View& params_grad, int threads) {
+  const Mixture mixture = mixture_of(grad, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  expect(grad.dtype == wide(params.dtype), "core: grad must be of params' precision");
+  expect_like_params(params_grad, params);
+  const auto run = FL_KERNELS(logistic_means).mixture_mean_backward;
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+    run(mixture, image, begin, end, grad, params_grad, scratch);
+  });
+}
+
+void logistic_mixture_mode(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
+                           double min_log_scale, const View& out, int threads) {
+  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
+  expect_modes(out, n_bins);
+  const auto run = FL_KERNELS(logistic_means).mixture_mode;
+  for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
+    run(mixture, image, begin, end, out, scratch);
   });
 }
 

@@ -54,6 +54,16 @@ LARGE = {  # arguments on the CPU, float32
     "discretized_logistic_mixture_values": lambda: (
         normal(2, 100, 16, 16), uniform(2, 4, 16, 16), *MIXTURE,
     ),
+    "discretized_logistic_mean": lambda: (uniform(70, 250), normal(70, 250) - 3, *SINGLE),
+    "discretized_logistic_mean_backward": lambda: (
+        normal(70, 250), uniform(70, 250), normal(70, 250) - 3, *SINGLE,
+    ),
+    "discretized_logistic_mode": lambda: (uniform(70, 250), normal(70, 250) - 3, *SINGLE),
+    "discretized_logistic_mixture_mean": lambda: (normal(2, 100, 16, 16), 3, *MIXTURE),
+    "discretized_logistic_mixture_mean_backward": lambda: (
+        normal(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
+    ),
+    "discretized_logistic_mixture_mode": lambda: (normal(2, 100, 16, 16), 3, *MIXTURE),
     "activation_jvp": lambda: (
         normal(2, *LAYER), normal(2, 20, *LAYER), "elu", normal(3), normal(3), 0.01,
     ),

@@ -30,10 +30,12 @@ from fastlatent.ops.logistic.layouts import from_pixelcnn, from_vdvae
 from fastlatent.ops.logistic.means import (
     discretized_logistic_mean,
     discretized_logistic_mixture_mean,
+)
+from fastlatent.ops.logistic.mixture import discretized_logistic_mixture_log_prob
+from fastlatent.ops.logistic.modes import (
     discretized_logistic_mixture_mode,
     discretized_logistic_mode,
 )
-from fastlatent.ops.logistic.mixture import discretized_logistic_mixture_log_prob
 from fastlatent.ops.logistic.single import discretized_logistic_log_prob
 
 __all__ = [

@@ -1,31 +1,175 @@
-"""Means and modes of discretized logistics, in plain PyTorch around their log-probabilities."""
+"""Means of discretized logistics.
 
-from typing import Literal
+In half-widths of a bin from the middle of the grid, with t = |m| and L = n - 1,
+
+    E[clip(Y, -L, L)] = sign(m) (min(t, L) - s log(1 + (near - far) / (1 + far))),
+    near = e^-(|L - t| / s),  far = e^-((L + t) / s),
+
+which follows from E[max(Y, L) - L] = s log(1 + e^((m - L) / s)): no two terms that could exceed L
+are subtracted.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlatent.ops.logistic.arguments import check_grid, check_params, check_values, is_coupled
-from fastlatent.ops.logistic.cell import Grid, bin_dtype, clamped, widen
-from fastlatent.ops.logistic.mixture import (
-    Planes,
-    coupled_mean,
-    discretized_logistic_mixture_log_prob,
+from fastlatent.ops import _check
+from fastlatent.ops._register import register, threads
+from fastlatent.ops.logistic.arguments import (
+    bins_and_parameters,
+    check_grid,
+    check_params,
+    check_values,
+    flat,
+    is_coupled,
+    upstream_gradient,
 )
-from fastlatent.ops.logistic.single import discretized_logistic_log_prob
+from fastlatent.ops.logistic.cell import Grid, clamped, widen
+from fastlatent.ops.logistic.mixture import Planes, coupled_mean, images_and_parameters
 
 
+class _Clipped(NamedTuple):
+    """E[clip(Y, -L, L)] in half-widths and what its derivatives are made of."""
+
+    value: Tensor
+    by_mean: Tensor
+    by_log_scale: Tensor
+
+
+def _clipped(mean: Tensor, log_scale: Tensor, grid: Grid) -> _Clipped:
+    """`mean` in half-widths."""
+    last = float(grid.n - 1)
+    floored = clamped(log_scale, grid)
+    scale, inverse = grid.gamma * floored.exp(), (-floored).exp() / grid.gamma
+    sign = torch.where(mean < 0, -1.0, 1.0).to(mean.dtype)
+    t = sign * mean
+    beyond = t > last
+    held = torch.where(beyond, last, t)
+    gap, width = torch.where(beyond, t - last, last - t) * inverse, 2 * held * inverse
+    near, far = (-gap).exp(), (-gap - width).exp()
+    excess = near * -torch.expm1(-width)
+    loss = torch.log1p(excess / (1 + far))
+    by_mean = torch.where(beyond, near, 1.0) / ((1 + near) * (1 + far))
+    by_mean = by_mean * -torch.expm1(-2 * last * inverse)
+    slope = width * (far / (1 + far)) - loss - gap * (excess / ((1 + far) * (1 + near)))
+    by_log_scale = torch.where(log_scale < grid.floor, 0.0, sign * scale * slope)
+    return _Clipped(sign * (held - scale * loss), by_mean, by_log_scale)
+
+
+def _mean_reference(
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int = 256,
+    grid: str = "unit",
+    min_log_scale: float | None = -7.0,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    value = _clipped(of.gamma * widen(mean) - of.shift, widen(log_scale), of).value
+    return ((value + of.shift) / of.gamma).contiguous()
+
+
+def _mean_backward_reference(
+    grad: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    y = _clipped(of.gamma * widen(mean) - of.shift, widen(log_scale), of)
+    by_mean, by_log_scale = grad * y.by_mean, grad * y.by_log_scale / of.gamma
+    return by_mean.to(mean.dtype).contiguous(), by_log_scale.to(mean.dtype).contiguous()
+
+
+def _mean_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for shape, n, grid, floor in [
+        ((3, 4), 32, "symmetric", -3.0),
+        ((2, 7), 16, "unit", -7.0),
+        ((40, 70), 256, "centred", -3.0),
+        ((2, 3, 14, 15), 256, "unit", -7.0),
+        ((803,), 2, "centred", -3.0),
+        ((21, 33), 65536, "unit", None),
+        ((0, 3), 256, "unit", -7.0),
+    ]:
+        yield *bins_and_parameters(shape, n, grid, device, dtype)[1:], n, grid, floor
+    _, mean, log_scale = bins_and_parameters((10, 20), 32, "symmetric", device, dtype)
+    yield mean[:, 1::2], log_scale.t().contiguous().t()[:, ::2], 32, "symmetric", -7.0
+
+
+def _mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for mean, *rest in _mean_cases(device, dtype):
+        yield upstream_gradient(mean.shape, device, dtype), mean, *rest
+
+
+def _mean_cpp(
+    core: Any,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    out = torch.empty(mean.shape, dtype=widen(mean[:0]).dtype)
+    core.logistic_mean(flat(mean), flat(log_scale), *of, flat(out), threads())
+    return out
+
+
+def _mean_backward_cpp(
+    core: Any,
+    grad: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    by_mean, by_log_scale = (torch.empty(mean.shape, dtype=mean.dtype) for _ in range(2))
+    inputs = map(flat, (grad, mean, log_scale))
+    core.logistic_mean_backward(*inputs, *of, flat(by_mean), flat(by_log_scale), threads())
+    return by_mean, by_log_scale
+
+
+_mean_backward = register(
+    "discretized_logistic_mean_backward(Tensor grad, Tensor mean, Tensor log_scale, int n_bins, "
+    "str grid, float? min_log_scale) -> (Tensor, Tensor)",
+    _mean_backward_reference,
+    cases=_mean_backward_cases,
+    gradient="true",
+    discrete=(False, False),
+    dtypes=_check.FLOATING,
+    cpp=_mean_backward_cpp,
+    triton="logistic_means_triton",
+)
+
+_mean = register(
+    "discretized_logistic_mean(Tensor mean, Tensor log_scale, int n_bins, str grid, "
+    "float? min_log_scale) -> Tensor",
+    _mean_reference,
+    cases=_mean_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_mean_cpp,
+    triton="logistic_means_triton",
+    backward=lambda args, grads: (*_mean_backward(grads[0], *args), None, None, None),
+)
+
+
+@_mean.public
 def discretized_logistic_mean(
     mean: Tensor,  # (...)
     log_scale: Tensor,  # (...)
     n_bins: int = 256,
     grid: Literal["centred", "symmetric", "unit"] = "unit",
     min_log_scale: float | None = -7.0,
-) -> Tensor:  # (...) on the grid's scale
-    """E[clip(Y, first centre, last centre)] of the logistic Y, differentiable.
+) -> Tensor:  # (...) on the grid's scale, float32 or the parameters' precision if that is higher
+    """E[clip(Y, first centre, last centre)] of the logistic Y, with its closed gradient.
 
     The mean of "continuous" samples, within half a bin of that of "quantized" ones. NaN gives NaN.
-    Plain PyTorch, computed in float32 or float64.
 
     Raises TypeError for parameters that are not floating tensors of one dtype, ValueError for
     shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
@@ -33,28 +177,160 @@ def discretized_logistic_mean(
     """
     check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
+    mean, log_scale = torch.broadcast_tensors(mean, log_scale)
+    return _mean(mean, log_scale, n_bins, grid, min_log_scale)
+
+
+def _components(p: Planes, grid: Grid) -> list[_Clipped]:
+    """Of each channel (n, K, s); coupled channels see the means before."""
+    middles = grid.gamma * p.means - grid.shift
+    tau = None if p.coefficients is None else p.coefficients.tanh()
+    found: list[_Clipped] = []
+    for c in range(middles.shape[1]):
+        middle = coupled_mean(middles[:, c], c, tau, [y.value for y in found])
+        found.append(_clipped(middle, p.log_scales[:, c], grid))
+    return found
+
+
+def _mixture_mean_reference(
+    params: Tensor,
+    channels: int = 3,
+    coupled: bool | None = None,
+    n_bins: int = 256,
+    grid: str = "centred",
+    min_log_scale: float | None = -7.0,
+) -> Tensor:
     of = Grid.of(grid, n_bins, min_log_scale)
-    middle = _clipped_mean(of.gamma * widen(mean) - of.shift, widen(log_scale), of)
-    return (middle + of.shift) / of.gamma
+    p = Planes.of(params, channels, is_coupled(coupled, channels))
+    values = torch.stack([y.value for y in _components(p, of)], 1)
+    weighted = (values * p.logits.softmax(1)[:, None]).sum(2)
+    return ((weighted + of.shift) / of.gamma).unflatten(2, params.shape[2:]).contiguous()
 
 
-def _clipped_mean(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
-    """In half-widths: last - s log((1 + e^((last - m) / s)) / (1 + e^((-last - m) / s)))."""
-    last = grid.n - 1
-    floored = clamped(log_scale, grid)
-    scale = grid.gamma * floored.exp()
-    # Not divided by the scale: the derivative of that overflows.
-    inverse = (-floored).exp() / grid.gamma
-    upper, lower, span = (last - mean) * inverse, (-last - mean) * inverse, 2 * last * inverse
-    # One logarithm where the span is short: the difference of two would cancel.
-    short = torch.log1p(lower.sigmoid() * torch.expm1(span.clamp_max(1)))
-    softplus = torch.nn.functional.softplus
-    long = softplus(upper, threshold=50) - softplus(lower, threshold=50)
-    beyond = span - (softplus(-lower, threshold=50) - softplus(-upper, threshold=50))
-    long = torch.where(lower > 0, beyond, long)
-    return last - scale * torch.where(span < 1, short, long)
+def _mixture_mean_backward_reference(
+    grad: Tensor,
+    params: Tensor,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    """grad (n, c, h, w)."""
+    of = Grid.of(grid, n_bins, min_log_scale)
+    channels = grad.shape[1]
+    p = Planes.of(params, channels, is_coupled(coupled, channels))
+    y = _components(p, of)
+    share = p.logits.softmax(1)
+    upstream = grad.flatten(2)[:, :, None] / of.gamma
+    by_value = list((upstream * share[:, None]).unbind(1))
+    by_centre = [torch.empty(0)] * channels
+    tau = None if p.coefficients is None else p.coefficients.tanh()
+    for c in reversed(range(channels)):
+        if tau is not None and c == 1:
+            by_value[1] = by_value[1] + by_centre[2] * tau[:, 2]
+        if tau is not None and c == 0:
+            by_value[0] = by_value[0] + by_centre[2] * tau[:, 1] + by_centre[1] * tau[:, 0]
+        by_centre[c] = by_value[c] * y[c].by_mean
+    by_log_scale = [b * found.by_log_scale for b, found in zip(by_value, y, strict=True)]
+    blocks = [of.gamma * torch.stack(by_centre, 1), torch.stack(by_log_scale, 1)]
+    if tau is not None:
+        red, green = y[0].value, y[1].value
+        by_tau = [by_centre[1] * red, by_centre[2] * red, by_centre[2] * green]
+        blocks.append(torch.stack(by_tau, 1) * (1 - tau.square()))
+    q = (upstream * torch.stack([found.value for found in y], 1)).sum(1)
+    by_logit = share * (q - (share * q).sum(1, keepdim=True))
+    whole = torch.cat([by_logit, torch.stack(blocks, 2).flatten(1, 3)], 1)
+    return torch.empty_like(params).copy_(whole.view(params.shape))
 
 
+def _mixture_mean_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for shape, k, coupled, n, grid, floor in [
+        ((1, 3, 1, 1), 2, None, 16, "centred", -3.0),
+        ((2, 1, 1, 3), 2, None, 2, "centred", -3.0),
+        ((2, 3, 7, 9), 10, None, 256, "centred", -3.0),
+        ((2, 2, 9, 5), 3, None, 256, "symmetric", -3.0),
+        ((16, 1, 1, 40), 2, None, 65536, "unit", None),
+        ((0, 3, 4, 4), 2, None, 256, "centred", -3.0),
+    ]:
+        _, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
+        yield params, shape[1], coupled, n, grid, floor
+    _, params = images_and_parameters((2, 3, 4, 6), 2, None, 256, "centred", device, dtype)
+    last = params.to(memory_format=torch.channels_last)
+    yield last[..., ::2], 3, None, 256, "centred", -3.0
+
+
+def _mixture_mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for params, channels, *rest in _mixture_mean_cases(device, dtype):
+        n, _, h, w = params.shape
+        yield upstream_gradient((n, channels, h, w), device, dtype), params, *rest
+
+
+def _mixture_mean_cpp(
+    core: Any,
+    params: Tensor,
+    channels: int,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    n, _, h, w = params.shape
+    out = torch.empty((n, channels, h, w), dtype=widen(params[:0]).dtype)
+    pairs = is_coupled(coupled, channels)
+    core.logistic_mixture_mean(params.flatten(2), pairs, *of, out.flatten(2), threads())
+    return out
+
+
+def _mixture_mean_backward_cpp(
+    core: Any,
+    grad: Tensor,
+    params: Tensor,
+    coupled: bool | None,
+    n_bins: int,
+    grid: str,
+    min_log_scale: float | None,
+) -> Tensor:
+    of = Grid.of(grid, n_bins, min_log_scale)
+    out = torch.empty_like(params)
+    planes, pairs = out.flatten(2), is_coupled(coupled, grad.shape[1])
+    core.logistic_mixture_mean_backward(
+        grad.flatten(2), params.flatten(2), pairs, *of, planes, threads()
+    )
+    return out if planes.data_ptr() == out.data_ptr() else out.copy_(planes.view(out.shape))
+
+
+_mixture_mean_backward = register(
+    "discretized_logistic_mixture_mean_backward(Tensor grad, Tensor params, bool? coupled, "
+    "int n_bins, str grid, float? min_log_scale) -> Tensor",
+    _mixture_mean_backward_reference,
+    cases=_mixture_mean_backward_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_mixture_mean_backward_cpp,
+    triton="logistic_means_triton",
+)
+
+
+def _mixture_mean_gradient(args: tuple, grads: tuple) -> tuple:
+    params, _, *rest = args
+    return _mixture_mean_backward(grads[0], params, *rest), None, None, None, None, None
+
+
+_mixture_mean = register(
+    "discretized_logistic_mixture_mean(Tensor params, int channels, bool? coupled, int n_bins, "
+    "str grid, float? min_log_scale) -> Tensor",
+    _mixture_mean_reference,
+    cases=_mixture_mean_cases,
+    gradient="true",
+    dtypes=_check.FLOATING,
+    cpp=_mixture_mean_cpp,
+    triton="logistic_means_triton",
+    backward=_mixture_mean_gradient,
+)
+
+
+@_mixture_mean.public
 def discretized_logistic_mixture_mean(
     params: Tensor,  # (n, p, h, w)
     channels: int = 3,
@@ -62,11 +338,11 @@ def discretized_logistic_mixture_mean(
     n_bins: int = 256,
     grid: Literal["centred", "symmetric", "unit"] = "centred",
     min_log_scale: float | None = -7.0,
-) -> Tensor:  # (n, c, h, w) on the grid's scale
+) -> Tensor:  # (n, c, h, w) on the grid's scale, float32 or params' precision if that is higher
     """Mean image: components' clipped means, weighted; coupled channels see the means before.
 
     Exact for "continuous" samples without coupling and for the first channel; otherwise a plug-in.
-    Differentiable, in plain PyTorch. NaN gives NaN in its pixel only.
+    Differentiable by its closed gradient. NaN gives NaN in its pixel only.
 
     Raises TypeError for params that are not floating, ValueError for a number of planes that does
     not fit, coupled channels that are not three or on grid "unit", an unknown grid, n_bins outside
@@ -75,98 +351,4 @@ def discretized_logistic_mixture_mean(
     op = "discretized_logistic_mixture_mean"
     check_grid(op, n_bins, grid, min_log_scale)
     check_params(op, params, channels, coupled, grid)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    p = Planes.of(params, channels, is_coupled(coupled, channels))
-    middles = of.gamma * p.means - of.shift
-    tau = None if p.coefficients is None else p.coefficients.tanh()
-    found: list[Tensor] = []
-    for c in range(channels):
-        middle = coupled_mean(middles[:, c], c, tau, found)
-        found.append(_clipped_mean(middle, p.log_scales[:, c], of))
-    weighted = (torch.stack(found, 1) * p.logits.softmax(1)[:, None]).sum(2)
-    return ((weighted + of.shift) / of.gamma).unflatten(2, params.shape[2:])
-
-
-def _likeliest(mean: Tensor, log_scale: Tensor, grid: Grid, options: tuple) -> Tensor:
-    """The likeliest bin of one logistic, `mean` in half-widths: the mean's, the first or last."""
-    inner = ((mean + grid.n) / 2).floor().clamp(min(1, grid.n - 1), max(grid.n - 2, 0))
-    ends = torch.zeros_like(inner), torch.full_like(inner, grid.n - 1)
-    candidates = torch.stack([inner.nan_to_num(0), *ends]).int()
-    on_grid = (mean + grid.shift) / grid.gamma
-    each = [x.expand_as(candidates) for x in (on_grid, log_scale)]
-    score = discretized_logistic_log_prob(candidates, *each, *options)
-    best = candidates.gather(0, score.argmax(0, keepdim=True)).squeeze(0)
-    return best.masked_fill(score[0].isnan(), 0)
-
-
-@torch.no_grad()
-def discretized_logistic_mode(
-    mean: Tensor,  # (...)
-    log_scale: Tensor,  # (...)
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "unit",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (...) uint8 (int32 beyond 256 bins)
-    """The likeliest bin of each value: the one that holds the mean, or an open one.
-
-    NaN gives bin 0. Plain PyTorch around `discretized_logistic_log_prob`; no gradient.
-
-    Raises as `discretized_logistic_mean`.
-    """
-    check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
-    check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    middle = of.gamma * widen(mean) - of.shift
-    options = (n_bins, grid, min_log_scale)
-    return _likeliest(middle, widen(log_scale), of, options).to(bin_dtype(n_bins))
-
-
-@torch.no_grad()
-def discretized_logistic_mixture_mode(
-    params: Tensor,  # (n, p, h, w)
-    channels: int = 3,
-    coupled: bool | None = None,
-    n_bins: int = 256,
-    grid: Literal["centred", "symmetric", "unit"] = "centred",
-    min_log_scale: float | None = -7.0,
-) -> Tensor:  # (n, c, h, w) uint8 (int32 beyond 256 bins)
-    """The likeliest among the components' modes, under the whole mixture; ties to the first.
-
-    A component's mode goes channel by channel, later channels seeing the bins before; for one
-    channel the first and the last bin are tried too. Not always the mixture's own mode: with one
-    channel, 10 components and log-scales of -5 to -2 it is in 19 of 20 pixels. A NaN parameter
-    gives bin 0 in all channels of its pixel. Costs about K log-probabilities. Plain PyTorch around
-    `discretized_logistic_mixture_log_prob`; no gradient.
-
-    Raises as `discretized_logistic_mixture_mean`.
-    """
-    op = "discretized_logistic_mixture_mode"
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, channels, coupled, grid)
-    of = Grid.of(grid, n_bins, min_log_scale)
-    pairs = is_coupled(coupled, channels)
-    p = Planes.of(params, channels, pairs)
-    options = (n_bins, grid, min_log_scale)
-    middles = of.gamma * p.means - of.shift
-    tau = None if p.coefficients is None else p.coefficients.tanh()
-    found: list[Tensor] = []  # (n, K, s) each
-    for c in range(channels):
-        values = [2 * bins - (n_bins - 1) for bins in found]
-        middle = coupled_mean(middles[:, c], c, tau, values)
-        found.append(_likeliest(middle, p.log_scales[:, c], of, options))
-    candidates = torch.stack(found, 1)  # (n, c, K, s)
-    if channels == 1:
-        holding = ((middles + n_bins) / 2).floor().clamp(0, n_bins - 1).nan_to_num(0).int()
-        ends = torch.zeros_like(holding[:, :, :1]), torch.full_like(holding[:, :, :1], n_bins - 1)
-        candidates = torch.cat([holding, *ends], 2)
-
-    best = torch.full_like(p.logits[:, 0], -torch.inf)
-    mode = torch.zeros_like(candidates[:, :, 0])
-    for i in range(candidates.shape[2]):
-        bins = candidates[:, :, i].unflatten(2, params.shape[2:])
-        score = discretized_logistic_mixture_log_prob(
-            bins, params, pairs, *options, reduction="none"
-        ).flatten(1)
-        mode = torch.where((score > best)[:, None], candidates[:, :, i], mode)
-        best = torch.maximum(score, best)
-    return mode.unflatten(2, params.shape[2:]).to(bin_dtype(n_bins))
+    return _mixture_mean(params, channels, coupled, n_bins, grid, min_log_scale)

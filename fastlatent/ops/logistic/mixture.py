@@ -77,12 +77,16 @@ def _mixture_reference(
     min_log_scale: float | None = -7.0,
     reduction: str = "image",
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    p = Planes.of(params, bins.shape[1], is_coupled(coupled, bins.shape[1]))
-    joint = log_prob_of(_mixture_cells(bins, p, of)).sum(1)
+    of, pairs = Grid.of(grid, n_bins, min_log_scale), is_coupled(coupled, bins.shape[1])
+    log_prob = mixture_log_prob(bins, params, pairs, of)
+    return log_prob.flatten(1).sum(1) if reduction == "image" else log_prob
+
+
+def mixture_log_prob(bins: Tensor, params: Tensor, coupled: bool, grid: Grid) -> Tensor:
+    """(n, h, w), in plain PyTorch."""
+    p = Planes.of(params, bins.shape[1], coupled)
+    joint = log_prob_of(_mixture_cells(bins, p, grid)).sum(1)
     log_prob = (p.logits.log_softmax(1) + joint).logsumexp(1)
-    if reduction == "image":
-        return log_prob.sum(1)
     return log_prob.view(bins.shape[0], *bins.shape[2:]).contiguous()
 
 
