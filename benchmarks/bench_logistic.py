@@ -151,20 +151,53 @@ def test_sampling(compare, device, name, kind, given):
     compare(op, what, size_of(n, 3), name, partial(function, *arguments), 15)
 
 
-@pytest.mark.parametrize("what", ["mean", "mode"])
-@pytest.mark.parametrize("name", ["fastlatent", COMPILED, COPY])
+POINTS = {  # of the params and of the images, how many times a call must read or write them
+    "mean": (1, 4),
+    "mean: forward + backward": (3, 8),
+    "mode": (1, 1),
+}
+
+
+@pytest.mark.parametrize("what", POINTS)
+@pytest.mark.parametrize("name", ["fastlatent", "eager", COMPILED, COPY])
 def test_means(compare, copy_of, device, what, name):
-    """Plain PyTorch around our log-probabilities; the copy is of what a kernel would move."""
+    """Against their definitions in PyTorch, which the kernels follow step by step."""
     n = IMAGES[device]
     bins, params = pixels(n, 3, 10, device)
-    function = getattr(ops, f"discretized_logistic_mixture_{what}")
+    op = f"discretized_logistic_mixture_{what.split(':')[0]}"
+    function = getattr(ops, op)
+    if name != "fastlatent":
+        function = function.reference
+    if name == COMPILED:
+        function = torch.compile(function, dynamic=False)
+    planes, images = POINTS[what]
     if name == COPY:
-        work = copy_of(params.nbytes + bins.nbytes * (4 if what == "mean" else 1))
+        work = copy_of(planes * params.nbytes + images * bins.nbytes)
+    elif "backward" in what:
+        params.requires_grad_(True)
+
+        def work():
+            torch.autograd.grad(function(params).sum(), params)
     else:
-        work = partial(
-            torch.compile(function, dynamic=False) if name == COMPILED else function, params
-        )
-    compare(OP, f"mixture, K = 10: {what}", size_of(n, 3), name, work, 15)
+        work = partial(function, params)
+    compare(op, f"mixture, K = 10: {what}", size_of(n, 3), name, work, 15)
+
+
+@pytest.mark.parametrize("what", ["mean", "mode"])
+@pytest.mark.parametrize("name", ["fastlatent", "eager", COMPILED])
+def test_means_of_one(compare, device, what, name):
+    n = IMAGES[device]
+    here = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    mean = torch.rand((n, 3, 32, 32), **here)
+    log_scale = torch.randn(mean.shape, **here) - 3
+    op = f"discretized_logistic_{what}"
+    function = getattr(ops, op)
+    if name != "fastlatent":
+        function = function.reference
+    if name == COMPILED:
+        function = torch.compile(function, dynamic=False)
+    work = partial(function, mean, log_scale)
+    compare(op, f"one logistic: {what}", size_of(n, 3), name, work, 30)
 
 
 def pasted_one(bins, mean, log_scale):

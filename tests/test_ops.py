@@ -545,6 +545,9 @@ def test_arguments_can_be_named():
         assert torch.equal(codes, torch.where(x >= 0, 1.0, -1.0))
 
 
+UNIT = (256, "unit", -7.0)
+
+
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -554,6 +557,13 @@ def test_arguments_can_be_named():
         lambda raw: raw.binary_moments(torch.zeros(5, 1, dtype=torch.int32), 64),
         lambda raw: raw.bernoulli_copula_sample(
             torch.ones(3, 2).half(), torch.ones(4, 2).half(), 0
+        ),
+        lambda raw: raw.discretized_logistic_mean(torch.ones(4), torch.ones(3), *UNIT),
+        lambda raw: raw.discretized_logistic_mode(torch.ones(4), torch.ones(4).double(), *UNIT),
+        lambda raw: raw.discretized_logistic_mixture_mean(torch.ones(2, 19, 4, 4), 3, None, *UNIT),
+        lambda raw: raw.discretized_logistic_mixture_mode(torch.ones(2, 20, 4, 4), 2, True, *UNIT),
+        lambda raw: raw.discretized_logistic_mixture_mean_backward(
+            torch.ones(2, 3, 4, 5), torch.ones(2, 20, 4, 4), None, *UNIT
         ),
     ],
 )
