@@ -63,7 +63,7 @@ LARGE = {  # arguments on the CPU, float32
     "discretized_logistic_mixture_mean_backward": lambda: (
         normal(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
     ),
-    "discretized_logistic_mixture_mode": lambda: (normal(2, 100, 16, 16), 3, *MIXTURE),
+    "discretized_logistic_mixture_mode": lambda: (normal(2, 50, 16, 16), 3, *MIXTURE),
     "activation_jvp": lambda: (
         normal(2, *LAYER), normal(2, 20, *LAYER), "elu", normal(3), normal(3), 0.01,
     ),
