@@ -105,20 +105,23 @@ class Mean(nn.Module):
 
 def bigan(root: Path | None, dtype: torch.dtype = torch.float64) -> BiGANGenerator:
     """The trained generator where the folder of data is given, random weights elsewhere."""
-    return _load(BiGANGenerator(), root, "trainedBiGAN_G", dtype)
+    return _load(BiGANGenerator, root, "trainedBiGAN_G", dtype)
 
 
 def vae(root: Path | None, dtype: torch.dtype = torch.float64) -> VAEDecoder:
     """As bigan: the decoder with its variance."""
-    return _load(VAEDecoder(), root, "trainedVAE_D", dtype)
+    return _load(VAEDecoder, root, "trainedVAE_D", dtype)
 
 
-def _load(module, root, name, dtype):
+def _load(make, root, name, dtype):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = make()
+        if root is None:
+            for part in module.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.running_mean.normal_()
+                    part.running_var.uniform_(0.5, 2)
     if root is not None:
         module.load_state_dict(load_file(root / FOLDER / f"{name}.safetensors"))
-    else:
-        for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.running_mean.normal_()
-                part.running_var.uniform_(0.5, 2)
     return module.to(dtype).eval()

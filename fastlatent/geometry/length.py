@@ -192,40 +192,41 @@ def curve_measure(
 def _chords(
     embedding: Embedding, curves: Curves, rtol: float, segments: int, max_segments: int
 ) -> Measured:
+    """Chord lengths, halving the segments where the error asks for it.
+
+    The part refined last goes on first, so that few decoded curves wait for others.
+    """
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
-    outputs = _decoded(embedding, curves, t)
-    return _refined(embedding, curves, outputs, t, rtol, max_segments)
-
-
-def _refined(
-    embedding: Embedding,
-    curves: Curves,
-    outputs: Tensor,  # (n, T + 1, D), the curves at t
-    t: Tensor,  # (T + 1,)
-    rtol: float,
-    max_segments: int,
-) -> Measured:
-    """Chord lengths, halving the segments where the error asks for it."""
-    coarse = polyline_length(outputs)
-    n, m, features = outputs.shape
-    finer = t.new_empty(2 * m - 1)
-    finer[::2], finer[1::2] = t, (t[1:] + t[:-1]) / 2
-    joined = outputs.new_empty(n, 2 * m - 1, features)
-    joined[:, ::2], joined[:, 1::2] = outputs, _decoded(embedding, curves, finer[1::2])
-    fine = polyline_length(joined)
-    error = (fine - coarse).abs() / 3
-    rounding = torch.finfo(t.dtype).eps * len(finer) * outputs[:, 0].norm(dim=1)
-    length = fine + (fine - coarse) / 3
-    evaluations = torch.full((n,), len(finer), device=t.device)
-    # A NaN is not refined: it stays one.
-    rows = (error > rtol * length).nonzero()[:, 0]
-    if len(rows) and 2 * (len(finer) - 1) <= max_segments:
-        held = max(1, HELD // (2 * joined[0].numel()))
-        for part in rows.split(held):
-            deeper = _refined(embedding, curves[part], joined[part], finer, rtol, max_segments)
-            length[part], error[part], _, evaluations[part] = deeper
-            rounding[part] = 0  # which is among what came back
-    return Measured(length, error + rounding, coarse, evaluations)
+    first = _decoded(embedding, curves, t)
+    grid = polyline_length(first)
+    length, error = grid.clone(), torch.empty_like(grid)
+    evaluations = torch.empty(len(grid), dtype=torch.int64, device=grid.device)
+    waiting = [(torch.arange(len(grid), device=grid.device), t, first)]
+    del first
+    while waiting:
+        rows, t, outputs = waiting.pop()
+        finer = t.new_empty(2 * len(t) - 1)
+        finer[::2], finer[1::2] = t, (t[1:] + t[:-1]) / 2
+        between = _decoded(embedding, curves[rows], finer[1::2])
+        joined = outputs.new_empty(len(rows), len(finer), outputs.shape[2])
+        joined[:, ::2], joined[:, 1::2] = outputs, between
+        del outputs, between
+        fine, coarse = polyline_length(joined), length[rows]
+        estimate = (fine - coarse).abs() / 3
+        rounding = torch.finfo(t.dtype).eps * len(finer) * joined[:, 0].norm(dim=1)
+        final = fine + (fine - coarse) / 3
+        # A NaN is not refined: it stays one.
+        wide = estimate > rtol * final
+        if 2 * (len(finer) - 1) > max_segments:
+            wide = torch.zeros_like(wide)
+        length[rows] = torch.where(wide, fine, final)
+        error[rows], evaluations[rows] = estimate + rounding, len(finer)
+        if wide.any():
+            held = max(1, HELD // (2 * joined[0].numel()))
+            for part in wide.nonzero()[:, 0].split(held):
+                waiting.append((rows[part], finer, joined[part]))
+        del joined
+    return Measured(length, error, grid, evaluations)
 
 
 def _decoded(embedding: Embedding, curves: Curves, t: Tensor) -> Tensor:  # (n, m, D)

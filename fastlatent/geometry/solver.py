@@ -161,8 +161,7 @@ def geodesic(
         guess = None if first is None else first[rows]
         return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
 
-    parts = list(in_chunks(solve, len(start), chunk, report))
-    return _joined(parts)
+    return _joined(in_chunks(solve, len(start), chunk, report), len(start))
 
 
 def _pairs_at_once(metric: Metric, start: Tensor, segments: int) -> int:
@@ -174,18 +173,32 @@ def _pairs_at_once(metric: Metric, start: Tensor, segments: int) -> int:
     return max(1, min(most, room // max(1, each)))
 
 
-def _joined(parts: list[Geodesics]) -> Geodesics:
-    values = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(Geodesics)
-        if field.name not in ("control", "knots", "history")
-    }
-    history = torch.cat([part.history for part in parts], 1)
-    # The original inserts knots as it goes, in some chunks more than in others.
-    most = max(part.curves.spans for part in parts)
-    curves = [part.curves.refine(most) for part in parts]
-    control = torch.cat([part.control for part in curves])
-    return Geodesics(control=control, knots=curves[0].knots, history=history, **values)
+def _joined(parts: Iterator[Geodesics], n: int) -> Geodesics:
+    """The results of all n pairs, in tensors that are made once.
+
+    Small tensors that stay would split the memory that large ones leave, which then has no room for
+    the next large one: the process would grow with every part.
+    """
+    curves: Curves | None = None
+    columns: dict[str, Tensor] = {}
+    done = 0
+    for part in parts:
+        names = [field.name for field in fields(part) if field.name not in ("control", "knots")]
+        values = {name: getattr(part, name) for name in names} | {"history": part.history.mT}
+        if curves is None:
+            curves = Curves(part.control.new_zeros(n, *part.control.shape[1:]), part.knots)
+            columns = {name: value.new_empty(n, *value.shape[1:]) for name, value in values.items()}
+        # The original inserts knots as it goes, in some chunks more than in others.
+        most = max(curves.spans, part.curves.spans)
+        curves = curves.refine(most)
+        rows = slice(done, done + len(part))
+        curves.control[rows] = part.curves.refine(most).control
+        for name, value in values.items():
+            columns[name][rows] = value
+        done += len(part)
+    assert curves is not None
+    columns["history"] = columns["history"].mT.contiguous()
+    return Geodesics(control=curves.control, knots=curves.knots, **columns)
 
 
 def in_chunks(
