@@ -270,7 +270,7 @@ def test_fewer_pairs_at_a_time_where_decoders_are_large(monkeypatch):
     done = []
     whole = geodesic(decoder(), a, b, report=done.append)
     assert done == [9]
-    monkeypatch.setattr("fastlatent.geometry.solver.CPU_BYTES", 1 << 16)
+    monkeypatch.setattr("fastlatent.geometry.solver.CPU_ROOM", 1 << 16)
     parts = geodesic(decoder(), a, b, report=done.append)
     assert len(done) > 3 and done[-1] == 9
     torch.testing.assert_close(parts.length, whole.length)

@@ -4,6 +4,7 @@ Blocks are those of their weight files: spectral norm by hooks, batch norm, ELU.
 the same architecture gets random weights and statistics.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 LATENT, FOLDER = 16, "generative-latent-space"
+DATA = Path(folder) if (folder := os.environ.get("FASTLATENT_DATA")) else None
 LATENTS = {
     "0": torch.zeros(LATENT, dtype=torch.float64),
     "z_lin": torch.linspace(-1, 1, LATENT, dtype=torch.float64),

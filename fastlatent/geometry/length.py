@@ -8,15 +8,15 @@ Space of Deep Generative Models", ICLR 2021 GTRL workshop, as their program take
 grid, 1 / (points - 1) for each of the `points` speeds, hence too long by about 1 / (points - 1).
 """
 
-from collections.abc import Callable
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlatent.geometry.arguments import check_whole
 from fastlatent.geometry.curves import Curves, check_curves
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.ops import polyline_length, uniform_knots
 
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 def curve_length(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     control: Tensor,  # (n, k, d)
     knots: Tensor | None = None,  # (k + degree + 1,); default: cubic, clamped and uniform
     rule: Rule = "chord",
@@ -162,7 +162,7 @@ ORIGINAL = {"original": original_length, "original_difference": _original_differ
 
 
 def curve_measure(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     curves: Curves,
     points: int = 16,
 ) -> Tensor:  # (n,)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlatent.geometry import original
 from fastlatent.geometry.arguments import (
@@ -29,6 +29,7 @@ from fastlatent.geometry.arguments import (
 from fastlatent.geometry.curves import Curves, straight, straight_on
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.energy import Energy, mean_metric_factor
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
 from fastlatent.geometry.metric import Metric, as_metric
 from fastlatent.geometry.tiles import is_out_of_memory
@@ -40,7 +41,7 @@ MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measu
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
 CPU_PAIRS, DEVICE_PAIRS = 32, 1024  # solved at a time where memory allows
-CPU_BYTES, DEVICE_BYTES = 2 << 30, 8 << 30  # for their backward pass
+CPU_ROOM, DEVICE_ROOM = 2 << 30, 8 << 30  # bytes for their backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +88,12 @@ class Geodesics:
 
 
 def geodesic(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
     method: Method = "lbfgs",
     *,
-    feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    feature_map: Decoder | None = None,
     spans: Sequence[int] = (2, 8),
     segments: int = 16,
     tolerance: float | None = None,
@@ -168,7 +169,7 @@ def _pairs_at_once(metric: Metric, start: Tensor, segments: int) -> int:
     if len(start) == 0:
         return 1
     cpu = start.device.type == "cpu"
-    room, most = (CPU_BYTES, CPU_PAIRS) if cpu else (DEVICE_BYTES, DEVICE_PAIRS)
+    room, most = (CPU_ROOM, CPU_PAIRS) if cpu else (DEVICE_ROOM, DEVICE_PAIRS)
     each = segments * metric.stored_at(start) * start.element_size()
     return max(1, min(most, room // max(1, each)))
 
