@@ -109,13 +109,19 @@ def measure(
     """`curve_length` by one of the rules that refine their grid, with everything checked."""
     chords = rule == "chord" and isinstance(metric, Embedding)
     rows = curves_at_once(metric, curves, segments) if chords else max(1, POINTS // segments)
-    parts = [
-        _chords(metric, part, rtol, segments, max_segments)
-        if chords
-        else _quadrature(metric, part, rule, rtol, segments, max_segments)
-        for part in (curves[i : i + rows] for i in range(0, max(1, len(curves)), rows))
-    ]
-    return Measured(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    whole: Measured | None = None
+    for i in range(0, max(1, len(curves)), rows):
+        some = curves[i : i + rows]
+        if chords:
+            part = _chords(metric, some, rtol, segments, max_segments)
+        else:
+            part = _quadrature(metric, some, rule, rtol, segments, max_segments)
+        if whole is None:  # made once, see `over_points`
+            whole = Measured(*(value.new_empty(len(curves)) for value in part))
+        for column, value in zip(whole, part, strict=True):
+            column[i : i + rows] = value
+    assert whole is not None
+    return whole
 
 
 def curves_at_once(metric: Metric, curves: Curves, segments: int) -> int:
