@@ -222,9 +222,7 @@ def _chords(
         rounding = torch.finfo(t.dtype).eps * len(finer) * joined[:, 0].norm(dim=1)
         final = fine + (fine - coarse) / 3
         # A NaN is not refined: it stays one.
-        wide = estimate > rtol * final
-        if 2 * (len(finer) - 1) > max_segments:
-            wide = torch.zeros_like(wide)
+        wide = (estimate > rtol * final) & (2 * (len(finer) - 1) <= max_segments)
         length[rows] = torch.where(wide, fine, final)
         error[rows], evaluations[rows] = estimate + rounding, len(finer)
         if wide.any():
