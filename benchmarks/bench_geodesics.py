@@ -5,7 +5,6 @@ layers with random weights. Their program is repeated here step for step, on one
 on one of the points of its grid, and the time of all pairs is extrapolated from that.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from fastlatent.geometry.experiment import eigenvector_pairs, experiment
 from fastlatent.geometry.original import EPOCHS, VALIDATE_EVERY
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import trained_decoders
+from trained_decoders import DATA, bigan, vae
 
-DATA = os.environ.get("FASTLATENT_DATA")
 WEIGHTS = "trained" if DATA else "random"
-DECODERS = {"BiGAN": trained_decoders.bigan, "VAE with variance": trained_decoders.vae}
+DECODERS = {"BiGAN": bigan, "VAE with variance": vae}
 PAIRS = {"cpu": 100, "cuda": 1_000}
 GRID = 16  # points of the program's grid
 
@@ -34,7 +32,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def decoder(name, device):
-    return DECODERS[name](Path(DATA) if DATA else None, torch.float32).to(device)
+    return DECODERS[name](DATA, torch.float32).to(device)
 
 
 def starts(n, device):

@@ -3,7 +3,6 @@
 With FASTLATENT_DATA the trained decoders, otherwise the same architecture with random weights.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from fastlatent.geometry import as_metric
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from trained_decoders import LATENT, bigan, vae
+from trained_decoders import DATA, LATENT, bigan, vae
 
 OP = "activation_jvp"
-ROOT = Path(os.environ["FASTLATENT_DATA"]) if "FASTLATENT_DATA" in os.environ else None
 DECODERS = {"BiGAN": bigan, "VAE": vae}
 POINTS = {"cpu": (64,), "cuda": (64, 4_096)}  # the first is the size that all rivals get
 FEW = 2  # of them, for a rival that takes seconds a point
@@ -26,7 +24,7 @@ FEW = 2  # of them, for a rival that takes seconds a point
 @pytest.fixture(params=DECODERS)
 def named(request, device):
     """A decoder's name, and the decoder with frozen parameters, as all rivals get it."""
-    decoder = DECODERS[request.param](ROOT, torch.float32).to(device)
+    decoder = DECODERS[request.param](DATA, torch.float32).to(device)
     return request.param, decoder.requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """What all tests share: the cores, and where the real data lies."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,23 @@ def data_root() -> Path:
     if not root:
         pytest.skip("FASTLATENT_DATA is not set")
     return Path(root)
+
+
+@pytest.fixture
+def use_isa() -> Iterator[Callable[[str], None]]:
+    """use_isa(name): the instruction set of C++ kernels for one test; "none" sets nothing."""
+    from fastlatent.ops import _load  # imports torch, which reads the number of threads
+
+    before: list[str] = []
+
+    def use(name: str) -> None:
+        if name != "none":
+            before.append(_load.core().isa())
+            _load.core().use_isa(name)
+
+    yield use
+    if before:
+        _load.core().use_isa(before[0])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from manifolds import half_plane, points, sphere, swiss_distance, swiss_roll
+from memory import needs_linux, peak
 
 from fastlatent.geometry import (
     Curves,
@@ -196,6 +197,22 @@ def test_few_curves_at_a_time_where_decoders_are_large(monkeypatch):
     rows.clear()
     torch.testing.assert_close(equal_steps(metric, line, 9), whole)
     assert sum(rows) == 3 * 513 and max(rows) <= 513
+
+
+@needs_linux
+def test_only_lengths_of_curves_are_kept(monkeypatch):
+    """The same curves over and over, so that what grows is what is kept of each."""
+    monkeypatch.setattr("fastlatent.geometry.length.POINTS", 8 * 32)
+    make = torch.Generator().manual_seed(0)
+    weight, ends = torch.randn(3, 10_000, generator=make) / 8, torch.randn(2, 8, 3, generator=make)
+    line = straight(*ends.repeat(1, 40, 1))
+
+    def measure(n):
+        return peak(lambda: curve_length(lambda z: (z @ weight).tanh(), line.control[:n]))
+
+    measure(16)  # what is allocated once
+    four_points_each = 320 * 4 * weight[0].nbytes
+    assert measure(320) < measure(16) + four_points_each
 
 
 def test_midpoint_halves_the_length():

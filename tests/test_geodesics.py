@@ -270,22 +270,45 @@ def test_fewer_pairs_at_a_time_where_decoders_are_large(monkeypatch):
     done = []
     whole = geodesic(decoder(), a, b, report=done.append)
     assert done == [9]
-    monkeypatch.setattr("fastlatent.geometry.solver.CPU_BYTES", 1 << 16)
+    monkeypatch.setattr("fastlatent.geometry.solver.CPU_ROOM", 1 << 16)
     parts = geodesic(decoder(), a, b, report=done.append)
     assert len(done) > 3 and done[-1] == 9
     torch.testing.assert_close(parts.length, whole.length)
 
 
 @needs_linux
+def test_only_results_of_pairs_are_kept():
+    """The same chunk over and over, so that what grows is what is kept of each pair."""
+    weight = torch.randn(3, 10_000, generator=torch.Generator().manual_seed(0)) / 8
+    ends = torch.stack(random_pairs(4, dtype=torch.float32)).repeat(1, 80, 1)
+    options = {"spans": (1,), "max_iterations": 2, "chunk": 4}
+
+    def solve(n):
+        return peak(lambda: geodesic(lambda z: (z @ weight).tanh(), *ends[:, :n], **options))
+
+    solve(8)  # what is allocated once
+    one_point_each = 320 * weight[0].nbytes
+    assert solve(320) < solve(8) + one_point_each
+
+
+@needs_linux
 @pytest.mark.slow
 def test_ten_thousand_pairs_in_bounded_memory():
+    """Many chunks take what a few that are alike take, and where they differ less than a chunk
+    whose curves are all measured on the finest grid."""
     large = bigan(None, torch.float32)
     ends = torch.randn(2, 10_000, 16, generator=torch.Generator().manual_seed(0))
+    alike = ends[:, :32].repeat(1, 313, 1)[:, :10_000]
     options = {"spans": (1,), "max_iterations": 2}
-    geodesic(large, *ends[:, :128], **options)  # what is allocated once
-    few = peak(lambda: geodesic(large, *ends[:, :128], **options))
-    many = peak(lambda: geodesic(large, *ends, **options))
-    assert many < few + (64 << 20)
+
+    def solve(ends, **more):
+        return peak(lambda: geodesic(large, *ends, **options, **more))
+
+    solve(ends[:, :32])  # what is allocated once
+    few, many = solve(alike[:, :128]), solve(alike)
+    finest, other = solve(ends[:, :32], length_rtol=1e-9), solve(ends)
+    assert many < few + (8 << 20)  # results take 3 MiB
+    assert other < finest
 
 
 def test_rounding_is_part_of_the_error():

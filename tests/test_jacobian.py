@@ -89,12 +89,8 @@ def instruction_sets():
 
 
 @pytest.fixture(params=instruction_sets())
-def isa(request):
-    core = _load.core()
-    before = core.isa()
-    core.use_isa(request.param)
-    yield
-    core.use_isa(before)
+def isa(request, use_isa):
+    use_isa(request.param)
 
 
 EXACT = {

@@ -155,15 +155,8 @@ of_the_kernel = pytest.mark.skipif(
 
 
 @pytest.fixture(params=instruction_sets())
-def isa(request):
-    if request.param == "none":
-        yield
-        return
-    core = _load.core()
-    before = core.isa()
-    core.use_isa(request.param)
-    yield
-    core.use_isa(before)
+def isa(request, use_isa):
+    use_isa(request.param)
 
 
 def bins_of(values, n=256):

@@ -44,18 +44,11 @@ def instruction_sets() -> list[str]:
 
 
 @pytest.fixture(params=instruction_sets())
-def isa(request, device):
+def isa(request, device, use_isa):
     compiled = device == "cpu" and os.environ.get("FASTLATENT_IMPL", "auto") in ("auto", "cpp")
     if not compiled and request.param != instruction_sets()[-1]:
         pytest.skip("instruction sets concern the C++ kernels")
-    if request.param == "none":
-        yield
-        return
-    core = _load.core()
-    before = core.isa()
-    core.use_isa(request.param)
-    yield
-    core.use_isa(before)
+    use_isa(request.param)
 
 
 def outputs(result) -> tuple:

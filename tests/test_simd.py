@@ -71,11 +71,9 @@ def domain(function: str, dtype: type) -> tuple[float, float]:
 
 
 @pytest.fixture(params=core.isas())
-def isa(request):
-    before = core.isa()
-    core.use_isa(request.param)
-    yield request.param
-    core.use_isa(before)
+def isa(request, use_isa):
+    use_isa(request.param)
+    return request.param
 
 
 @cache

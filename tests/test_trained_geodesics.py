@@ -1,20 +1,16 @@
 """Curves under the metric of trained decoders, against published numbers of the same weights."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import trained_decoders
 from safetensors.torch import load_file
+from trained_decoders import DATA, FOLDER, bigan, vae
 
 from fastlatent.geometry import as_metric, curve_length, curve_measure, geodesic, straight
 from fastlatent.geometry.length import original_energy
 
-DATA = os.environ.get("FASTLATENT_DATA")
 pytestmark = pytest.mark.skipif(DATA is None, reason="FASTLATENT_DATA is not set")
 ENDS = -torch.ones(1, 16, dtype=torch.float64), torch.ones(1, 16, dtype=torch.float64)
-DECODERS = {"bigan": trained_decoders.bigan, "vae": trained_decoders.vae}
+DECODERS = {"bigan": bigan, "vae": vae}
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -24,12 +20,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def decoder(name):
-    return DECODERS[name](Path(DATA))
+    return DECODERS[name](DATA)
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return load_file(Path(DATA) / trained_decoders.FOLDER / "check_pairs.safetensors")
+    return load_file(DATA / FOLDER / "check_pairs.safetensors")
 
 
 TRUE = {"bigan": 86.1419, "vae": 41.37355}
@@ -106,7 +102,7 @@ SHORTER = {  # pieces 1, 4 and 8 in turn, 64 chords, tight tolerance
 
 def test_check_pairs(name, pairs):
     """In float32, as used; no more than 0.5 % over what a tight tolerance finds."""
-    decoder = DECODERS[name](Path(DATA), torch.float32)
+    decoder = DECODERS[name](DATA, torch.float32)
     start, end = pairs[f"{name}_start"].float(), pairs[f"{name}_end"].float()
     found = geodesic(decoder, start, end)
     torch.testing.assert_close(
@@ -120,7 +116,7 @@ def test_check_pairs(name, pairs):
 
 
 def test_one_piece_takes_few_iterations(name, pairs):
-    decoder = DECODERS[name](Path(DATA), torch.float32)
+    decoder = DECODERS[name](DATA, torch.float32)
     start, end = pairs[f"{name}_start"].float(), pairs[f"{name}_end"].float()
     found = geodesic(decoder.float(), start, end, spans=(1,))
     assert (found.iterations <= 15).all()
@@ -130,7 +126,7 @@ def test_one_piece_takes_few_iterations(name, pairs):
 
 def test_shorter_than_what_the_original_finds(name, pairs):
     """By chords of its own kind, on every pair."""
-    decoder = DECODERS[name](Path(DATA), torch.float32)
+    decoder = DECODERS[name](DATA, torch.float32)
     start, end = pairs[f"{name}_start"].float(), pairs[f"{name}_end"].float()
     ours, theirs = geodesic(decoder, start, end), geodesic(decoder, start, end, "original")
     dense = [curve_length(decoder, found.control, found.knots, rtol=1e-5).length
@@ -140,7 +136,7 @@ def test_shorter_than_what_the_original_finds(name, pairs):
 
 def test_both_directions(name, pairs):
     """Curves are local minima of coarse splines: what each way finds differs by little."""
-    decoder = DECODERS[name](Path(DATA), torch.float32)
+    decoder = DECODERS[name](DATA, torch.float32)
     start, end = pairs[f"{name}_start"][:3].float(), pairs[f"{name}_end"][:3].float()
     there, back = geodesic(decoder, start, end), geodesic(decoder, end, start)
     torch.testing.assert_close(back.length, there.length, rtol=2e-3, atol=0)
@@ -149,7 +145,7 @@ def test_both_directions(name, pairs):
 
 def test_shorter_than_what_the_original_ended_with(pairs):
     """Its control points on three pairs, the lengths of which it thought to be 6 % shorter."""
-    decoder = trained_decoders.bigan(Path(DATA), torch.float32)
+    decoder = bigan(DATA, torch.float32)
     start, end = pairs["bigan_start"][:3].float(), pairs["bigan_end"][:3].float()
     theirs = curve_length(decoder, pairs["bigan_original_bezier"].float()).length
     torch.testing.assert_close(theirs, torch.tensor([15.742, 22.139, 19.400]), rtol=2e-4, atol=0)

@@ -4,6 +4,7 @@ Blocks are those of their weight files: spectral norm by hooks, batch norm, ELU.
 the same architecture gets random weights and statistics.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 LATENT, FOLDER = 16, "generative-latent-space"
+DATA = Path(folder) if (folder := os.environ.get("FASTLATENT_DATA")) else None
 LATENTS = {
     "0": torch.zeros(LATENT, dtype=torch.float64),
     "z_lin": torch.linspace(-1, 1, LATENT, dtype=torch.float64),
@@ -105,20 +107,23 @@ class Mean(nn.Module):
 
 def bigan(root: Path | None, dtype: torch.dtype = torch.float64) -> BiGANGenerator:
     """The trained generator where the folder of data is given, random weights elsewhere."""
-    return _load(BiGANGenerator(), root, "trainedBiGAN_G", dtype)
+    return _load(BiGANGenerator, root, "trainedBiGAN_G", dtype)
 
 
 def vae(root: Path | None, dtype: torch.dtype = torch.float64) -> VAEDecoder:
     """As bigan: the decoder with its variance."""
-    return _load(VAEDecoder(), root, "trainedVAE_D", dtype)
+    return _load(VAEDecoder, root, "trainedVAE_D", dtype)
 
 
-def _load(module, root, name, dtype):
+def _load(make, root, name, dtype):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = make()
+        if root is None:
+            for part in module.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.running_mean.normal_()
+                    part.running_var.uniform_(0.5, 2)
     if root is not None:
         module.load_state_dict(load_file(root / FOLDER / f"{name}.safetensors"))
-    else:
-        for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.running_mean.normal_()
-                part.running_var.uniform_(0.5, 2)
     return module.to(dtype).eval()

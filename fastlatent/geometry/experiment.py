@@ -8,7 +8,6 @@ shorten the line back.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 
 from fastlatent.geometry.curves import Curves, straight
 from fastlatent.geometry.descent import Status
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.length import curve_length
 from fastlatent.geometry.metric import Metric, as_metric
 from fastlatent.geometry.paths import equal_steps
 from fastlatent.geometry.solver import Geodesics, geodesic
-
-Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
 
 CONFIDENCE = 0.95
 
@@ -35,7 +33,7 @@ class Pairs(NamedTuple):
     tied: Tensor  # (n,) bool: nothing but a convention chose between two ends
 
 
-def eigenvector_pairs(decoder: Decoder, start: Tensor, step: float = 1.0) -> Pairs:
+def eigenvector_pairs(decoder: Decoder | Metric, start: Tensor, step: float = 1.0) -> Pairs:
     """Ends `step` away from the starts (n, d), along their eigenvector v of the largest eigenvalue.
 
     The step goes towards the origin: start - step sign(<start, v>) v. At right angles to v, where
@@ -134,7 +132,7 @@ class Experiment:
 
 
 def experiment(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
     points: int = 16,  # of the grid of the original's rule
@@ -156,7 +154,7 @@ def experiment(
 
 @torch.no_grad()
 def walk_along(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     curves: Curves,
     m: int,  # at least 2
 ) -> Tensor:  # (n, m, d)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.geometry.experiment import Decoder
-from fastlatent.geometry.metric import as_metric, condition_number, log_volume
+from fastlatent.geometry.frozen import Decoder
+from fastlatent.geometry.metric import Metric, as_metric, condition_number, log_volume
 
 SEEDS = 24  # of streamlines, along each side
 CELLS = 28  # along each side, through which only one streamline passes
@@ -40,7 +40,7 @@ class Field:
 
 
 def metric_field(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     low: Tensor,  # (2,)
     high: Tensor,  # (2,)
     resolution: int = 100,  # points along the longer side

@@ -8,15 +8,15 @@ Space of Deep Generative Models", ICLR 2021 GTRL workshop, as their program take
 grid, 1 / (points - 1) for each of the `points` speeds, hence too long by about 1 / (points - 1).
 """
 
-from collections.abc import Callable
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlatent.geometry.arguments import check_whole
 from fastlatent.geometry.curves import Curves, check_curves
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.ops import polyline_length, uniform_knots
 
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 def curve_length(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     control: Tensor,  # (n, k, d)
     knots: Tensor | None = None,  # (k + degree + 1,); default: cubic, clamped and uniform
     rule: Rule = "chord",
@@ -109,13 +109,19 @@ def measure(
     """`curve_length` by one of the rules that refine their grid, with everything checked."""
     chords = rule == "chord" and isinstance(metric, Embedding)
     rows = curves_at_once(metric, curves, segments) if chords else max(1, POINTS // segments)
-    parts = [
-        _chords(metric, part, rtol, segments, max_segments)
-        if chords
-        else _quadrature(metric, part, rule, rtol, segments, max_segments)
-        for part in (curves[i : i + rows] for i in range(0, max(1, len(curves)), rows))
-    ]
-    return Measured(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    whole: Measured | None = None
+    for i in range(0, max(1, len(curves)), rows):
+        some = curves[i : i + rows]
+        if chords:
+            part = _chords(metric, some, rtol, segments, max_segments)
+        else:
+            part = _quadrature(metric, some, rule, rtol, segments, max_segments)
+        if whole is None:  # made once, see `over_points`
+            whole = Measured(*(value.new_empty(len(curves)) for value in part))
+        for column, value in zip(whole, part, strict=True):
+            column[i : i + rows] = value
+    assert whole is not None
+    return whole
 
 
 def curves_at_once(metric: Metric, curves: Curves, segments: int) -> int:
@@ -162,7 +168,7 @@ ORIGINAL = {"original": original_length, "original_difference": _original_differ
 
 
 def curve_measure(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     curves: Curves,
     points: int = 16,
 ) -> Tensor:  # (n,)
@@ -192,40 +198,39 @@ def curve_measure(
 def _chords(
     embedding: Embedding, curves: Curves, rtol: float, segments: int, max_segments: int
 ) -> Measured:
+    """Chord lengths, halving the segments where the error asks for it.
+
+    The part refined last goes on first, so that few decoded curves wait for others.
+    """
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
-    outputs = _decoded(embedding, curves, t)
-    return _refined(embedding, curves, outputs, t, rtol, max_segments)
-
-
-def _refined(
-    embedding: Embedding,
-    curves: Curves,
-    outputs: Tensor,  # (n, T + 1, D), the curves at t
-    t: Tensor,  # (T + 1,)
-    rtol: float,
-    max_segments: int,
-) -> Measured:
-    """Chord lengths, halving the segments where the error asks for it."""
-    coarse = polyline_length(outputs)
-    n, m, features = outputs.shape
-    finer = t.new_empty(2 * m - 1)
-    finer[::2], finer[1::2] = t, (t[1:] + t[:-1]) / 2
-    joined = outputs.new_empty(n, 2 * m - 1, features)
-    joined[:, ::2], joined[:, 1::2] = outputs, _decoded(embedding, curves, finer[1::2])
-    fine = polyline_length(joined)
-    error = (fine - coarse).abs() / 3
-    rounding = torch.finfo(t.dtype).eps * len(finer) * outputs[:, 0].norm(dim=1)
-    length = fine + (fine - coarse) / 3
-    evaluations = torch.full((n,), len(finer), device=t.device)
-    # A NaN is not refined: it stays one.
-    rows = (error > rtol * length).nonzero()[:, 0]
-    if len(rows) and 2 * (len(finer) - 1) <= max_segments:
-        held = max(1, HELD // (2 * joined[0].numel()))
-        for part in rows.split(held):
-            deeper = _refined(embedding, curves[part], joined[part], finer, rtol, max_segments)
-            length[part], error[part], _, evaluations[part] = deeper
-            rounding[part] = 0  # which is among what came back
-    return Measured(length, error + rounding, coarse, evaluations)
+    first = _decoded(embedding, curves, t)
+    grid = polyline_length(first)
+    length, error = grid.clone(), torch.empty_like(grid)
+    evaluations = torch.empty(len(grid), dtype=torch.int64, device=grid.device)
+    waiting = [(torch.arange(len(grid), device=grid.device), t, first)]
+    del first
+    while waiting:
+        rows, t, outputs = waiting.pop()
+        finer = t.new_empty(2 * len(t) - 1)
+        finer[::2], finer[1::2] = t, (t[1:] + t[:-1]) / 2
+        between = _decoded(embedding, curves[rows], finer[1::2])
+        joined = outputs.new_empty(len(rows), len(finer), outputs.shape[2])
+        joined[:, ::2], joined[:, 1::2] = outputs, between
+        del outputs, between
+        fine, coarse = polyline_length(joined), length[rows]
+        estimate = (fine - coarse).abs() / 3
+        rounding = torch.finfo(t.dtype).eps * len(finer) * joined[:, 0].norm(dim=1)
+        final = fine + (fine - coarse) / 3
+        # A NaN is not refined: it stays one.
+        wide = (estimate > rtol * final) & (2 * (len(finer) - 1) <= max_segments)
+        length[rows] = torch.where(wide, fine, final)
+        error[rows], evaluations[rows] = estimate + rounding, len(finer)
+        if wide.any():
+            held = max(1, HELD // (2 * joined[0].numel()))
+            for part in wide.nonzero()[:, 0].split(held):
+                waiting.append((rows[part], finer, joined[part]))
+        del joined
+    return Measured(length, error, grid, evaluations)
 
 
 def _decoded(embedding: Embedding, curves: Curves, t: Tensor) -> Tensor:  # (n, m, D)

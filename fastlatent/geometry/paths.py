@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlatent.geometry.arguments import check_ends, check_finite, check_tensor, check_whole
 from fastlatent.geometry.curves import Curves, check_curves, fit, straight
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.length import POINTS, curves_at_once, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.geometry.solver import geodesic
 from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
-
-Decoder = nn.Module | Callable[[Tensor], Tensor] | Metric
 
 EDGE_SEGMENTS = 8  # chords by which the edge of a graph is measured
 MATRIX_PAIRS = 1 << 14  # whose curves are held at a time for a distance matrix
@@ -22,7 +21,7 @@ MATRIX_PAIRS = 1 << 14  # whose curves are held at a time for a distance matrix
 
 @torch.no_grad()
 def equal_steps(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     curves: Curves,
     m: int,  # at least 2
     segments: int = 512,
@@ -63,14 +62,14 @@ def _steps(metric: Metric, curves: Curves, t: Tensor) -> Tensor:  # (n, len(t) -
     return metric.speed_squared(middle, dz).sqrt().unflatten(0, (len(curves), len(t) - 1))
 
 
-def midpoint(decoder: Decoder, curves: Curves) -> Tensor:  # (n, d)
+def midpoint(decoder: Decoder | Metric, curves: Curves) -> Tensor:  # (n, d)
     """The points at half the length of the curves. Raises what `equal_steps` raises."""
     check_curves("midpoint", curves)
     return curves.points(equal_steps(decoder, curves, 3)[:, 1:2])[:, 0]
 
 
 def graph_curves(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     nodes: Tensor,  # (m, d), encoded data or samples
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
@@ -133,10 +132,10 @@ def measure_edges(metric: Metric, points: Tensor, edges: np.ndarray) -> np.ndarr
 
 
 def distance_matrix(
-    decoder: Decoder,
+    decoder: Decoder | Metric,
     points: Tensor,  # (m, d)
     *,
-    feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    feature_map: Decoder | None = None,
     first: Curves | None = None,
     seed: int = 0,
     report: Callable[[int], None] | None = None,

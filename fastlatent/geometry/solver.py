@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlatent.geometry import original
 from fastlatent.geometry.arguments import (
@@ -29,6 +29,7 @@ from fastlatent.geometry.arguments import (
 from fastlatent.geometry.curves import Curves, straight, straight_on
 from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
 from fastlatent.geometry.energy import Energy, mean_metric_factor
+from fastlatent.geometry.frozen import Decoder
 from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
 from fastlatent.geometry.metric import Metric, as_metric
 from fastlatent.geometry.tiles import is_out_of_memory
@@ -40,7 +41,7 @@ MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measu
 GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
 CPU_PAIRS, DEVICE_PAIRS = 32, 1024  # solved at a time where memory allows
-CPU_BYTES, DEVICE_BYTES = 2 << 30, 8 << 30  # for their backward pass
+CPU_ROOM, DEVICE_ROOM = 2 << 30, 8 << 30  # bytes for their backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +88,12 @@ class Geodesics:
 
 
 def geodesic(
-    decoder: nn.Module | Callable[[Tensor], Tensor] | Metric,
+    decoder: Decoder | Metric,
     start: Tensor,  # (n, d)
     end: Tensor,  # (n, d)
     method: Method = "lbfgs",
     *,
-    feature_map: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    feature_map: Decoder | None = None,
     spans: Sequence[int] = (2, 8),
     segments: int = 16,
     tolerance: float | None = None,
@@ -161,31 +162,44 @@ def geodesic(
         guess = None if first is None else first[rows]
         return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
 
-    parts = list(in_chunks(solve, len(start), chunk, report))
-    return _joined(parts)
+    return _joined(in_chunks(solve, len(start), chunk, report), len(start))
 
 
 def _pairs_at_once(metric: Metric, start: Tensor, segments: int) -> int:
     if len(start) == 0:
         return 1
     cpu = start.device.type == "cpu"
-    room, most = (CPU_BYTES, CPU_PAIRS) if cpu else (DEVICE_BYTES, DEVICE_PAIRS)
+    room, most = (CPU_ROOM, CPU_PAIRS) if cpu else (DEVICE_ROOM, DEVICE_PAIRS)
     each = segments * metric.stored_at(start) * start.element_size()
     return max(1, min(most, room // max(1, each)))
 
 
-def _joined(parts: list[Geodesics]) -> Geodesics:
-    values = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(Geodesics)
-        if field.name not in ("control", "knots", "history")
-    }
-    history = torch.cat([part.history for part in parts], 1)
-    # The original inserts knots as it goes, in some chunks more than in others.
-    most = max(part.curves.spans for part in parts)
-    curves = [part.curves.refine(most) for part in parts]
-    control = torch.cat([part.control for part in curves])
-    return Geodesics(control=control, knots=curves[0].knots, history=history, **values)
+def _joined(parts: Iterator[Geodesics], n: int) -> Geodesics:
+    """The results of all n pairs, in tensors that are made once.
+
+    Small tensors that stay would split the memory that large ones leave, which then has no room for
+    the next large one: the process would grow with every part.
+    """
+    curves: Curves | None = None
+    columns: dict[str, Tensor] = {}
+    done = 0
+    for part in parts:
+        names = [field.name for field in fields(part) if field.name not in ("control", "knots")]
+        values = {name: getattr(part, name) for name in names} | {"history": part.history.mT}
+        if curves is None:
+            curves = Curves(part.control.new_zeros(n, *part.control.shape[1:]), part.knots)
+            columns = {name: value.new_empty(n, *value.shape[1:]) for name, value in values.items()}
+        # The original inserts knots as it goes, in some chunks more than in others.
+        most = max(curves.spans, part.curves.spans)
+        curves = curves.refine(most)
+        rows = slice(done, done + len(part))
+        curves.control[rows] = part.curves.refine(most).control
+        for name, value in values.items():
+            columns[name][rows] = value
+        done += len(part)
+    assert curves is not None
+    columns["history"] = columns["history"].mT.contiguous()
+    return Geodesics(control=curves.control, knots=curves.knots, **columns)
 
 
 def in_chunks(

@@ -55,14 +55,16 @@ def over_points(
 ) -> Tensor:  # (n, ...)
     """`compute` over n points, a tile at a time; tiles are halved when memory runs out.
 
-    Raises MemoryError when even one tangent of one point does not fit.
+    Results are copied into a tensor that is made once: parts that stay would split the memory that
+    intermediate results leave, and the next ones would need more. Raises MemoryError when even one
+    tangent of one point does not fit.
     """
-    parts: list[Tensor] = []
+    whole: Tensor | None = None
     start = 0
-    while start < n or not parts:
+    while True:
+        rows = slice(start, min(n, start + tile.points))
         try:
-            parts.append(compute(slice(start, min(n, start + tile.points)), tile.tangents))
-            start += tile.points
+            part = compute(rows, tile.tangents)
         except (RuntimeError, MemoryError) as error:
             smaller = tile.smaller()
             if not is_out_of_memory(error):
@@ -72,7 +74,16 @@ def over_points(
                     f"{name}: out of memory with a single tangent of a single point"
                 ) from error
             tile = smaller
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+            continue
+        if whole is None:
+            if rows.stop == n:
+                return part
+            whole = part.new_empty(n, *part.shape[1:])
+        whole[rows] = part
+        if rows.stop == n:
+            return whole
+        del part
+        start = rows.stop
 
 
 def is_out_of_memory(error: BaseException) -> bool:
