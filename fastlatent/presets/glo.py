@@ -97,7 +97,12 @@ GLO_PRESETS = (
         _DIGITS,
         _DIGITS_SEED,
     ),
-    _preset("MNIST.", _MNIST, _seed(_GREY, dim=10, alpha=5.0, batch=32)),
+    _preset(
+        "MNIST. Laplacian L1 of training images 0.018 after 11.5 epochs, about 2 minutes each on "
+        "one CPU core; most samples of its Gaussian are no digits.",
+        _MNIST,
+        _seed(_GREY, dim=10, alpha=5.0, batch=32),
+    ),
     _preset("SVHN. Not trained yet.", _SVHN, _seed(_SVHN, dim=25, alpha=10.0)),
     _preset("CIFAR-10. Not trained yet.", _CIFAR10, _seed(_CIFAR10, dim=35, alpha=10.0)),
     Preset("CelebA faces, 64x64. Not trained yet.", _CELEBA, {"paper": _CELEBA}),
