@@ -26,7 +26,7 @@ from fastlatent.models.glo import (
     principal_directions,
     project,
 )
-from fastlatent.models.glo.generators import legacy_bilinear
+from fastlatent.models.glo.generators import build_generator, legacy_bilinear
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
 from fastlatent.noise import Noise, generator
 from fastlatent.presets import TrainConfig
@@ -314,6 +314,38 @@ def test_paper_generator_of_other_sizes(side) -> None:
     assert maps[:-1] == [512 >> k for k in range(len(maps) - 1)]
     with torch.no_grad():
         assert network(torch.randn(2, 5)).shape == (2, 1, side, side)
+
+
+def convolutions(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def test_grey_images_begin_grey() -> None:
+    config = GLOConfig(image_shape=(1, 16, 16), dim=16, width=0.25, initial_weights="normal")
+    model = build(config, 0)
+    for layer in convolutions(model):
+        n = layer.weight.numel()
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=5 / math.sqrt(2 * n))
+    with torch.no_grad():
+        image = model.generator(project(torch.randn(64, 16), "sphere"))
+    assert float((image.abs() < 0.9).float().mean()) == 1
+
+
+@pytest.mark.parametrize("architecture", ["paper", "seed"])
+def test_black_has_a_slope_in_half_precision(architecture) -> None:
+    config = GLOConfig(image_shape=(1, 32, 32), dim=4, width=0.1, architecture=architecture)
+    network = build_generator(config)
+    dark = []
+
+    def darken(layer: nn.Module, given: tuple[Tensor], out: Tensor) -> Tensor:
+        dark.append(torch.full_like(out, -5).requires_grad_())
+        return dark[0]
+
+    convolutions(network)[-1].register_forward_hook(darken)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(2, 4)).sum().backward()
+    assert dark[0].dtype == torch.bfloat16
+    torch.testing.assert_close(dark[0].grad, torch.full_like(dark[0], 1 - math.tanh(5) ** 2))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,18 @@ def _preset(description: str, paper: TrainConfig, seed: TrainConfig) -> Preset:
     return Preset(description, paper, {"paper": paper, "seed": seed})
 
 
-_MNIST = _paper("glo-mnist", DataConfig(name="mnist", size=32), 1, 32, epochs=25)
+_GREY = _paper("glo-mnist", DataConfig(name="mnist", size=32), 1, 32, epochs=12)
+# At a rate of 1 the first steps, all towards black, saturate tanh for good. Adam as in Y. Hoshen,
+# K. Li, J. Malik, arXiv 1812.08985.
+_MNIST = replace(
+    _GREY,
+    model=replace(_GREY.model, initial_weights="normal"),
+    optimizer="adam",
+    lr=1e-3,
+    betas=(0.5, 0.999),
+    lr_decay=0.5,
+    lr_decay_every="3 epochs",
+)
 _SVHN = _paper("glo-svhn", DataConfig(name="svhn"), 3, 32, epochs=25)
 _CIFAR10 = _paper("glo-cifar10", DataConfig(name="cifar10"), 3, 32, epochs=25)
 _CELEBA = _paper("glo-celeba", DataConfig(name="celeba", size=64), 3, 64, epochs=25)
@@ -86,7 +97,12 @@ GLO_PRESETS = (
         _DIGITS,
         _DIGITS_SEED,
     ),
-    _preset("MNIST. Does not learn well yet.", _MNIST, _seed(_MNIST, dim=10, alpha=5.0, batch=32)),
+    _preset(
+        "MNIST. Laplacian L1 of training images 0.018 after 11.5 epochs, about 2 minutes each on "
+        "one CPU core; most samples of its Gaussian are no digits.",
+        _MNIST,
+        _seed(_GREY, dim=10, alpha=5.0, batch=32),
+    ),
     _preset("SVHN. Not trained yet.", _SVHN, _seed(_SVHN, dim=25, alpha=10.0)),
     _preset("CIFAR-10. Not trained yet.", _CIFAR10, _seed(_CIFAR10, dim=35, alpha=10.0)),
     Preset("CelebA faces, 64x64. Not trained yet.", _CELEBA, {"paper": _CELEBA}),

@@ -10,6 +10,7 @@ Loss = Literal["laplacian", "moments", "mse", "l1"]
 Kernel = Literal["binomial", "laploss"]
 Bands = Literal["low_pass", "burt_adelson"]
 Sampling = Literal["gaussian", "diagonal", "unit"]
+Weights = Literal["pytorch", "normal"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class GLOConfig:
     upsampling and convolutions to 32x32, resized to other sizes; 1 or 3 channels."""
     width: float = 1.0
     """Factor of the number of inner channels; 1 as published."""
+    initial_weights: Weights = "pytorch"
+    """paper: convolutions begin as PyTorch has it, or normal with DCGAN's standard deviation of
+    0.02. PyTorch's are larger where images have fewer channels: grey ones begin black or white."""
     legacy_upsampling: bool = False
     """seed: place pixels as TensorFlow 1 did, not in the middle of their squares."""
     dim: int = 128

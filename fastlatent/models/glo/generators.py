@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlatent.models.glo.config import GLOConfig
+from fastlatent.nn import at_least_float32, normal_convolutions_
 
 PAPER_CHANNELS = 512  # of the first, 4x4 map; half as many of each next one
+DCGAN_STD = 0.02  # of its convolutions' initial weights
 SEED_CHANNELS = {1: (100, 50, 25, 6), 3: (384, 128, 64, 16)}  # by the channels of the images
 SEED_SIDE = 32  # what five doublings make of one pixel
 
@@ -34,6 +36,15 @@ class PaperGenerator(nn.Sequential):
             ]
         last = nn.ConvTranspose2d(inner[-1], config.image_shape[0], 4, 2, 1, bias=False)
         super().__init__(*layers, last, nn.Tanh())
+        if config.initial_weights == "normal":
+            normal_convolutions_(self, DCGAN_STD)
+
+    def forward(self, z: Tensor) -> Tensor:
+        *inner, tanh = self
+        for layer in inner:
+            z = layer(z)
+        # In bf16 the slope of tanh is 0 from 3.5 on, where no gradient would come back from black.
+        return tanh(at_least_float32(z))
 
 
 class SeedGenerator(nn.Module):
@@ -64,7 +75,7 @@ class SeedGenerator(nn.Module):
             x = convolution(F.pad(x, (1, 2, 1, 2)))
             if k < len(self.norms):
                 x = self.norms[k](F.relu(x))
-        x = torch.tanh(x)
+        x = torch.tanh(at_least_float32(x))
         return x if x.shape[2:] == self.size else self._resize(x, self.size)
 
     def _resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
