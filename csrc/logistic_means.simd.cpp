@@ -35,7 +35,8 @@ FL_INLINE void clip(const V (&mean)[N], const V (&log_scale)[N], const V (&inver
   V held[N], scale[N], exponents[kPowers * N];
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
-    const V inverse = inverse_scale[j] * grid.inverse_gamma, t = abs(mean[j]);
+    // Beyond a scale of 1e32 the expectation is 0.
+    const V inverse = larger(inverse_scale[j] * grid.inverse_gamma, splat<V>(S(1e-32))), t = abs(mean[j]);
     scale[j] = 1 / inverse;
     held[j] = smaller(splat<V>(last), t);
     exponents[kPowers * j] = -abs(last - t) * inverse;
@@ -92,7 +93,7 @@ FL_INLINE void likeliest_bins(const V (&mean)[N], const V (&log_scale)[N], const
   Place<V> places[2 * N];
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
-    k[j] = bin_holding(mean[j], last < 1 ? last : 1, last > 1 ? last - 1 : 0, grid);
+    k[j] = bin_holding(mean[j], 1, last - 1, grid);
     end[j] = mean[j] > 0 ? splat<V>(last) : V{};
     for (int i = 0; i < 2; ++i) {
       const Bin<V> bin = bin_at<V>(__builtin_convertvector(i == 0 ? k[j] : end[j], IntOf<V>), grid);
@@ -284,20 +285,19 @@ void mixture_mean_pixels(const Mixture& mixture, int64_t image, int64_t begin, i
 }
 
 // Puts the gradients of component i, except its logit's, in the places of its parameters; sum_c g_c y_c.
-template <int N, class V, class F>
-FL_INLINE V backward_colours(const Tile<V>& tile, int64_t i, int64_t at, V inverse_z, const F& upstream,
+template <int N, class V>
+FL_INLINE V backward_colours(const Tile<V>& tile, int64_t i, int64_t at, V inverse_z, const V (&g)[3],
                              const Grid<V>& grid, const Clipped<V> (&y)[3][N], int j) {
   const V share = tile.get(tile.logit(i), at) * inverse_z;
   const auto tau = [&](int64_t which) { return tile.get(tile.coefficient(which, i), at); };
   const auto slope = [&](int64_t which) { return tile.get(tile.slope(which, i), at); };
   V by_centre[3], q = {};
   for (int c = 2; c >= 0; --c) {
-    const V g = upstream(c);
-    V by_value = share * g;
+    V by_value = share * g[c];
     if (c == 1) by_value += by_centre[2] * tau(2);
     if (c == 0) by_value += by_centre[2] * tau(1) + by_centre[1] * tau(0);
     by_centre[c] = by_value * y[c][j].by_mean;
-    q += g * y[c][j].value;
+    q += g[c] * y[c][j].value;
     tile.set(tile.mean(c, i), at, by_centre[c] * grid.gamma);
     tile.set(tile.log_scale(c, i), at, by_value * y[c][j].by_log_scale);
   }
@@ -320,13 +320,14 @@ void mixture_mean_backward_pixels(const Mixture& mixture, int64_t image, int64_t
       const auto* from = pointer<ScalarOf<V>>(grad) + image * grad.stride[0] + c * grad.stride[1];
       return grid.inverse_gamma * load_lanes(from + pixel * grad.stride[2], grad.stride[2], count);
     };
-    V middle = {};
+    V middle = {}, g[3] = {};
+    for (int64_t c = 0; kCoupled && c < 3; ++c) g[c] = upstream(c);
     for_components(tile, [&](int64_t first, auto n) {
       V q[n()] = {};
       if constexpr (kCoupled) {
         Clipped<V> y[3][n()];
         clip_colours<true>(tile, first, at, grid, y);
-        for (int j = 0; j < n(); ++j) q[j] = backward_colours(tile, first + j, at, inverse_z, upstream, grid, y, j);
+        for (int j = 0; j < n(); ++j) q[j] = backward_colours(tile, first + j, at, inverse_z, g, grid, y, j);
       } else {
         for (int64_t c = 0; c < tile.channels; ++c) {
           const V g = upstream(c);
@@ -399,14 +400,17 @@ void mixture_mode_pixels(const Mixture& mixture, int64_t image, int64_t begin, i
   const int64_t candidates = tile.channels == 1 ? tile.k + 2 : tile.k;
   const auto visit = [&](int64_t at, int64_t pixel, int64_t count, Ahead& ahead) {
     V best = splat<V>(-S(__builtin_inf())), known = {};
-    for (int64_t p = 0; p < tile.parameters; ++p) known += tile.get(p, at) * 0;  // NaN where a parameter is
-    for (int64_t c = 0; c < tile.channels; ++c) tile.set(tile.chosen(c), at, V{});
+    for (int64_t p = 0; p < tile.parameters; ++p) {
+      const V parameter = tile.get(p, at);
+      known = parameter == parameter ? known : parameter;
+    }
     for (int64_t j = 0; j < candidates; ++j) {
       set_candidate<kCoupled>(tile, j, at, grid);
       const Totals<V> t = total_components<kCoupled, false>(tile, grid, at, tile.logit(0), ahead);
       const V score = t.most + log(t.sum);
       for (int64_t c = 0; c < tile.channels; ++c) {
-        tile.set(tile.chosen(c), at, score > best ? tile.get(tile.bin(c), at) : tile.get(tile.chosen(c), at));
+        const V bin = tile.get(tile.bin(c), at);
+        tile.set(tile.chosen(c), at, j == 0 ? bin : (score > best ? bin : tile.get(tile.chosen(c), at)));
       }
       best = larger(best, score);
     }

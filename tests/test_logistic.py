@@ -1102,8 +1102,9 @@ def test_mean_has_gradients_at_any_mean_and_scale(grid, dtype):
 
 def test_mixture_mean_has_finite_gradients_at_extremes():
     params = colour_parameters(4, 13, 50)[:, :, None, None]
-    for log_scale, mean in product((-60.0, 30.0), (-1e4, 1e4)):
+    for log_scale, mean, logit in product((-60.0, 60.0, 1e3), (-1e4, 1e4), (0.0, -1e10)):
         extreme = params.clone()
+        extreme[:, 1] += logit
         extreme[:, 4:8], extreme[:, 8:12] = mean, log_scale
         leaf = extreme.requires_grad_(True)
         discretized_logistic_mixture_mean(leaf, min_log_scale=None).sum().backward()
@@ -1212,6 +1213,29 @@ def test_a_nan_is_seen_in_means_and_is_bin_0_in_modes(name, implementation):
             else:
                 assert got[here].isnan().any()
                 assert plane not in (0, 1) or got[here].isnan().all()
+
+
+@pytest.mark.parametrize("implementation", ["auto", "triton"])
+def test_a_component_that_is_left_out_changes_nothing(implementation):
+    """Its logit is -infinity, or as low; of a log-scale as low the floor is taken."""
+    if implementation == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs TRITON_INTERPRET=1")
+    without = colour_parameters(2, 19, 40)[:, :, None, None]
+    blocks = without[:, 2:].unflatten(1, (3, 3, 2))
+    last = blocks[:, :, :, :1].clone()
+    last[:, :, 1] = -torch.inf
+    last[:, :, 0] += 0.25
+    with ops.use(implementation):
+        for low in (-torch.inf, -1e10):
+            logit = torch.full_like(without[:, :1], low)
+            wide = torch.cat([last, blocks], 3).flatten(1, 3)
+            params = torch.cat([logit, without[:, :2], wide], 1)
+            got, want = (discretized_logistic_mixture_mean(p) for p in (params, without))
+            torch.testing.assert_close(got, want)
+            mode, only = (discretized_logistic_mixture_mode(p) for p in (params, without))
+            likelier = [discretized_logistic_mixture_log_prob(k, without) for k in (mode, only)]
+            assert (likelier[0] >= likelier[1] - 1e-5).all()
+            assert (mode == only).float().mean() > 0.8
 
 
 def test_mode_against_all_bins():

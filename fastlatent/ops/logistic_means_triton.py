@@ -24,6 +24,7 @@ from fastlatent.ops.logistic_triton import (
     _constants,
     _exp,
     _log1p,
+    _log_prob_of,
     _one_minus_decay,
     _plane,
     _store_plane,
@@ -48,6 +49,7 @@ def _clipped(
     """E[clip(Y, 1 - BINS, BINS - 1)] and its derivatives; the mean in half-widths."""
     last: tl.constexpr = BINS - 1
     inverse = _exp(-_clamped(log_scale, FLOOR), WIDE) / GAMMA
+    inverse = tl.where(inverse < 1e-32, 1e-32, inverse)  # beyond, the expectation is 0
     scale = 1 / inverse
     sign = tl.where(mean < 0, -1.0, 1.0).to(WIDE)
     t = sign * mean
@@ -108,9 +110,7 @@ def _log_prob(
     decay, weight, near, far, narrow, missing, _, _ = _tied_cell(
         k, mean, log_scale, BINS, GAMMA, FLOOR, LOG_WIDTH, WIDE
     )
-    share = weight / (near * far)
-    likely = (share >= 0.5) & (narrow == 0)
-    return tl.where(likely, _log1p(-missing / (near * far)), tl.log(share)) - decay
+    return _log_prob_of(decay, weight, near * far, narrow, missing)
 
 
 @triton.jit
@@ -239,6 +239,7 @@ def mixture_mean_kernel(
     BLOCK: tl.constexpr,
 ):
     image, block = _block_of(pixels, BLOCK)
+    pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     params += image * params_image + pixel * params_pixel
@@ -299,9 +300,11 @@ def mixture_mean_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     image, block = _block_of(pixels, BLOCK)
+    pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     grad += image * grad_image + pixel * grad_pixel
+    grad_plane = tl.cast(grad_plane, tl.int64)
     params += image * params_image + pixel * params_pixel
     out += image * out_image + pixel * out_pixel
     top = _top(params, params_plane, inside, K, WIDE)
@@ -377,6 +380,7 @@ def candidates_kernel(
 ):
     """Each component's mode, channel by channel; with one channel its mean's bin, and the ends."""
     image, block = _block_of(pixels, BLOCK)
+    pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     params += image * params_image + pixel * params_pixel
@@ -432,8 +436,9 @@ def choose_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The likeliest candidate under the whole mixture, the first of equals; 0 where that is NaN."""
+    """The likeliest candidate, the first of equals; bin 0 where a parameter is NaN."""
     image, block = _block_of(pixels, BLOCK)
+    pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     params += image * params_image + pixel * params_pixel
@@ -445,7 +450,8 @@ def choose_kernel(
     known = tl.zeros((BLOCK,), WIDE)
     each: tl.constexpr = 10 if COUPLED else 1 + 2 * C
     for p in range(K * each):
-        known += _plane(params, tl.cast(p, tl.int32), params_plane, inside, WIDE) * 0
+        parameter = _plane(params, tl.cast(p, tl.int32), params_plane, inside, WIDE)
+        known = tl.where(parameter == parameter, known, parameter)
     for j in range(count):
         bins = candidates + tl.cast(j * C, tl.int64) * pixels
         _, most, total, _ = _sums(

@@ -27,6 +27,7 @@ def _exp(x, WIDE: tl.constexpr):
     if tl.float64 == WIDE:
         y = tl.exp(x)
     else:
+        x = tl.where(x < -150, -150.0, x)
         n = tl.floor(x * 1.4426950408889634 + 0.5)
         r = (x - n * 0.693145751953125) - n * 1.42860682030941723212e-6
         y = tl.exp2(n) * tl.exp(r)
@@ -167,6 +168,14 @@ def _tied_cell(
 
 
 @triton.jit
+def _log_prob_of(decay, weight, edges, narrow, missing):
+    """Relative accuracy down to log P = -0: log1p where P is near 1."""
+    share = weight / edges
+    likely = (share >= 0.5) & (narrow == 0)
+    return tl.where(likely, _log1p(-missing / edges), tl.log(share)) - decay
+
+
+@triton.jit
 def single_kernel(
     bins,
     mean,
@@ -189,10 +198,7 @@ def single_kernel(
     decay, weight, near, far, narrow, missing, _, _ = _free_cell(
         k, m, ls, BINS, GAMMA, SHIFT, FLOOR, LOG_WIDTH, WIDE
     )
-    share = weight / (near * far)
-    likely = (share >= 0.5) & (narrow == 0)
-    value = tl.where(likely, _log1p(-missing / (near * far)), tl.log(share)) - decay
-    tl.store(out + at, value, inside)
+    tl.store(out + at, _log_prob_of(decay, weight, near * far, narrow, missing), inside)
 
 
 @triton.jit
@@ -326,7 +332,7 @@ def _sums(
 ):
     """Largest logit and exponent, and the sums over the components around them."""
     top = _top(params, params_plane, inside, K, WIDE)
-    most = tl.full(inside.shape, -float("inf"), WIDE)
+    most = tl.full(inside.shape, -3.0e38, WIDE)  # not infinity, from which -infinity can't be taken
     total = tl.zeros(inside.shape, WIDE)
     z = tl.zeros(inside.shape, WIDE)
     for i in range(K):

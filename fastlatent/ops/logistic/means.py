@@ -42,7 +42,8 @@ def _clipped(mean: Tensor, log_scale: Tensor, grid: Grid) -> _Clipped:
     """`mean` in half-widths."""
     last = float(grid.n - 1)
     floored = clamped(log_scale, grid)
-    scale, inverse = grid.gamma * floored.exp(), (-floored).exp() / grid.gamma
+    inverse = ((-floored).exp() / grid.gamma).clamp_min(1e-32)  # beyond, the expectation is 0
+    scale = 1 / inverse
     sign = torch.where(mean < 0, -1.0, 1.0).to(mean.dtype)
     t = sign * mean
     beyond = t > last

@@ -37,7 +37,7 @@ def _holding(mean: Tensor, grid: Grid) -> Tensor:
 
 def _candidates(mean: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The two bins one of which is the likeliest under a logistic: the mean's and an open one."""
-    inner = _holding(mean, grid).clamp_min(min(1, grid.n - 1)).clamp_max(max(grid.n - 2, 0))
+    inner = _holding(mean, grid).clamp_min(1).clamp_max(grid.n - 2)
     return inner, torch.where(mean > 0, grid.n - 1, 0).int()
 
 
