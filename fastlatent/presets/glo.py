@@ -99,7 +99,7 @@ GLO_PRESETS = (
     ),
     _preset(
         "MNIST. Laplacian L1 of training images 0.018 after 11.5 epochs, about 2 minutes each on "
-        "one CPU core; most samples of its Gaussian are no digits.",
+        "one CPU core. Draw samples from `fit_prior --prior gmm`: FD(classifier) 0.69.",
         _MNIST,
         _seed(_GREY, dim=10, alpha=5.0, batch=32),
     ),
