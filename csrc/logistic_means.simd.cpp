@@ -227,21 +227,27 @@ FL_INLINE void clip_colours(const Tile<V>& tile, int64_t i, int64_t at, const Gr
   for (int c = 0; c < 3; ++c) {
     V centre[N];
     for (int j = 0; j < N; ++j) {
-      const auto tau = [&](int64_t which) { return tile.get(tile.coefficient(which, i + j), at); };
+      const V tau[3] = {tile.get(tile.coefficient(0, i + j), at), tile.get(tile.coefficient(1, i + j), at),
+                        tile.get(tile.coefficient(2, i + j), at)};
       centre[j] = half_widths(tile.get(tile.mean(c, i + j), at), grid);
-      if (c == 1) centre[j] = fma(tau(0), y[0][j].value, centre[j]);
-      if (c == 2) centre[j] = fma(tau(2), y[1][j].value, fma(tau(1), y[0][j].value, centre[j]));
+      if (c == 1) centre[j] = fma(tau[0], y[0][j].value, centre[j]);
+      if (c == 2) centre[j] = fma(tau[2], y[1][j].value, fma(tau[1], y[0][j].value, centre[j]));
     }
     clip_components<kSlopes>(tile, c, i, at, centre, grid, y[c]);
   }
 }
 
-// Calls f(i, n) for all components, n of them from i on, as a type: kLockstep as long as there are as many.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Calls f(i, count) for all components, as many of them from i on: kLockstep as long as there are, then one.
 template <class V, class F>
 FL_INLINE void for_components(const Tile<V>& tile, const F& f) {
   int64_t i = 0;
-  for (; i + kLockstep <= tile.k; i += kLockstep) f(i, std::integral_constant<int, kLockstep>());
-  for (; i < tile.k; ++i) f(i, std::integral_constant<int, 1>());
+  for (; i + kLockstep <= tile.k; i += kLockstep) f(i, Count<kLockstep>());
+  for (; i < tile.k; ++i) f(i, Count<1>());
 }
 
 template <bool kCoupled, class V>
@@ -257,25 +263,27 @@ void mixture_mean_pixels(const Mixture& mixture, int64_t image, int64_t begin, i
     };
     if constexpr (kCoupled) {
       V sum[3] = {};
-      for_components(tile, [&](int64_t i, auto n) {
-        Clipped<V> y[3][n()];
+      for_components(tile, [&](int64_t i, auto count) {
+        constexpr int n = decltype(count)::value;
+        Clipped<V> y[3][n];
         clip_colours<false>(tile, i, at, grid, y);
         for (int c = 0; c < 3; ++c) {
-          for (int j = 0; j < n(); ++j) sum[c] += tile.get(tile.logit(i + j), at) * y[c][j].value;
+          for (int j = 0; j < n; ++j) sum[c] += tile.get(tile.logit(i + j), at) * y[c][j].value;
         }
-        for (int j = 0; j < n(); ++j) ahead.fetch();
+        for (int j = 0; j < n; ++j) ahead.fetch();
       });
       for (int c = 0; c < 3; ++c) put(c, sum[c]);
     } else {
       for (int64_t c = 0; c < tile.channels; ++c) {
         V sum = {};
-        for_components(tile, [&](int64_t i, auto n) {
-          V centre[n()];
-          Clipped<V> y[n()];
-          for (int j = 0; j < n(); ++j) centre[j] = half_widths(tile.get(tile.mean(c, i + j), at), grid);
+        for_components(tile, [&](int64_t i, auto count) {
+          constexpr int n = decltype(count)::value;
+          V centre[n];
+          Clipped<V> y[n];
+          for (int j = 0; j < n; ++j) centre[j] = half_widths(tile.get(tile.mean(c, i + j), at), grid);
           clip_components<false>(tile, c, i, at, centre, grid, y);
-          for (int j = 0; j < n(); ++j) sum += tile.get(tile.logit(i + j), at) * y[j].value;
-          for (int j = 0; j < n(); ++j) ahead.fetch();
+          for (int j = 0; j < n; ++j) sum += tile.get(tile.logit(i + j), at) * y[j].value;
+          for (int j = 0; j < n; ++j) ahead.fetch();
         });
         put(c, sum);
       }
@@ -289,13 +297,16 @@ template <int N, class V>
 FL_INLINE V backward_colours(const Tile<V>& tile, int64_t i, int64_t at, V inverse_z, const V (&g)[3],
                              const Grid<V>& grid, const Clipped<V> (&y)[3][N], int j) {
   const V share = tile.get(tile.logit(i), at) * inverse_z;
-  const auto tau = [&](int64_t which) { return tile.get(tile.coefficient(which, i), at); };
-  const auto slope = [&](int64_t which) { return tile.get(tile.slope(which, i), at); };
+  V tau[3], slope[3];
+  for (int64_t which = 0; which < 3; ++which) {
+    tau[which] = tile.get(tile.coefficient(which, i), at);
+    slope[which] = tile.get(tile.slope(which, i), at);
+  }
   V by_centre[3], q = {};
   for (int c = 2; c >= 0; --c) {
     V by_value = share * g[c];
-    if (c == 1) by_value += by_centre[2] * tau(2);
-    if (c == 0) by_value += by_centre[2] * tau(1) + by_centre[1] * tau(0);
+    if (c == 1) by_value += by_centre[2] * tau[2];
+    if (c == 0) by_value += by_centre[2] * tau[1] + by_centre[1] * tau[0];
     by_centre[c] = by_value * y[c][j].by_mean;
     q += g[c] * y[c][j].value;
     tile.set(tile.mean(c, i), at, by_centre[c] * grid.gamma);
@@ -303,7 +314,7 @@ FL_INLINE V backward_colours(const Tile<V>& tile, int64_t i, int64_t at, V inver
   }
   const V red = y[0][j].value, green = y[1][j].value;
   const V by_tau[3] = {by_centre[1] * red, by_centre[2] * red, by_centre[2] * green};
-  for (int64_t which = 0; which < 3; ++which) tile.set(tile.coefficient(which, i), at, by_tau[which] * slope(which));
+  for (int64_t which = 0; which < 3; ++which) tile.set(tile.coefficient(which, i), at, by_tau[which] * slope[which]);
   return q;
 }
 
@@ -322,20 +333,21 @@ void mixture_mean_backward_pixels(const Mixture& mixture, int64_t image, int64_t
     };
     V middle = {}, g[3] = {};
     for (int64_t c = 0; kCoupled && c < 3; ++c) g[c] = upstream(c);
-    for_components(tile, [&](int64_t first, auto n) {
-      V q[n()] = {};
+    for_components(tile, [&](int64_t first, auto count) {
+      constexpr int n = decltype(count)::value;
+      V q[n] = {};
       if constexpr (kCoupled) {
-        Clipped<V> y[3][n()];
+        Clipped<V> y[3][n];
         clip_colours<true>(tile, first, at, grid, y);
-        for (int j = 0; j < n(); ++j) q[j] = backward_colours(tile, first + j, at, inverse_z, g, grid, y, j);
+        for (int j = 0; j < n; ++j) q[j] = backward_colours(tile, first + j, at, inverse_z, g, grid, y, j);
       } else {
         for (int64_t c = 0; c < tile.channels; ++c) {
           const V g = upstream(c);
-          V centre[n()];
-          Clipped<V> y[n()];
-          for (int j = 0; j < n(); ++j) centre[j] = half_widths(tile.get(tile.mean(c, first + j), at), grid);
+          V centre[n];
+          Clipped<V> y[n];
+          for (int j = 0; j < n; ++j) centre[j] = half_widths(tile.get(tile.mean(c, first + j), at), grid);
           clip_components<true>(tile, c, first, at, centre, grid, y);
-          for (int j = 0; j < n(); ++j) {
+          for (int j = 0; j < n; ++j) {
             const V by_value = g * (tile.get(tile.logit(first + j), at) * inverse_z);
             q[j] += g * y[j].value;
             tile.set(tile.mean(c, first + j), at, by_value * y[j].by_mean * grid.gamma);
@@ -343,7 +355,7 @@ void mixture_mean_backward_pixels(const Mixture& mixture, int64_t image, int64_t
           }
         }
       }
-      for (int j = 0; j < n(); ++j) {
+      for (int j = 0; j < n; ++j) {
         tile.set(tile.weight(first + j), at, q[j]);
         middle += tile.get(tile.logit(first + j), at) * inverse_z * q[j];
         ahead.fetch();

@@ -225,10 +225,8 @@ def test_instruction_sets_share_no_function(path, isa, width, flags, tmp_path):
     """The linker keeps one copy of a weak symbol: it must not be one for a newer processor."""
     compiled = tmp_path / "kernels.o"
     define = ["-DFL_X86", f"-DFL_ISA={isa}", f"-DFL_BYTES={width}"]
-    subprocess.run(
-        ["c++", "-std=gnu++17", "-O0", "-w", *define, *flags.split(), "-c", path, "-o", compiled],
-        check=True,
-    )
+    options = ["-std=gnu++17", "-O0", "-w", "-fno-exceptions", *flags.split(), "-c"]
+    subprocess.run(["c++", *define, *options, path, "-o", compiled], check=True)
     nm = ["nm", "--demangle", "--defined-only", compiled]
     listing = subprocess.run(nm, capture_output=True, text=True, check=True).stdout.splitlines()
     symbols = [line.split(maxsplit=2)[1:] for line in listing]
