@@ -23,6 +23,7 @@ from fastlatent.ops.logistic_triton import (
     _clamped,
     _constants,
     _exp,
+    _grid_constants,
     _log1p,
     _log_prob_of,
     _one_minus_decay,
@@ -466,15 +467,10 @@ def choose_kernel(
         tl.store(out + c * pixels, tl.where(known == known, k.to(tl.int32), 0), inside)
 
 
-def _grid_of(of: Grid, x: Tensor) -> dict[str, Any]:
-    constants = _constants(of, _wide(x))
-    return {key: value for key, value in constants.items() if key != "LOG_WIDTH"}
-
-
 def discretized_logistic_mean(
     mean: Tensor, log_scale: Tensor, n_bins: int, grid: str, min_log_scale: float | None
 ) -> Tensor:
-    constants = _grid_of(Grid.of(grid, n_bins, min_log_scale), mean)
+    constants = _grid_constants(Grid.of(grid, n_bins, min_log_scale), _wide(mean))
     inputs = [x.detach().contiguous() for x in (mean, log_scale)]
     dtype = torch.promote_types(mean.dtype, torch.float32)
     out = torch.empty(mean.shape, dtype=dtype, device=mean.device)
@@ -493,7 +489,7 @@ def discretized_logistic_mean_backward(
     grid: str,
     min_log_scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    constants = _grid_of(Grid.of(grid, n_bins, min_log_scale), mean)
+    constants = _grid_constants(Grid.of(grid, n_bins, min_log_scale), _wide(mean))
     inputs = [x.detach().contiguous() for x in (grad, mean, log_scale)]
     outs = [torch.empty(mean.shape, dtype=mean.dtype, device=mean.device) for _ in range(2)]
     count = mean.numel()
@@ -527,7 +523,7 @@ def discretized_logistic_mixture_mean(
 ) -> Tensor:
     n, _, h, w = params.shape
     pairs = is_coupled(coupled, channels)
-    constants = _grid_of(Grid.of(grid, n_bins, min_log_scale), params)
+    constants = _grid_constants(Grid.of(grid, n_bins, min_log_scale), _wide(params))
     planes = params.detach().flatten(2)
     dtype = torch.promote_types(params.dtype, torch.float32)
     out = torch.empty((n, channels, h, w), dtype=dtype, device=params.device)
@@ -557,7 +553,7 @@ def discretized_logistic_mixture_mean_backward(
 ) -> Tensor:
     n, channels, h, w = grad.shape
     pairs = is_coupled(coupled, channels)
-    constants = _grid_of(Grid.of(grid, n_bins, min_log_scale), params)
+    constants = _grid_constants(Grid.of(grid, n_bins, min_log_scale), _wide(params))
     upstream, planes = grad.detach().flatten(2), params.detach().flatten(2)
     out = torch.empty_like(params)
     result = out.flatten(2)
@@ -610,7 +606,7 @@ def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     for dtype, p in _POINTERS.items():
         like = torch.empty(0, dtype=dtype)
         w = "*fp64" if dtype == torch.float64 else "*fp32"
-        whole, free = _constants(of, _wide(like)), _grid_of(of, like)
+        whole, free = _constants(of, _wide(like)), _grid_constants(of, _wide(like))
         inputs = {"mean": p, "log_scale": p, "count": "i32"}
         yield "discretized_logistic_mean", mean_kernel, inputs | {"out": w}, free
         types = inputs | {"grad": w, "mean_grad": p, "log_scale_grad": p}

@@ -568,16 +568,20 @@ def _wide(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _constants(of: Grid, wide: Any) -> dict[str, Any]:
+def _grid_constants(of: Grid, wide: Any) -> dict[str, Any]:
     return {
         "BINS": of.n,
         "GAMMA": float(of.gamma),
         "SHIFT": of.shift,
         "FLOOR": of.floor,
-        "LOG_WIDTH": math.log(2 / of.gamma),
         "WIDE": wide,
         "BLOCK": _BLOCK,
     }
+
+
+def _constants(of: Grid, wide: Any) -> dict[str, Any]:
+    """Also what a likelihood needs."""
+    return _grid_constants(of, wide) | {"LOG_WIDTH": math.log(2 / of.gamma)}
 
 
 def discretized_logistic_log_prob(
@@ -714,8 +718,7 @@ def _sample(
     min_log_scale: float | None,
 ) -> Tensor:
     n, c, h, w = uniforms.shape
-    constants = _constants(Grid.of(grid, n_bins, min_log_scale), _wide(params))
-    del constants["LOG_WIDTH"]
+    constants = _grid_constants(Grid.of(grid, n_bins, min_log_scale), _wide(params))
     drivers, weights, shape = _mixture(uniforms, params, is_coupled(coupled, c - 1))
     dtype = (torch.uint8 if n_bins <= 256 else torch.int32) if quantized else uniforms.dtype
     out = torch.empty((n, c - 1, h, w), dtype=dtype, device=params.device)
@@ -756,14 +759,14 @@ def _strides(*names: str) -> dict[str, str]:
 def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     for dtype, p in _POINTERS.items():
         wide, w = (tl.float64, "*fp64") if dtype == torch.float64 else (tl.float32, "*fp32")
-        constants = _constants(Grid.of("centred", 256, -7.0), wide)
+        of = Grid.of("centred", 256, -7.0)
+        constants, free = _constants(of, wide), _grid_constants(of, wide)
         types = {"bins": "*u8", "mean": p, "log_scale": p, "out": w, "count": "i32"}
         yield "discretized_logistic_log_prob", single_kernel, types, constants
         types = {"grad": w, "bins": "*u8", "mean": p, "log_scale": p, "count": "i32"}
         types |= {"mean_grad": p, "log_scale_grad": p}
         yield "discretized_logistic_backward", single_backward_kernel, types, constants
         sizes = {"pixels": "i32", "K": "i32"}
-        free = {key: value for key, value in constants.items() if key != "LOG_WIDTH"}
         for shape in ({"C": 3, "COUPLED": True}, {"C": 1, "COUPLED": False}):
             types = {"bins": "*u8", "params": p, "out": w} | sizes | _strides("bins", "params")
             name = "discretized_logistic_mixture_log_prob"

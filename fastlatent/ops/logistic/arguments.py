@@ -1,5 +1,7 @@
 """Argument checks and test arguments that the family shares."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -86,6 +88,22 @@ def bins_and_parameters(
     log_scale = log_scale * 0.3 - 0.5 if calm else log_scale * 1.5 - 2.5
     small = torch.uint8 if n <= 256 else torch.int32
     return bins.to(device, small), mean.to(device, dtype), log_scale.to(device, dtype)
+
+
+def logistic_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    """Of ops on one logistic for each value."""
+    for shape, n, grid, floor in [
+        ((3, 4), 32, "symmetric", -3.0),
+        ((2, 7), 16, "unit", -7.0),
+        ((40, 70), 256, "centred", -3.0),
+        ((2, 3, 14, 15), 256, "unit", -7.0),
+        ((803,), 2, "centred", -3.0),
+        ((21, 33), 65536, "unit", None),
+        ((0, 3), 256, "unit", -7.0),
+    ]:
+        yield *bins_and_parameters(shape, n, grid, device, dtype)[1:], n, grid, floor
+    _, mean, log_scale = bins_and_parameters((10, 20), 32, "symmetric", device, dtype)
+    yield mean[:, 1::2], log_scale.t().contiguous().t()[:, ::2], 32, "symmetric", -7.0
 
 
 def upstream_gradient(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:

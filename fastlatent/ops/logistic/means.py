@@ -18,12 +18,12 @@ from torch import Tensor
 from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
-    bins_and_parameters,
     check_grid,
     check_params,
     check_values,
     flat,
     is_coupled,
+    logistic_cases,
     upstream_gradient,
 )
 from fastlatent.ops.logistic.cell import Grid, clamped, widen
@@ -85,23 +85,8 @@ def _mean_backward_reference(
     return by_mean.to(mean.dtype).contiguous(), by_log_scale.to(mean.dtype).contiguous()
 
 
-def _mean_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for shape, n, grid, floor in [
-        ((3, 4), 32, "symmetric", -3.0),
-        ((2, 7), 16, "unit", -7.0),
-        ((40, 70), 256, "centred", -3.0),
-        ((2, 3, 14, 15), 256, "unit", -7.0),
-        ((803,), 2, "centred", -3.0),
-        ((21, 33), 65536, "unit", None),
-        ((0, 3), 256, "unit", -7.0),
-    ]:
-        yield *bins_and_parameters(shape, n, grid, device, dtype)[1:], n, grid, floor
-    _, mean, log_scale = bins_and_parameters((10, 20), 32, "symmetric", device, dtype)
-    yield mean[:, 1::2], log_scale.t().contiguous().t()[:, ::2], 32, "symmetric", -7.0
-
-
 def _mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for mean, *rest in _mean_cases(device, dtype):
+    for mean, *rest in logistic_cases(device, dtype):
         yield upstream_gradient(mean.shape, device, dtype), mean, *rest
 
 
@@ -151,7 +136,7 @@ _mean = register(
     "discretized_logistic_mean(Tensor mean, Tensor log_scale, int n_bins, str grid, "
     "float? min_log_scale) -> Tensor",
     _mean_reference,
-    cases=_mean_cases,
+    cases=logistic_cases,
     gradient="true",
     dtypes=_check.FLOATING,
     cpp=_mean_cpp,

@@ -9,12 +9,12 @@ from torch import Tensor
 from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
-    bins_and_parameters,
     check_grid,
     check_params,
     check_values,
     flat,
     is_coupled,
+    logistic_cases,
 )
 from fastlatent.ops.logistic.cell import Grid, bin_dtype, cell_of, log_prob_of, widen
 from fastlatent.ops.logistic.mixture import (
@@ -79,20 +79,6 @@ def _mode_decided(
     return _sure(of.gamma * mean.double() - of.shift, log_scale.double(), of, eps)
 
 
-def _mode_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for shape, n, grid, floor in [
-        ((3, 4), 32, "symmetric", -3.0),
-        ((40, 70), 256, "centred", -3.0),
-        ((2, 3, 14, 15), 256, "unit", -7.0),
-        ((803,), 2, "centred", -3.0),
-        ((21, 33), 65536, "unit", None),
-        ((0, 3), 256, "unit", -7.0),
-    ]:
-        yield *bins_and_parameters(shape, n, grid, device, dtype)[1:], n, grid, floor
-    _, mean, log_scale = bins_and_parameters((10, 20), 32, "symmetric", device, dtype)
-    yield mean[:, 1::2], log_scale.t().contiguous().t()[:, ::2], 32, "symmetric", -7.0
-
-
 def _mode_cpp(
     core: Any,
     mean: Tensor,
@@ -111,7 +97,7 @@ _mode = register(
     "discretized_logistic_mode(Tensor mean, Tensor log_scale, int n_bins, str grid, "
     "float? min_log_scale) -> Tensor",
     _mode_reference,
-    cases=_mode_cases,
+    cases=logistic_cases,
     gradient="none",
     discrete=(True,),
     decided=_mode_decided,
