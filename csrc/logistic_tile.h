@@ -148,25 +148,23 @@ constexpr int kLockstep = 2;
 
 inline int64_t clamp_count(int64_t count, int64_t most) { return count < 0 ? 0 : count < most ? count : most; }
 
-template <class V>
-IntOf<V> load_bins(const View& v, int64_t at, int64_t stride, int64_t count) {
+template <class V, class B>
+FL_INLINE IntOf<V> load_bins_of(const B* from, int64_t stride, int64_t count) {
   constexpr int64_t lanes = Format<V>::kLanes;
-  ScalarIntOf<V> k[lanes] = {};
-  const auto fill = [&](const auto* from) {
-    if (stride == 1 && count == lanes) {
-      for (int64_t l = 0; l < lanes; ++l) k[l] = from[l];
-    } else {
-      for (int64_t l = 0; l < count; ++l) k[l] = from[l * stride];
-    }
-  };
-  if (v.dtype == DType::u8) {
-    fill(static_cast<const uint8_t*>(v.data) + at);
+  typedef B Some __attribute__((vector_size(lanes * sizeof(B))));
+  Some some = {};
+  if (stride == 1 && count == lanes) {
+    std::memcpy(&some, from, sizeof some);
   } else {
-    fill(static_cast<const int32_t*>(v.data) + at);
+    for (int64_t l = 0; l < count; ++l) some[l] = from[l * stride];
   }
-  IntOf<V> result;
-  std::memcpy(&result, k, sizeof result);
-  return result;
+  return __builtin_convertvector(some, IntOf<V>);
+}
+
+template <class V>
+FL_INLINE IntOf<V> load_bins(const View& v, int64_t at, int64_t stride, int64_t count) {
+  if (v.dtype == DType::u8) return load_bins_of<V>(static_cast<const uint8_t*>(v.data) + at, stride, count);
+  return load_bins_of<V>(static_cast<const int32_t*>(v.data) + at, stride, count);
 }
 
 template <class T>
@@ -213,13 +211,18 @@ bool any(IntOf<V> mask) {
   return false;
 }
 
-// Relative accuracy down to log P = -0: log1p where P is near 1.
+// Relative accuracy down to log P = -0: from what is missing to 1 where P is near 1.
 template <class V>
 FL_INLINE V log_prob_of(const Cell<V>& c) {
   const V excess = c.e_alpha + c.e_beta + c.e_alpha * c.e_beta;
-  const V share = c.weight / (1 + excess);
-  const V missing = (c.e_delta + excess) / (1 + excess);
-  return ((c.delta > 1) & (share >= ScalarOf<V>(0.5)) ? log1p(-missing) : log(share)) - c.decay;
+  const V inverse = 1 / (1 + excess);
+  const V share = c.weight * inverse, missing = (c.e_delta + excess) * inverse;  // share > 0.1
+  const auto close = (c.delta > 1) & (share >= ScalarOf<V>(0.5));
+  const V kept = 1 - missing, lost = (1 - kept) - missing;
+  V f, n;
+  split_binary(close ? kept : share, f, n);
+  const V log_share = log_reduced(f, n, close ? lost : V{});
+  return (share == share ? log_share : share) - c.decay;
 }
 
 // The parameters of a run of pixels, widened: one row of `width` pixels for each, the last ones zero where the run is

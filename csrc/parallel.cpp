@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -11,11 +12,27 @@
 namespace fl {
 namespace {
 
+// Chunks that threads take in turn until none is left.
+struct Job {
+  std::atomic<int64_t> next;
+  const int64_t count, chunk;
+  const ChunkFn fn;
+  const void* const context;
+
+  void drain() {
+    for (;;) {
+      const int64_t begin = next.fetch_add(chunk);
+      if (begin >= count) return;
+      fn(context, begin, std::min(begin + chunk, count));
+    }
+  }
+};
+
 // Workers sleep between jobs. The calling thread always takes part, so a job needs threads - 1 workers.
 class Pool {
  public:
   // False when another Python thread is using the workers.
-  bool run(int64_t count, int64_t chunk, int threads, ChunkFn fn, const void* context) {
+  bool run(Job& job, int threads) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return false;
     {
@@ -24,26 +41,18 @@ class Pool {
         std::thread(&Pool::work, this, workers_).detach();
         ++workers_;
       }
-      job_ = {count, chunk, fn, context};
-      next_ = 0;
+      job_ = &job;
       wanted_ = running_ = threads - 1;
       ++generation_;
     }
     wake_.notify_all();
-    drain(job_);
+    job.drain();
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [&] { return running_ == 0; });
     return true;
   }
 
  private:
-  struct Job {
-    int64_t count = 0;
-    int64_t chunk = 1;
-    ChunkFn fn = nullptr;
-    const void* context = nullptr;
-  };
-
   void work(int index) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -51,19 +60,11 @@ class Pool {
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
       if (index >= wanted_) continue;
-      const Job job = job_;
+      Job& job = *job_;
       lock.unlock();
-      drain(job);
+      job.drain();
       lock.lock();
       if (--running_ == 0) done_.notify_one();
-    }
-  }
-
-  void drain(const Job& job) {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(job.chunk);
-      if (begin >= job.count) return;
-      job.fn(job.context, begin, std::min(begin + job.chunk, job.count));
     }
   }
 
@@ -71,8 +72,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable done_;
-  std::atomic<int64_t> next_{0};
-  Job job_;
+  Job* job_ = nullptr;
   int workers_ = 0;
   int wanted_ = 0;
   int running_ = 0;
@@ -80,12 +80,15 @@ class Pool {
 };
 
 // Never destroyed: its threads may still sleep in it when the process exits. A forked child inherits the memory but
-// not the threads, so it starts with a pool of its own.
+// not the threads, neither these nor OpenMP's, so it starts with a pool of its own.
 std::atomic<Pool*> pool{nullptr};
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  pool = nullptr;
+  forked = true;
+});
 
 Pool& the_pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; });
-  (void)registered;
   Pool* current = pool;
   if (current == nullptr) {
     Pool* fresh = new Pool;
@@ -95,16 +98,28 @@ Pool& the_pool() {
   return *current;
 }
 
+// In the OpenMP runtime that PyTorch has loaded, if there is one. Its threads spin for milliseconds after each
+// operator of PyTorch, and threads of our own would get no core beside them. It keeps its threads only while teams
+// stay of one size, so the team is PyTorch's even where there are fewer chunks.
+bool run_on_openmp(Job& job, int threads) {
+  using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+  static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  if (parallel == nullptr || forked) return false;
+  parallel([](void* data) { static_cast<Job*>(data)->drain(); }, &job, unsigned(threads), 0);
+  return true;
+}
+
 }  // namespace
 
 void parallel_chunks(int64_t count, int64_t chunk, int threads, ChunkFn fn, const void* context) {
   if (count <= 0) return;
   const int64_t chunks = (count + chunk - 1) / chunk;
-  threads = static_cast<int>(std::min<int64_t>(threads, chunks));
-  if (threads > 1 && the_pool().run(count, chunk, threads, fn, context)) return;
-  for (int64_t begin = 0; begin < count; begin += chunk) {
-    fn(context, begin, std::min(begin + chunk, count));
+  Job job{{0}, count, chunk, fn, context};
+  if (threads > 1 && chunks > 1) {
+    if (run_on_openmp(job, threads)) return;
+    if (the_pool().run(job, static_cast<int>(std::min<int64_t>(threads, chunks)))) return;
   }
+  job.drain();
 }
 
 }  // namespace fl

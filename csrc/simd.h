@@ -308,7 +308,7 @@ struct Power {
 // e^x of several x <= kPowerMax, 0 below kPowerMin, in about half the time of exp for float: in lockstep, since each
 // alone is one chain of dependent instructions.
 template <int N, class V>
-inline void powers(const V (&x)[N], Power<V> (&power)[N]) {
+inline __attribute__((always_inline)) void powers(const V (&x)[N], Power<V> (&power)[N]) {
   using F = Format<V>;
   using S = ScalarOf<V>;
   V within[N], n[N], r[N], p[N];

@@ -166,6 +166,7 @@ def test_a_build_that_cannot_be_is_loud(tmp_path, settings, sentence):
 
 FORK = """
 import os
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from fastlatent import ops
 torch.set_num_threads(4)
@@ -175,18 +176,43 @@ def codes():
 want = codes()
 child = os.fork()
 if child == 0:
-    os._exit(0 if codes() == want else 3)
+    right = codes() == want
+    with ThreadPoolExecutor(3) as threads:
+        results = [threads.submit(codes) for _ in range(30)]
+        right = right and all(result.result() == want for result in results)
+    os._exit(0 if right else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), codes() == want)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_kernels_run_in_a_forked_child():
-    """As in the worker processes of a data loader: the child inherits the pool but no thread."""
+    """As in the worker processes of a data loader: the child inherits the memory but no thread."""
     run = subprocess.run(
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
     assert run.stdout.split() == ["0", "True"], run.stderr
+
+
+TEAM = """
+import os
+import torch
+from fastlatent import ops
+torch.set_num_threads(4)
+x = torch.randn(1024, 1024)
+x.exp()
+before = len(os.listdir("/proc/self/task"))
+ops.binarize(x)
+print(before > 3, len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted as on Linux")
+def test_kernels_run_on_the_threads_of_torch():
+    run = subprocess.run(
+        [sys.executable, "-c", TEAM], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert run.stdout.split() == ["True", "0"], run.stderr
 
 
 def test_kernels_run_in_several_threads_at_once():
