@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: there is no command {word!r}; choose from {known}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"fastlatent.{word}").main(arguments)
+    run = importlib.import_module(f"fastlatent.{word}").main
+    if argv is None:
+        sys.argv = [f"{sys.argv[0]} {word}", *arguments]
+        return run()
+    return run(arguments)
 
 
 if __name__ == "__main__":

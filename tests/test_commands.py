@@ -656,3 +656,32 @@ def test_sample_metrics() -> None:
     assert nearest_distance(references[2:3], [references]).item() == pytest.approx(0, abs=1e-7)
     with pytest.raises(ValueError, match="at least one image"):
         nearest_distance(images, [])
+
+
+FAULTS = """
+import resource
+import torch
+from fastlatent.console import command
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+@command
+def main(argv=None):
+    for i in range(30):
+        torch.ones(64 << 20, dtype=torch.uint8)
+        if i == 19:
+            before = faults()
+    print((faults() - before) * resource.getpagesize() >> 20)
+
+main([])
+main()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets the allocator of glibc")
+def test_a_command_keeps_memory_that_it_frees():
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=60)
+    called, started = map(int, run.stdout.split())  # MiB of new pages
+    assert called > 600
+    assert started < 100
