@@ -13,6 +13,7 @@ def _lvae(
     downsample: tuple[int, ...],
     epochs: int,
     test_batch: int = 1000,
+    result: str = "Result and time: not measured yet.",
 ) -> Preset:
     """A model with the published switches (github.com/addtt/ladder-vae-pytorch) and its optimizer.
 
@@ -41,7 +42,7 @@ def _lvae(
         bound_every="50000 steps",
         keep=2,
     )
-    return Preset(f"{description} Result and time: not measured yet.", training)
+    return Preset(f"{description} {result}", training)
 
 
 _STATIC_MNIST = DataConfig(name="static-mnist")
@@ -79,6 +80,7 @@ LVAE_PRESETS = (
         (1, 28, 28),
         _MNIST_3,
         epochs=400,
+        result="Test -ELBO 92.0 after 8 epochs, 13 minutes each on one CPU core.",
     ),
     _lvae(
         "lvae-static-mnist-6",
