@@ -9,8 +9,6 @@
 #include "logistic.h"
 #include "simd.h"
 
-#define FL_INLINE inline __attribute__((always_inline))
-
 namespace fl {
 namespace FL_ISA {
 

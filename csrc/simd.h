@@ -30,6 +30,9 @@
 
 #include "view.h"
 
+// Into the caller: what the function works on stays in registers.
+#define FL_INLINE inline __attribute__((always_inline))
+
 namespace fl {
 namespace FL_ISA {
 
@@ -308,7 +311,7 @@ struct Power {
 // e^x of several x <= kPowerMax, 0 below kPowerMin, in about half the time of exp for float: in lockstep, since each
 // alone is one chain of dependent instructions.
 template <int N, class V>
-inline __attribute__((always_inline)) void powers(const V (&x)[N], Power<V> (&power)[N]) {
+FL_INLINE void powers(const V (&x)[N], Power<V> (&power)[N]) {
   using F = Format<V>;
   using S = ScalarOf<V>;
   V within[N], n[N], r[N], p[N];

@@ -8,8 +8,6 @@
 #else
 #define FL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntOf<V>{__VA_ARGS__})
 #endif
-// Into the caller: what it transposes stays in registers.
-#define FL_INLINE inline __attribute__((always_inline))
 
 namespace fl {
 namespace FL_ISA {
@@ -88,4 +86,3 @@ FL_INLINE void transpose(V (&m)[Format<V>::kLanes]) {
 }  // namespace fl
 
 #undef FL_SHUFFLE
-#undef FL_INLINE
