@@ -286,7 +286,8 @@ def test_moments_take_a_chunk_at_a_time() -> None:
     table = CodeTable.empty(400_000, 64, "ball")
     table.values.normal_(generator=torch.Generator().manual_seed(0))
     table.moments()
-    # A chunk of 16 MiB in float64, centred and squared; all codes would be 195 MiB.
+    # A chunk of 16 MiB is twice that in float64: two of them, and one that the heap may keep. All
+    # codes would be 195 MiB.
     assert peak(table.moments) < 112 << 20
     mean, covariance = table.moments()
     torch.testing.assert_close(mean, table.values.double().mean(0))

@@ -109,8 +109,8 @@ class CodeTable:
         mean = total(mean) / self.count
         square = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.values.device)
         for _, rows in self.chunks():
-            centred = rows.double() - mean
-            square += centred.T @ centred
+            centred = rows.double().sub_(mean)
+            square.addmm_(centred.T, centred)
         return mean, total(square) / max(self.count - 1, 1)
 
     def _place(self, index: Tensor) -> Tensor:
