@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 import tyro
 
 from fastlatent.console import Device, UsageError, choose_device
@@ -138,8 +137,3 @@ class Trained:
         path = self.run.images / f"{name}.png" if out is None else out.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def first_images(split: Split, n: int) -> torch.Tensor:
-    """Indices of the first n images of the split, or of all there are."""
-    return torch.arange(min(n, len(split)))

@@ -74,7 +74,7 @@ class Options(RunOptions):
     samples: int | None = None
     """Draws of the latents for the importance-weighted bound; default: no such bound."""
     limit: int | None = None
-    """Only the first so many images, and sets of so many; default: all."""
+    """Only so many images, evenly spread, and sets of so many; default: all."""
     features: Kind | Literal["auto", "none"] = "auto"
     """Whose features sets are compared by; auto: a classifier's where the data has labels, and the
     features themselves of .npz files that hold them."""

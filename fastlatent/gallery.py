@@ -91,11 +91,7 @@ def show_model(
 ) -> dict[str, "Image"]:
     """The pictures that training shows, by name; no walks where there is but one image."""
     kind = model.latent_kind
-    pictures = {
-        "reconstructions": reconstruction_picture(
-            model, split, torch.arange(min(32, len(split))), seed
-        )
-    }
+    pictures = {"reconstructions": reconstruction_picture(model, split, split.spread(32), seed)}
     for method in SAMPLINGS[kind] if every_sampling else SAMPLINGS[kind][:1]:
         pictures[f"samples-{method}"] = sample_picture(model, method, 64, seed, batch, copula)
     walking = walkings(model)[0]

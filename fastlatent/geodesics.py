@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from fastlatent import plots
-from fastlatent.arguments import Trained, first_images
+from fastlatent.arguments import Trained
 from fastlatent.console import UsageError, command, parse
 from fastlatent.experiments import pictures
 from fastlatent.experiments.comparison import compare
@@ -247,7 +247,7 @@ def draw_map(
 ) -> None:
     """The metric over the latent plane, with encoded images and the curves."""
     split, names = trained.split("test"), trained.data.label_names or ()
-    index = first_images(split, MAPPED)
+    index = split.spread(MAPPED)
     latents = encode(trained, split, index)
     labels = None
     if split.labels is not None and split.labels.ndim == 1:

@@ -42,7 +42,7 @@ def measure_loss(
     split: Split,
     batch: int,  # images at a time on each rank
     seed: int = 0,  # of the noise, where the model draws any
-    limit: int | None = None,  # only the first so many images
+    limit: int | None = None,  # only so many images, evenly spread
     index: Tensor | None = None,  # (k,), only these images
 ) -> dict[str, float]:
     """The mean over all images of each per-image value of the model, "loss" among them."""
@@ -55,7 +55,7 @@ def measure(
     split: Split,
     batch: int,  # images at a time on each rank
     seed: int = 0,  # of the noise, where the model draws any
-    limit: int | None = None,  # only the first so many images
+    limit: int | None = None,  # only so many images, evenly spread
     index: Tensor | None = None,  # (k,), only these images
 ) -> dict[str, Mean]:
     """As measure_loss, with standard errors."""
@@ -99,7 +99,7 @@ def measure_bound(
     samples: int,  # draws of the latents for each image
     batch: int,  # draws at a time on each rank
     seed: int = 0,
-    limit: int | None = None,  # only the first so many images
+    limit: int | None = None,  # only so many images, evenly spread
 ) -> Bound:
     """The mean of importance_log_likelihood over the images.
 
@@ -131,7 +131,7 @@ def gather_codes(
     split: Split,
     batch: int,  # images at a time on each rank
     labels: int = 0,  # classes or attributes to count by; 0: none
-    limit: int | None = None,  # only the first so many images
+    limit: int | None = None,  # only so many images, evenly spread
 ) -> CodeStatistics:
     """The counts over the codes of the split's images that sampling and editing need."""
     with evaluating(model) as device:
@@ -185,7 +185,7 @@ def refit(
             noise = Noise(seed, epochs).derived("refit")
             numbers = model.refit(images, noise, epochs)
             if numbers and unseen is not None:
-                some = unseen.batches(batch, device, order=torch.arange(_count(unseen, HELD_OUT)))
+                some = unseen.batches(batch, device, order=unseen.spread(HELD_OUT))
                 others = (part.images for part in some)
                 held_out = model.held_out_log_prob(others, noise.derived("held out"))
                 numbers["held_out_log_prob"] = held_out
@@ -238,7 +238,7 @@ def _share(
     index: Tensor | None = None,  # (k,), only these images
 ) -> Iterator[tuple[int, Batch]]:
     """This rank's batches with their numbers among those of all ranks, and with progress."""
-    chosen = torch.arange(_count(split, limit)) if index is None else index
+    chosen = split.spread(limit) if index is None else index
     mine = shares(len(chosen), batch)
     order = torch.cat([chosen[:0], *(chosen[start:end] for _, (start, end) in mine)])
     batches: Iterable[Batch] = split.batches(batch, device, order=order)

@@ -97,6 +97,6 @@ def compare_samplers(
             moments=moment_error(agreement, codes.agreement()),
             distance=distance(decode(model, drawn[:decoded], batch)),
         )
-    order = torch.arange(min(decoded, len(train)))
+    order = train.spread(decoded)
     images = torch.cat([part.images for part in train.batches(batch, device, order=order)])
     return Comparison(samplers, law, distance(images))

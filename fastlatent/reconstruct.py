@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained, first_images
+from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import command, parse
 from fastlatent.data import Split
 from fastlatent.gallery import reconstruction_picture
@@ -30,7 +30,7 @@ class Options(RunOptions):
     """The command line."""
 
     n: int = 32
-    """How many images to show, the first of the split."""
+    """How many images to show, evenly spread over the split."""
     split: Literal["test", "train"] = "test"
     """Which images to look at."""
     data_id: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = Trained(options)
     split = trained.split(options.split)
     chosen = split.find(options.data_id) if options.data_id else None
-    index = first_images(split, options.n) if chosen is None else chosen
+    index = split.spread(options.n) if chosen is None else chosen
     plots.check_count(2 * len(index))
     losses = measure_loss(trained.model, split, trained.batch, trained.seed, index=chosen)
     loss = losses.pop("loss")

@@ -918,6 +918,18 @@ def test_the_gpu_gets_the_bits_of_the_cpu(pictures, resident, moved):
         assert same(a, Batch(b.images.cpu(), b.index.cpu(), b.labels.cpu()))
 
 
+@pytest.mark.parametrize("n", [None, 1, 3, 4, 10, 99, 100, 101])
+def test_a_limit_takes_as_many_of_each_class_of_a_sorted_file(n):
+    labels = torch.arange(10).repeat_interleave(10)
+    split = Split("test", torch.zeros(100, 1, 2, 2, dtype=torch.uint8), labels)
+    index = split.spread(n)
+    assert len(index) == (100 if n is None else min(n, 100))
+    assert torch.equal(index, index.unique())
+    counts = labels[index].bincount(minlength=10)
+    assert counts.max() - counts.min() <= 1
+    assert len(split.images(index)) == len(index)
+
+
 def test_epoch_order_is_a_function_of_seed_and_epoch():
     order = epoch_order(1000, seed=7, epoch=2)
     assert torch.equal(order.sort().values, torch.arange(1000))

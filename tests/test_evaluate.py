@@ -127,7 +127,7 @@ def test_the_numbers_are_those_of_the_metrics(run: Path, jpeg: bool) -> None:
     trained = Trained(evaluate.Options(run))
     model, data, seed = trained.model, trained.data, trained.seed
     features = extractors.classifier_of(trained.run.config.data, data, CPU).features
-    images = data.test.images(torch.arange(n)) / 255
+    images = data.test.images(data.test.spread(n)) / 255
 
     def seen(made: Tensor) -> Tensor:
         return features(jpeg_round_trip(made) if jpeg else to_uint8(made))
@@ -182,7 +182,7 @@ def test_sets_are_of_the_images_they_say(run: Path, monkeypatch) -> None:
         for images, codes in sets.values():
             torch.testing.assert_close(images, model.decode(codes))
             assert images.shape == (n, *data.test.shape)
-        want = model.reconstruct(data.test.images(torch.arange(n)) / 255)
+        want = model.reconstruct(data.test.images(data.test.spread(n)) / 255)
         torch.testing.assert_close(sets["reconstruction"][0], want)
         pairs = pick_pairs(len(data.train), n, 0)
         start, end = (model.encode(data.train.images(index) / 255) for index in pairs)
@@ -215,7 +215,7 @@ def test_samples_have_the_moments_that_their_names_say(run: Path, monkeypatch) -
 def test_features_are_of_the_images_as_stored(run: Path) -> None:
     data = load(Run.open(run).config.data)
     real = real_images(data.test, 33, 7, CPU)
-    want = pixels(data.test.images(torch.arange(33)) / 255)
+    want = pixels(data.test.images(data.test.spread(33)) / 255)
     found = features_of(real, pixels, 7, to_uint8)
     torch.testing.assert_close(found, want)
     assert torch.equal(features_of(real, pixels, 7, to_uint8), found)
@@ -437,7 +437,7 @@ def test_moments_have_a_frechet_distance_alone(tmp_path: Path, capsys) -> None:
 
 def test_another_reference(run: Path, tmp_path: Path) -> None:
     data = load(Run.open(run).config.data)
-    np.savez(tmp_path / "images.npz", images=data.test.images(torch.arange(15)).numpy())
+    np.savez(tmp_path / "images.npz", images=data.test.images(data.test.spread(15)).numpy())
     options = ("--limit", "15", "--reference", str(tmp_path / "images.npz"))
     assert evaluate.main([str(run), "--limit", "15"]) == 0
     own = json.loads((run / "evaluation.json").read_text())

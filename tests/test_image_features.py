@@ -154,6 +154,27 @@ def test_batches_of_data_sets_and_loaders() -> None:
     assert torch.equal(extract(arrays[0], flat).all(), flat(to_unit(pictures(3))))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_limit_spreads_over_what_has_a_length_and_ends_batches(tmp_path: Path, world) -> None:
+    rows = torch.arange(20.0).view(10, 2)
+    np.savez(tmp_path / "rows.npz", features=rows.numpy())
+    stream = list(rows.split(3))
+    for source, want in [
+        (rows, [0, 2, 5, 7]),
+        (tmp_path / "rows.npz", [0, 2, 5, 7]),
+        (stream, [0, 1, 2, 3]),
+    ]:
+        parts = [
+            part
+            for rank in range(world)
+            for part in extract(source, batch=1, limit=4, rank=rank, world=world)
+        ]
+        assert sorted(torch.cat(parts)[:, 0].tolist()) == rows[want, 0].tolist()
+        assert torch.equal(extract(source, limit=11).all(), rows)
+    with pytest.raises(ValueError, match="limit must be at least 1; got 0"):
+        extract(rows, limit=0)
+
+
 def test_folders_of_files(tmp_path: Path) -> None:
     images = pictures(5)
     names = ["b.png", "a.bmp", "below/c.PNG", "below/deeper/d.webp", "e.tiff"]
@@ -169,6 +190,9 @@ def test_folders_of_files(tmp_path: Path) -> None:
     assert torch.equal(features.all(), extract(str(tmp_path), flat, batch=100).all())
     flat_only = extract(tmp_path, flat, recursive=False)
     assert torch.equal(flat_only.all(), flat(to_unit(images[[1, 0, 4]])))
+    some = extract(tmp_path, flat, batch=2, limit=3)
+    assert (some.count, some.batches) == (3, 2)
+    assert torch.equal(some.all(), flat(to_unit(images[[1, 0, 3]])))
 
 
 def test_folders_of_several_sizes_and_colours(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
     stored = json.loads((grey / "evaluation.json").read_text())
     assert (stored["images"], stored["seed"]) == (5, 3)
     split, model = load(Run.open(grey).config.data).train, ladder_of(grey)
-    x = unit_images(split, torch.arange(5), "cpu")
+    x = unit_images(split, split.spread(5), "cpu")
     with torch.no_grad():
         kl = model(x, noise=Noise(3, 0))["kl"].double()
     value = stored["values"]["kl"]

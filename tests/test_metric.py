@@ -413,10 +413,10 @@ def test_smaller_chunks_when_memory_runs_out():
 def test_memory_does_not_grow_with_the_points(analytic):
     metric = as_metric(bigan(None, torch.float32), analytic=analytic)
     metric.matrix(normal(64, 16, dtype=torch.float32))
-    z = normal(1_000, 16, dtype=torch.float32)
+    z = normal(3_000, 16, dtype=torch.float32)
     used = peak(lambda: metric.matrix(z))
     everything = len(z) * 17 * (2704 + 2352 + 2 * 784) * 4
-    assert used < 3 * CPU_BYTES < everything / 2  # with the holes that the allocator leaves
+    assert used < 6 * CPU_BYTES < everything / 4  # with the holes that a heap long in use leaves
 
 
 def snapshot(module: nn.Module) -> list:

@@ -330,7 +330,7 @@ def test_sets_too_small_to_halve_have_no_error():
 
 @needs_linux
 def test_no_matrix_of_all_distances_is_held():
-    n = 8_000
+    n = 12_000
     real, fake = features(n, 16, 0, torch.float32), features(n, 16, 1, torch.float32)
     precision_recall(real[:2000], fake[:2000])
     assert peak(lambda: Neighbourhoods(real, fake)) < n * n * 4 / 3

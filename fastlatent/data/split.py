@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fastlatent.data.images import FileImages
 from fastlatent.noise import generator
+from fastlatent.subset import spread
 
 MARKED = 1024  # images that a split's mark looks at
 
@@ -86,6 +87,10 @@ class Split:
         labels = None if self.labels is None else self.labels.to(device)
         images = self._images.to(device)
         return Split(self.name, images, labels, workers=self.workers, ids=self.ids)
+
+    def spread(self, n: int | None = None) -> Tensor:  # (min(n, all),) int64
+        """Indices of n images evenly spread over the split, or of all of them where n is None."""
+        return spread(len(self), n)
 
     def find(self, wanted: Sequence[str]) -> Tensor:  # (k,) int64
         """Where the images with these ids are; ids are names, or numbers from 0 without names.

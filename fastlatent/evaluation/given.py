@@ -49,7 +49,7 @@ def read_set(
         return stored
     if not holds_images and extractor is not None:
         raise UsageError(f"{path} holds features already; --features goes with images")
-    read = partial(extract, path, batch=batch or FOLDER_BATCH, device=device)
+    read = partial(extract, path, batch=batch or FOLDER_BATCH, device=device, limit=limit)
     if not holds_images:
         features = read(None)
     elif shape is None:
@@ -57,13 +57,7 @@ def read_set(
     else:
         size, channels = shape[1:], shape[0]
         features = read(extractor.features, transform=transform, size=size, channels=channels)
-    parts, count = [], 0
-    for part in track(features, f"features of {path}", features.batches or 0):
-        parts.append(part)
-        count += len(part)
-        if limit is not None and count >= limit:
-            break
-    found = torch.cat(parts)[:limit]
+    found = torch.cat(list(track(features, f"features of {path}", features.batches or 0)))
     if len(found) < 2:
         raise UsageError(f"{path} must give at least 2 images or features; got {len(found)}")
     return found

@@ -36,13 +36,14 @@ class ImageSet(NamedTuple):
 
 
 def real_images(split: Split, n: int, batch: int, device: torch.device) -> ImageSet:
-    """The first n images of the split."""
+    """n images, evenly spread over the split."""
 
     def made() -> Made:
-        for _, (start, end) in shares(n, batch):
-            yield start, unit_images(split, torch.arange(start, end), device)
+        for _, (start, end) in shares(len(chosen), batch):
+            yield start, unit_images(split, chosen[start:end], device)
 
-    return ImageSet(f"{split.name} images", n, made)
+    chosen = split.spread(n)
+    return ImageSet(f"{split.name} images", len(chosen), made)
 
 
 def made_by_model(
@@ -55,7 +56,9 @@ def made_by_model(
     copula: BernoulliCopula | None = None,  # needed where latents are bits
     priors: Mapping[PriorKind, Prior] = MappingProxyType({}),  # fitted to the model's latents
 ) -> list[ImageSet]:
-    """Samples of each method and prior, reconstructions of the first n test images, interpolations.
+    """Samples of each method and prior, reconstructions of n test images, interpolations.
+
+    The test images are those of `real_images`.
 
     An interpolation goes between two training images that no other one uses, in 12 steps of the
     model's first method of walking. One of the 10 between its ends is drawn, so that the images
@@ -75,13 +78,14 @@ def made_by_model(
         return ImageSet(method, n, made)
 
     def reconstructed() -> Made:
-        for number, (start, end) in shares(min(n, len(test)), batch):
-            index = torch.arange(start, end)
+        for number, (start, end) in shares(len(shown), batch):
+            index = shown[start:end]
             images = unit_images(test, index, device)
             with evaluating(model):
                 corrupted = model.corrupt(images, Noise(seed, number))
                 yield start, model.reconstruction_of(corrupted, test, index)
 
+    shown = test.spread(n)
     pairs = pick_pairs(len(train), n, seed)
     walks = pairs.shape[1]
     places = torch.randint(1, STEPS - 1, (walks,), generator=generator(seed, 0, "places"))
@@ -98,7 +102,7 @@ def made_by_model(
             yield first, decode(model, latents, batch)
 
     sets = [samples(method) for method in (*SAMPLINGS[model.latent_kind], *priors)]
-    sets.append(ImageSet("reconstruction", min(n, len(test)), reconstructed, copies=True))
+    sets.append(ImageSet("reconstruction", len(shown), reconstructed, copies=True))
     if walks:
         sets.append(ImageSet("interpolation", walks, interpolated))
     return sets

@@ -89,14 +89,14 @@ class TrainConfig:
     eval_every: str = "1 epoch"
     """Interval of the test loss; it is measured at the end in any case."""
     test_images: int | None = None
-    """Measure that loss on the first so many test images; default: on all."""
+    """Measure that loss on only so many test images, evenly spread; default: on all."""
     bound_every: str = "never"
     """Interval of the importance-weighted bound on the test log-likelihood, where the model has
     one."""
     bound_samples: int = 100
     """Draws of the latents for each image in that bound."""
     bound_images: int | None = None
-    """Measure that bound on the first so many test images; default: on all."""
+    """Measure that bound on only so many test images, evenly spread; default: on all."""
     pictures_every: str = "10 epochs"
     """Interval of reconstructions, samples and interpolations; drawn at the end in any case."""
     film_every: str = "never"

@@ -89,6 +89,7 @@ def extract(
     channels: Literal[1, 3] | None = None,
     recursive: bool = True,
     key: str | None = None,
+    limit: int | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Features:
@@ -105,14 +106,16 @@ def extract(
     `extractor` is any module or callable from images to features (n, d): float32 in [0, 1], or
     uint8 where it `takes` that. A module runs in evaluation mode, on its own device unless `device`
     is given, without gradients. `transform`, such as `to_uint8` or `jpeg_round_trip`, is applied to
-    the images (after `size`) before that. Of `world` ranks each takes every world-th batch.
+    the images (after `size`) before that. With a `limit` only so many are taken: evenly spread over
+    what has a length, for files may be sorted by class, and the first of batches. Of `world` ranks
+    each takes every world-th batch.
 
     Raises, here or on the way, ValueError, TypeError or FileNotFoundError, which name the file or
     the batch: images of another range or shape, unreadable, not of one size; none at all; features
     that are not finite or not one row for each image.
     """
-    for name, value in (("batch", batch), ("world", world)):
-        if value < 1:
+    for name, value in (("batch", batch), ("world", world), ("limit", limit)):
+        if value is not None and value < 1:
             raise ValueError(f"extract: {name} must be at least 1; got {value}")
     if not 0 <= rank < world:
         raise ValueError(f"extract: rank must lie in 0 to {world - 1}; got {rank}")
@@ -123,7 +126,9 @@ def extract(
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise ValueError(f"extract: size must be a side or (height, width); got {size}")
-    opened = open_source(source, size=sides, channels=channels, recursive=recursive, key=key)
+    opened = open_source(
+        source, size=sides, channels=channels, recursive=recursive, key=key, limit=limit
+    )
 
     def prepare(where: str, images: Tensor) -> Tensor:
         check_images(f"extract: {where}", images)

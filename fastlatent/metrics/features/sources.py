@@ -23,6 +23,7 @@ from fastlatent.metrics.features.images import (
     to_unit,
 )
 from fastlatent.metrics.statistics import FeatureStatistics
+from fastlatent.subset import spread
 
 FEATURE_KEYS = ("features", "feats")
 IMAGE_KEYS = ("images", "x", "samples")
@@ -41,9 +42,10 @@ class Source(Protocol):
 
 
 class _Array:
-    def __init__(self, name: str, values: Tensor):
-        self.name, self.count = name, len(values)
-        self._values = values
+    def __init__(self, name: str, values: Tensor, limit: int | None):
+        chosen = spread(len(values), limit)
+        self.name, self.count = name, len(chosen)
+        self._values = values if limit is None else values[chosen.to(values.device)]
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         return iter(self._values.split(batch)[rank::world])
@@ -51,12 +53,18 @@ class _Array:
 
 class _Folder:
     def __init__(
-        self, folder: Path, recursive: bool, size: tuple[int, int] | None, channels: int | None
+        self,
+        folder: Path,
+        recursive: bool,
+        size: tuple[int, int] | None,
+        channels: int | None,
+        limit: int | None,
     ):
         if not folder.is_dir():
             raise FileNotFoundError(f"extract: there is no file or folder {folder}")
         self.name = str(folder)
-        self._paths = image_files(folder, recursive)
+        paths = image_files(folder, recursive)
+        self._paths = [paths[k] for k in spread(len(paths), limit).tolist()]
         if not self._paths:
             where = "in it or below" if recursive else "directly in it"
             raise ValueError(f"{folder} holds no image files {where} ({' '.join(SUFFIXES)})")
@@ -93,17 +101,21 @@ class _Folder:
 
 
 class _Stream:
-    def __init__(self, batches: Iterable[Any]):
+    def __init__(self, batches: Iterable[Any], limit: int | None):
         self.name, self.count = "the batches", None
-        self._batches = batches
+        self._batches, self._limit = batches, limit
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
-        number = 0
+        number, left = 0, self._limit
         for given in self._batches:
-            for part in _tensor_of(given).split(batch):
+            for part in _tensor_of(given)[:left].split(batch):
                 if number % world == rank:
                     yield part
                 number += 1
+                if left is not None:
+                    left -= len(part)
+            if left == 0:
+                break
 
 
 def _tensor_of(given: Any) -> Tensor:
@@ -128,19 +140,20 @@ def open_source(
     channels: int | None = None,
     recursive: bool = True,
     key: str | None = None,
+    limit: int | None = None,
 ) -> Source:
     """A source of batches from whatever `extract` takes."""
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.suffix != ".npz" or path.is_dir():
-            return _Folder(path, recursive, size, channels)
+            return _Folder(path, recursive, size, channels, limit)
         values = read_npz(path, key)
         if isinstance(values, FeatureStatistics):
             raise ValueError(
                 f"{path} holds statistics (mu and sigma), of which no features can be taken; "
                 "FeatureStatistics.load reads them"
             )
-        return _Array(str(path), values)
+        return _Array(str(path), values, limit)
     if isinstance(source, np.ndarray):
         source = torch.from_numpy(source)
     if isinstance(source, Tensor):
@@ -149,9 +162,9 @@ def open_source(
                 "extract: source must be features (n, d) or images (n, c, h, w); "
                 f"got {tuple(source.shape)}"
             )
-        return _Array("the tensor", source)
+        return _Array("the tensor", source, limit)
     if isinstance(source, Iterable):
-        return _Stream(source)
+        return _Stream(source, limit)
     raise TypeError(
         "extract: source must be a tensor, a path or an iterable of batches; "
         f"got {type(source).__name__}"
