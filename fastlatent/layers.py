@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         family = trained.run.config.model.family
         raise UsageError(f"layers needs a Ladder VAE; {options.run} holds a model of {family}")
     count = len(model.layer_shapes)
-    chosen = options.layers or tuple(range(count))
+    chosen = tuple(dict.fromkeys(options.layers)) or tuple(range(count))
     if not 0 <= min(chosen) <= max(chosen) < count:
         listed = " ".join(map(str, options.layers))
         raise UsageError(f"--layers must lie in 0 to {count - 1}; got {listed}")

@@ -24,6 +24,7 @@ from fastlatent import __main__ as dispatcher
 from fastlatent import (
     convert,
     evaluate,
+    gallery,
     geodesics,
     interpolate,
     latents,
@@ -42,6 +43,7 @@ from fastlatent.ops import KernelMissing
 from fastlatent.passes import gather_codes, measure_loss
 from fastlatent.plots import grid, to_bytes
 from fastlatent.presets import PRESETS
+from fastlatent.priors import BernoulliCopula
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner
 
@@ -173,6 +175,29 @@ def test_reconstruct(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     said = capsys.readouterr().out
     assert "train loss" in said
     assert "reconstructions-train.png" in said
+
+
+def test_pictures_show_images_spread_over_the_split(bits: Path, tmp_path, monkeypatch) -> None:
+    seen: list[list[int]] = []
+    picture = gallery.reconstruction_picture
+
+    def noted(model, split, index, *rest):
+        seen.append(index.tolist())
+        return picture(model, split, index, *rest)
+
+    monkeypatch.setattr(gallery, "reconstruction_picture", noted)
+    monkeypatch.setattr(reconstruct, "reconstruction_picture", noted)
+    out = str(tmp_path / "picture.png")
+    assert reconstruct.main([str(bits), "--n", "5", "--out", out]) == 0
+    run = Run.open(bits)
+    gallery.show_model(
+        run.model("last"),
+        load(run.config.data).test,
+        0,
+        64,
+        BernoulliCopula().fit(run.codes("last")),
+    )
+    assert seen == [[0, 60, 120, 180, 240], [300 * k // 32 for k in range(32)]]
 
 
 def test_interpolate(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -454,6 +454,51 @@ def test_gaussian_and_logistic_heads_mean_what_they_say():
     assert abs(error.mean()) < 4 * error.std() / error.numel() ** 0.5
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_mixture_head_draws_and_shows_what_it_scores(channels):
+    torch.manual_seed(0)
+    mixture = LIKELIHOODS["discretized_logistic_mixture"](6, channels)
+    with torch.no_grad():
+        mixture.head.bias.normal_()
+        features = torch.randn(1, 6, 4, 4).expand(20_000, -1, -1, -1)
+        drawn, mean = mixture.sample(features, Noise(0, 0)), mixture.mean(features[:1])
+        error = (drawn.mean(0) - mean[0])[0]  # means of later channels are a plug-in
+        assert error.abs().max() < 0.01
+        assert abs(error.mean()) < 0.002
+        likeliest = mixture.log_prob(features[:1], mixture.mode(features[:1]))
+        assert likeliest >= mixture.log_prob(features, drawn).max()
+        kept = drawn[:, :, :2].sub(mean[:, :, :2]).flatten(1)
+        other = drawn[:, :, 2:].sub(mean[:, :, 2:]).flatten(1)
+        assert (kept.T @ other / 20_000).abs().max() < 0.01  # pixels are independent of each other
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_bounded_log_variances(likelihood):
+    config = LVAEConfig(
+        image_shape=(1, 8, 8), zdims=(2, 2), downsample=(1, 1), blocks=1, filters=4,
+        likelihood=likelihood, log_variance_bound=3.0, learn_top_prior=True,
+    )  # fmt: skip
+    model = build(config, 0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(("prior.bias", "posterior.bias", "top_prior", "likelihood.head.bias")):
+                value.fill_(50.0)
+    found = model.posterior(model.features(binary(model)), Noise(0, 0))
+    for layer in found.layers:
+        for normal in (layer.q, layer.p):
+            torch.testing.assert_close(normal.log_variance, torch.full_like(normal.mean, 3.0))
+    small = torch.full((1, 2, 1, 1), 0.1)
+    torch.testing.assert_close(Normal.of(small, 3.0).log_variance, small[:, 1:], rtol=1e-3, atol=0)
+    if likelihood == "gaussian":
+        features = torch.zeros(1, 4, 8, 8)
+        mean, log_variance = model.likelihood._moments(features)
+        torch.testing.assert_close(mean, torch.full_like(mean, 50.0))
+        torch.testing.assert_close(log_variance, torch.full_like(mean, 3.0))
+    for bad in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="log_variance_bound must be above 0, or None"):
+            replace(config, log_variance_bound=bad)
+
+
 def test_bernoulli_likelihood_in_closed_form():
     bernoulli = LIKELIHOODS["bernoulli"](1, 1)
     head, features = bernoulli.head, torch.zeros(2, 1, 28, 28, requires_grad=True)

@@ -96,7 +96,7 @@ def test_a_bound_needs_a_likelihood(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_initialised_once_from_the_first_images_as_stored(tmp_path, monkeypatch):
+def test_initialised_once_from_images_spread_over_the_split(tmp_path, monkeypatch):
     seen: list[Tensor] = []
     initialise = LadderVAE.initialise
 
@@ -109,7 +109,8 @@ def test_initialised_once_from_the_first_images_as_stored(tmp_path, monkeypatch)
     assert train.main([*TINY, "--ema", "0.9", "--steps", "1", "--out", str(out)]) == 0
     run = Run.open(out)
     (images,) = seen
-    expected = load(run.config.data).train.images(torch.arange(32))
+    train_images = load(run.config.data).train
+    expected = train_images.images(train_images.spread(32))
     torch.testing.assert_close(images, expected / 255)
     start = load_file(out / "state/0/weights.safetensors")
     assert same(start, load_file(out / "state/0/model.safetensors"))

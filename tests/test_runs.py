@@ -1,6 +1,7 @@
 """The run folder: configuration, durable files, checkpoints, exact resume."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
+from torch import nn
 
 from fastlatent import train
 from fastlatent.console import RunError, UsageError
@@ -30,6 +34,7 @@ from fastlatent.runs import (
     unpack_optimizer,
 )
 from fastlatent.runs.files import read_tensors, write_json, write_tensors, written_whole
+from fastlatent.training.learner import optimizer_of
 
 # A model and a data set that take a step in milliseconds.
 TINY = (
@@ -99,6 +104,25 @@ def test_intervals(text: str, due: list[int]) -> None:
     every = Interval.parse(text)
     assert [step for step in range(1, 21) if every.due(step, steps_per_epoch=5)] == due
     assert not any(Interval.parse("never").due(step, 5) for step in range(20))
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamax", "sgd"])
+def test_an_overflow_under_a_loss_scale_is_noticed(kind: str) -> None:
+    """As on a GPU in fp16: steps that the scaler leaves out are counted, so they must be seen."""
+    weight = nn.Parameter(torch.ones(2))
+    config = replace(PRESETS["vae-digits"].config, optimizer=kind, precision="fp16")
+    Accelerator(cpu=True)  # its state is what the wrapped optimizer asks for
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = AcceleratedOptimizer(
+        optimizer_of(config, [{"params": [weight], "lr": 0.1}]), scaler=scaler
+    )
+    for scale, skipped in ((1.0, False), (math.inf, True), (1.0, False)):
+        before = weight.detach().clone()
+        scaler.scale(scale * weight.sum()).backward()
+        optimizer.step()
+        assert optimizer.step_was_skipped == skipped
+        assert torch.equal(before, weight) == skipped
+        optimizer.zero_grad()
 
 
 def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class LatentModel(nn.Module, ABC):
         return False
 
     def initialise(self, x: Tensor, noise: Noise) -> None:
-        """Set the weights from the first batch of training images (n, c, h, w), once."""
+        """Set the weights from a batch of training images (n, c, h, w), once, before training."""
         raise NotImplementedError(f"{type(self).__name__} is not initialised from data")
 
     @property

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,12 +37,19 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 AGREE_EVERY = 10  # steps between two times that several ranks ask each other whether to stop
-OPTIMIZERS = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamax": torch.optim.Adamax,
-    "sgd": torch.optim.SGD,
-}
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD}
 OVERFLOW_LIMIT = 40  # skipped fp16 steps in a row; each halves the loss scale, which starts at 2^16
+
+
+def optimizer_of(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer as configured, for groups of weights with learning rates."""
+    options: dict[str, Any] = {} if config.optimizer == "sgd" else {"betas": config.betas}
+    if config.optimizer == "adam" and config.precision != "fp16":
+        # A loss scaler leaves it to a fused step to skip itself, and nobody hears of it.
+        options["fused"] = True
+    return OPTIMIZERS[config.optimizer](
+        groups, lr=config.lr, weight_decay=config.weight_decay, **options
+    )
 
 
 @contextmanager
@@ -111,11 +117,7 @@ class Learner:
         self._moves = moves(self.model, accelerator)
         self._rated = [rated for move in self._moves for rated in move.rated]
         groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
-        memories = {} if config.optimizer == "sgd" else {"betas": config.betas}
-        optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.lr, weight_decay=config.weight_decay, **memories
-        )
-        self.optimizer = accelerator.prepare(optimizer)
+        self.optimizer = accelerator.prepare(optimizer_of(config, groups))
         self.codes = learned_codes(config, self.model, split, accelerator, place)
         self.meter = Meter(accelerator.device)
         self.best: Best | None = None
@@ -148,11 +150,12 @@ class Learner:
                 kept.copy_(fitted)
 
     def initialise(self, split: Split) -> None:
-        """Codes, and weights from the first batch of the split, where the model has such."""
+        """Codes, and weights from a batch spread over the split, where the model has such."""
         if self.codes is not None:
             self.codes.initialise()
         if self.model.data_dependent:
-            images = unit_images(split, torch.arange(self.config.batch), self.accelerator.device)
+            chosen = split.spread(self.config.batch)
+            images = unit_images(split, chosen, self.accelerator.device)
             self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
             if dist.is_initialized():
                 for tensor in (*self.model.parameters(), *self.model.buffers()):

@@ -48,11 +48,13 @@ class LVAEConfig:
     beta_anneal: int = 0
     """Steps over which the weight of the KL in the training loss grows from 0 to 1; 0: always 1."""
     data_dependent_init: bool = True
-    """Normalise every convolution's output on the first training batch before training."""
+    """Normalise every convolution's output on a batch of training images before training."""
     initial_downscaling: bool = True
     """Halve the size of the image in the first convolution, double it before the last blocks."""
     nonlinearity: Nonlinearity = "elu"
     """Activation everywhere."""
+    log_variance_bound: float | None = None
+    """Bend log-variances v of latents and of Gaussian pixels to b tanh(v / b), between -b and b."""
     dropout: float = 0.2
     """Probability that training blanks a channel after a convolution of a residual block."""
 
@@ -87,6 +89,8 @@ class LVAEConfig:
         require(whole(1, self.filters), "filters", "a whole number, at least 1")
         require(0 <= self.free_bits < float("inf"), "free_bits", "at least 0")
         require(whole(0, self.beta_anneal), "beta_anneal", "a whole number, at least 0")
+        bound = self.log_variance_bound
+        require(bound is None or 0 < bound < float("inf"), "log_variance_bound", "above 0, or None")
         require(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
 
     @property

@@ -19,9 +19,11 @@ class Normal(NamedTuple):
     log_variance: Tensor  # (n, c, h, w)
 
     @staticmethod
-    def of(parameters: Tensor) -> "Normal":
-        """From (n, 2 c, h, w): means first, in float32 or better."""
+    def of(parameters: Tensor, bound: float | None = None) -> "Normal":
+        """From (n, 2 c, h, w): means first, in float32 or better; log-variances within +-bound."""
         mean, log_variance = at_least_float32(parameters).chunk(2, 1)
+        if bound is not None:
+            log_variance = bound * (log_variance / bound).tanh()
         return Normal(mean, log_variance)
 
     def constant(self) -> "Normal":
@@ -122,6 +124,7 @@ class TopDownLayer(nn.Module):
         super().__init__()
         channels, height, width = config.layer_shapes[index]
         filters, style = config.filters, config.style
+        self.bound = config.log_variance_bound
         self.top = index == len(config.zdims) - 1
         if self.top:
             self.top_prior = nn.Parameter(
@@ -149,14 +152,14 @@ class TopDownLayer(nn.Module):
         masks: Iterator[Tensor] | None = None,  # of the channel dropout
     ) -> tuple[LayerPass, Tensor]:  # and the features (n, f, h', w') for the layer below
         if above is None:
-            p = Normal.of(self.top_prior.expand(n, -1, -1, -1))
+            p = Normal.of(self.top_prior.expand(n, -1, -1, -1), self.bound)
         else:
-            p = Normal.of(self.prior(above))
+            p = Normal.of(self.prior(above), self.bound)
         if bottom_up is None:
             q = p
         else:
             seen = bottom_up if above is None else self.merge(bottom_up, above, masks)
-            q = Normal.of(self.posterior(seen))
+            q = Normal.of(self.posterior(seen), self.bound)
         if z is not None:
             noise = (z - q.mean) * (-q.log_variance / 2).exp()
         elif noise is None:

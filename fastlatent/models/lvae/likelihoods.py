@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from fastlatent.models.lvae.layers import Normal
 from fastlatent.nn import at_least_float32, bernoulli_nll
 from fastlatent.noise import Noise
 from fastlatent.ops import (
@@ -29,9 +30,9 @@ class Likelihood(nn.Module, ABC):
 
     parameters_per_channel = 1
 
-    def __init__(self, filters: int, channels: int):
+    def __init__(self, filters: int, channels: int, log_variance_bound: float | None = None):
         super().__init__()
-        self.channels = channels
+        self.channels, self.bound = channels, log_variance_bound
         self.head = nn.Conv2d(filters, self.parameter_count, 3, padding=1)
 
     @property
@@ -79,9 +80,8 @@ class Gaussian(Likelihood):
 
     parameters_per_channel = 2
 
-    def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = at_least_float32(self.head(features)).chunk(2, 1)
-        return mean, log_variance
+    def _moments(self, features: Tensor) -> Normal:
+        return Normal.of(self.head(features), self.bound)
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         mean, log_variance = self._moments(features)

@@ -59,7 +59,9 @@ class LadderVAE(LatentModel):
             TopDownLayer(config, index) for index in range(len(config.zdims))
         )
         self.final = nn.ModuleList(GatedResidual(style, config.gated) for _ in range(config.blocks))
-        self.likelihood = LIKELIHOODS[config.likelihood](config.filters, channels)
+        self.likelihood = LIKELIHOODS[config.likelihood](
+            config.filters, channels, config.log_variance_bound
+        )
 
         blocks = (part for part in self.modules() if isinstance(part, GatedResidual))
         self._dropouts = sum(block.steps.count("d") for block in blocks)
@@ -185,7 +187,7 @@ class LadderVAE(LatentModel):
 
     def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draws of the top layer and, given them, of all layers below: (n, prior_dim) -> (n, d)."""
-        top = Normal.of(self.top_down[-1].top_prior)
+        top = Normal.of(self.top_down[-1].top_prior, self.config.log_variance_bound)
         standard = (z - top.mean.flatten(1)) * (-top.log_variance.flatten(1) / 2).exp()
         parts = []
         for part in standard.split(PRIOR_PART):
