@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from fastlatent.presets import PRESETS
 from fastlatent.priors import Normal
 from fastlatent.runs import Run, read_metrics
 from fastlatent.runs.priors import read_prior
+from fastlatent.training.codes import LearnedCodes
 
 TINY = (
     *("glo-digits", "--device", "cpu", "--data.classes", "0", "1", "--model.width", "0.03"),
@@ -181,13 +184,50 @@ HALVES = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 
 
 
 def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
-    """All codes are in the run, and one process can go on with it."""
-    launch(*HALVES, "--steps", "8", "--out", str(tmp_path / "run"))
+    """All codes are in the run, each at its image, and one process can go on with it."""
+    launch(*HALVES, "--steps", "4", "--out", str(tmp_path / "run"))
     run = Run.open(tmp_path / "run")
-    before = codes_of(run)
-    torch.testing.assert_close(run.model("last").code_mean, before.double().mean(0).float())
+    before, model = codes_of(run), run.model("last")
+    torch.testing.assert_close(model.code_mean, before.double().mean(0).float())
+    images = load(run.config.data).train.images(torch.arange(240)) / 255
+    with torch.no_grad():
+        start = model.components(images)
+    # Half an epoch moves half of the codes, by less than they are apart.
+    assert int(((before - start).abs().amax(1) > 1e-5).sum()) == 120
+    assert torch.equal(torch.cdist(before, start).argmin(1), torch.arange(240))
     assert train.main(["--resume", str(run.path), "--steps", "16"]) == 0
     assert (codes_of(Run.open(run.path)) != before).any(1).all()
+
+
+@pytest.mark.parametrize("world", [2, 7])
+def test_codes_of_all_processes_are_joined_in_order(
+    run: Run, tmp_path: Path, monkeypatch, world: int
+) -> None:
+    """Codes so long that they are gathered in parts; another process gives the first its rows."""
+    dim, split = 30_000, load(run.config.data).train
+    model: Any = SimpleNamespace(
+        latent_dim=dim, images_mark=split.mark, config=run.model("last").config
+    )
+    codes = torch.arange(300.0).repeat_interleave(dim).view(300, dim)
+    ranks = []
+    for rank in range(world):
+        place: Any = SimpleNamespace(device="cpu", process_index=rank, num_processes=world)
+        ranks.append(LearnedCodes(run.config, model, split, place, tmp_path))
+        ranks[rank].restore(codes)
+        assert torch.equal(ranks[rank].table.values, codes[rank::world])
+    sent: list[list[torch.Tensor]] = [[] for _ in ranks]
+    for rank in reversed(range(world)):
+
+        def gather(shares: list[torch.Tensor], mine: torch.Tensor, rank: int = rank) -> None:
+            part = len(sent[rank])
+            sent[rank].append(mine)
+            for other in range(rank, world):
+                shares[other].copy_(sent[other][part])
+
+        monkeypatch.setattr("torch.distributed.all_gather", gather)
+        whole = ranks[rank].whole()
+        assert len(sent[rank]) > 1 and (whole is None) == (rank > 0)
+    assert whole is not None and torch.equal(whole, codes)
 
 
 @pytest.mark.slow
