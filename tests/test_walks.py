@@ -12,9 +12,12 @@ from PIL import Image
 from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
+from fastlatent.data import load
 from fastlatent.evaluation.extractors import Extractor
 from fastlatent.experiments.likely_walks import Likely, LikelyOptions
 from fastlatent.geometry import as_metric
+from fastlatent.metrics import frechet_from_features
+from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models import build
 from fastlatent.models.bigan import BiGANConfig
@@ -32,6 +35,7 @@ from fastlatent.priors import (
     Ladder,
     Normal,
 )
+from fastlatent.runs import Run
 from fastlatent.walking import WALKINGS, between, measured, space_of, walk, walkings
 
 MODELS = {
@@ -283,7 +287,20 @@ def test_interpolate_by_the_published_search(runs, tmp_path, capsys):
     assert np.array_equal(images[0], images[4]) and np.array_equal(images[3], images[7])
 
 
-def test_table_of_walks(runs, tmp_path, capsys):
+@pytest.fixture
+def walked(monkeypatch) -> dict[str, torch.Tensor]:
+    """The latents of each method's walks, as a table of walks comes to them."""
+    found = {}
+
+    def recorded(model, path, *others):
+        found[path.method] = path.latents
+        return measured(model, path, *others)
+
+    monkeypatch.setattr("fastlatent.experiments.walk_table.measured", recorded)
+    return found
+
+
+def test_table_of_walks(runs, walked, tmp_path, capsys):
     out = tmp_path / "walks.csv"
     options = ["--pairs", "4", "--steps", "5", "--out", str(out)]
     assert walks.main([*map(str, runs.values()), *options, "--no-features"]) == 0
@@ -301,6 +318,14 @@ def test_table_of_walks(runs, tmp_path, capsys):
     assert by_method["copula"]["log_density"] == "" and by_method["copula"]["distance"] == ""
     density = {name: float(by_method[name]["log_density"]) for name in ("linear", "likelihood")}
     assert density["likelihood"] >= density["linear"] - 1e-6
+    for method in ("spherical", "linear", "likelihood", "geodesic"):
+        inner = walked[method][:, 1:-1]
+        log_prob = -inner.square().sum(2) / 2 - math.log(2 * math.pi)
+        assert inner.shape == (4, 3, 2)
+        found = float(by_method[method]["log_density"])
+        assert found == pytest.approx(float(log_prob.mean()), abs=1e-5)
+        error = float(log_prob.mean(1).std()) / 2
+        assert float(by_method[method]["log_density_error"]) == pytest.approx(error, abs=1e-5)
     assert float(by_method["geodesic"]["image_length"]) > 0
 
 
@@ -322,7 +347,7 @@ def test_a_table_leaves_out_what_is_not_possible(runs, tmp_path, capsys):
     assert "use spherical or linear or geodesic" in error and "fit_prior" not in error
 
 
-def test_table_with_distances_of_features(runs, tmp_path, monkeypatch):
+def test_table_with_distances_of_features(runs, walked, tmp_path, monkeypatch):
     """Of the inner images to the split, by features that a network gives."""
     weight = torch.randn(28 * 28, 3, generator=torch.Generator().manual_seed(0))
 
@@ -331,10 +356,18 @@ def test_table_with_distances_of_features(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(walks, "classifier_of", lambda *_: Extractor(features, "classifier", ""))
     out = tmp_path / "walks.csv"
-    run = runs["vae-digits"]
-    assert walks.main([str(run), "--pairs", "6", "--steps", "5", "--out", str(out)]) == 0
+    run = Run.open(runs["vae-digits"])
+    assert walks.main([str(run.path), "--pairs", "6", "--steps", "5", "--out", str(out)]) == 0
     rows = {row["method"]: row for row in csv.DictReader(out.open())}
-    assert all(float(row["distance"]) > 0 < float(row["distance_error"]) for row in rows.values())
+    split, model = load(run.config.data).test, run.model("last")
+    real = features(split.images(torch.arange(len(split))) / 255)
+    for method, row in rows.items():
+        with torch.no_grad():
+            inner = to_uint8(model.decode(walked[method][:, 1:-1].flatten(0, 1)))
+        fake = features(inner / 255)
+        found, error = float(row["distance"]), float(row["distance_error"])
+        assert found == pytest.approx(float(frechet_from_features(real, fake)), rel=1e-4)
+        assert error == pytest.approx(float(frechet_standard_error(real, fake, 3)), rel=1e-3)
 
 
 @pytest.mark.parametrize(
