@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chi2
+from test_density_pictures import small_run
 from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
@@ -209,6 +211,26 @@ def test_what_is_typical_below_a_hierarchical_prior_are_draws_of_p_t():
     assert level == pytest.approx(math.log(2 * math.pi) + math.log(20), abs=4 * error)
 
 
+def normal_likely(dim, **options):
+    """The search under N(0, I)."""
+    model = SimpleNamespace(
+        latent_kind="real", prior_dim=dim, latent_dim=dim, latent_prior=Normal(dim)
+    )
+    trained = SimpleNamespace(model=model, seed=0, device=torch.device("cpu"))
+    return Likely(trained, LikelyOptions(**options))
+
+
+def test_above_8_dimensions_what_is_typical_costs_nothing():
+    assert normal_likely(8).level is None
+    assert normal_likely(8, typical=True).level is not None
+    assert normal_likely(9, typical=False).level is None
+    assert normal_likely(9, search="original").level is None
+    quantile = chi2(9).ppf(0.95)
+    error = math.sqrt(0.05 * 0.95 / 10_000) / chi2(9).pdf(quantile) / 2
+    level = 9 / 2 * math.log(2 * math.pi) + quantile / 2
+    assert normal_likely(9).level == pytest.approx(level, abs=4 * error)
+
+
 def test_a_prior_without_density_is_refused():
     flat = Normal(3, "full").fit(torch.randn(50, 2) @ torch.randn(2, 3))
     with pytest.raises(ValueError, match="needs real latents with a density; Normal has"):
@@ -274,6 +296,24 @@ def test_interpolate_along_likely_paths(runs, prior):
         j = 10 * float(row["linear_length"]) + float(row["linear_nll"])
         assert float(row["linear_objective"]) == pytest.approx(j, abs=1e-2)
         assert int(row["iterations"]) == 40
+
+
+def test_interpolate_above_and_below_a_ladder(tmp_path, capsys):
+    """Lines and paths run through its two inner latents, or through its three."""
+    run = Run.open(small_run(tmp_path / "run", "--model.dim", "3"))
+    model, images = run.model("last"), load(run.config.data).train.images(torch.arange(3)) / 255
+    with torch.no_grad():
+        z = model.encode(images)
+        points = {"t": model.latent_prior.posterior(z)[0], "z": z}
+    common = ["--method", "likelihood", "--from", "0", "0", "--to", "1", "2", "--steps", "5"]
+    for space, ends in points.items():
+        out = tmp_path / f"{space}.png"
+        options = [*common, "--space", space, "--iterations", "10", "--out", str(out)]
+        assert interpolate.main([str(run.path), *options]) == 0
+        rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+        found = [float(row["linear_length"]) for row in rows]
+        assert found == pytest.approx((ends[1:] - ends[0]).norm(dim=1).tolist(), rel=1e-4)
+        assert out.with_name(f"{space}-density.png").is_file() == (space == "t")
 
 
 def test_interpolate_by_the_published_search(runs, tmp_path, capsys):
