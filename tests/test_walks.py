@@ -2,6 +2,7 @@
 
 import csv
 import math
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -278,7 +279,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("prior", ["own", "gmm"])
-def test_interpolate_along_likely_paths(runs, prior):
+def test_interpolate_along_likely_paths(runs, prior, capsys):
     run = runs["vae-digits"]
     if prior == "gmm":
         assert fit_prior.main([str(run), "--prior", "gmm", "--components", "5"]) == 0
@@ -295,7 +296,38 @@ def test_interpolate_along_likely_paths(runs, prior):
         assert float(row["linear_spread"]) < 1e-5
         j = 10 * float(row["linear_length"]) + float(row["linear_nll"])
         assert float(row["linear_objective"]) == pytest.approx(j, abs=1e-2)
-        assert int(row["iterations"]) == 40
+        assert int(row["iterations"]) == 40 and row["typical_from"] == ""
+    assert "typical" not in capsys.readouterr().out
+
+
+def test_interpolate_says_from_where_points_cost_nothing(runs, tmp_path, capsys):
+    """With one inner point, the table holds all that J is made of."""
+    out = tmp_path / "likely.png"
+    options = [
+        "--typical",
+        "True",
+        "--n",
+        "3",
+        "--iterations",
+        "10",
+        "--steps",
+        "3",
+        "--out",
+        str(out),
+    ]
+    assert interpolate.main([str(runs["vae-digits"]), "--method", "likelihood", *options]) == 0
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    level = float(rows[0]["typical_from"])
+    # Chi-squared of 2 degrees: its density at the quantile of 95 % sets the error of 10,000 draws.
+    error = math.sqrt(0.05 * 0.95 / 10_000) / 0.05
+    assert level == pytest.approx(math.log(2 * math.pi) + math.log(20), abs=4 * error)
+    assert f"  Normal, typical from {level:.2f} nats\n" in capsys.readouterr().out
+    for row, name in product(rows, ("linear", "likely")):
+        length, spread, nll, objective = (
+            float(row[f"{name}_{term}"]) for term in ("length", "spread", "nll", "objective")
+        )
+        cost = max(0, nll - level)
+        assert objective == pytest.approx(10 * length + 100 * spread + cost, abs=1e-3)
 
 
 def test_interpolate_above_and_below_a_ladder(tmp_path, capsys):

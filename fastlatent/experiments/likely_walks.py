@@ -71,9 +71,10 @@ class Likely:
 
     @property
     def about(self) -> str:
-        """The density, in a few words."""
+        """The density, and up to what -log p points cost nothing, in a few words."""
         where = "" if self.space.dim == self.prior.dim else f", {self.space.dim} latents below"
-        return f"{type(self.prior).__name__}{where}"
+        free = "" if self.level is None else f", typical from {self.level:.2f} nats"
+        return f"{type(self.prior).__name__}{where}{free}"
 
     @property
     def objective(self) -> Objective:
@@ -172,7 +173,7 @@ def walk_likely(
     found = walks["likely"].found
     assert isinstance(found, LikelihoodPaths)
     place = trained.place(out, f"interpolation-likelihood-{options.prior}")
-    _report(found, numbers, joined, place.with_suffix(".csv"))
+    _report(likely, found, numbers, joined, place.with_suffix(".csv"))
 
     latents = torch.stack([path.latents for path in walks.values()], 1)
     images = decode(trained.model, latents.flatten(0, 2), trained.batch)
@@ -200,7 +201,11 @@ def walk_likely(
 
 
 def _report(
-    found: LikelihoodPaths, numbers: dict[str, Measured], joined: Joined, path: Path
+    likely: Likely,
+    found: LikelihoodPaths,
+    numbers: dict[str, Measured],
+    joined: Joined,
+    path: Path,
 ) -> None:
     """The table on the screen and as CSV."""
     columns: dict[str, Sequence[Any]] = {
@@ -209,6 +214,7 @@ def _report(
         "start": [found.starts[k] for k in found.chosen.tolist()],
         "iterations": found.iterations.tolist(),
         "converged": found.converged.tolist(),
+        "typical_from": [likely.level] * len(joined.names),
     }
     for name, part in numbers.items():
         assert part.terms is not None
@@ -216,6 +222,7 @@ def _report(
         columns[f"{name}_image_length"] = part.image_length.tolist()
     headings = ("length", "spread", "nll", "objective", "image_length")
     titles = ("length", "spread", "NLL", "J", "of images")
+    say(f"  {likely.about}")
     say(f"  {'':4}" + "".join(f"{name:>{11 * len(titles)}}" for name in numbers))
     say(f"  {'row':4}" + 2 * "".join(f"{title:>11}" for title in titles))
     for k, name in enumerate(joined.names):
