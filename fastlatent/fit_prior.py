@@ -125,7 +125,7 @@ def probe(trained: Trained) -> Tensor:
 
 def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
     """Latents to fit to, and others to measure with: (n, prior_dim), (m, prior_dim)."""
-    stored = trained.model.stored_latents
+    stored = trained.model.stored_latents(trained.data.train)
     if stored is not None:
         order = torch.randperm(len(stored), generator=generator(trained.seed, 0, "held out"))
         held = max(1, min(len(stored) // HELD_OUT, ENOUGH))

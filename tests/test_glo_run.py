@@ -26,6 +26,7 @@ from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS
 from fastlatent.priors import Normal
 from fastlatent.runs import Run, read_metrics
+from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.priors import read_prior
 from fastlatent.training.codes import LearnedCodes
 
@@ -267,10 +268,31 @@ def test_codes_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> 
     config["data"]["classes"], config["data"]["per_class"] = [0, 1], 20
     (other / "config.json").write_text(json.dumps(config))
     assert reconstruct.main([str(other), "--split", "train"]) == 1
-    assert "codes are of other images than the 40 of this" in capsys.readouterr().err
+    said = "codes are of other images than the 40 of this"
+    assert said in capsys.readouterr().err
+    assert fit_prior.main([str(other), "--prior", "normal", "--device", "cpu"]) == 1
+    assert said in capsys.readouterr().err
+    assert not (other / "prior-normal.safetensors").exists()
     (other / "latents.safetensors").unlink()
     assert sample.main([str(other)]) == 1
     assert "holds no latents.safetensors" in capsys.readouterr().err
+
+
+def test_part_of_a_code_table_is_refused(run: Run, tmp_path: Path, capsys) -> None:
+    copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    path = copied.path / "latents.safetensors"
+    tensors, marks = read_tensors(path)
+    write_tensors(path, {"codes": tensors["codes"][:100].clone()}, marks)
+    commands = (
+        (fit_prior, ("--prior", "normal")),
+        (reconstruct, ("--split", "train")),
+        (interpolate, ()),
+    )
+    for command, options in commands:
+        assert command.main([str(copied.path), *options, "--device", "cpu"]) == 1
+        said = capsys.readouterr().err
+        assert "the 100 codes are of other images than the 300 of this train split" in said
+    assert not (copied.path / "prior-normal.safetensors").exists()
 
 
 def test_a_run_does_not_go_on_with_other_images(run: Run, tmp_path: Path, capsys) -> None:

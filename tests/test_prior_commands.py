@@ -204,7 +204,7 @@ def test_a_mixture_beats_the_standard_normal_on_latents_of_unseen_images(run):
 def test_latents_that_a_model_stores_are_its_own_test_set(run, monkeypatch):
     model = Run.open(run).model("last")
     codes = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(type(model), "stored_latents", property(lambda self: codes))
+    monkeypatch.setattr(type(model), "stored_latents", lambda self, split: codes)
     options = fit_prior.Options(run, device="cpu")
     train_codes, held_out = fit_prior.latents(fit_prior.Trained(options), options)
     assert (len(train_codes), len(held_out)) == (90, 10)

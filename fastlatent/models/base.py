@@ -83,9 +83,11 @@ class LatentModel(nn.Module, ABC):
         """Number of latents that a fitted prior is over; the model itself draws any others."""
         return self.latent_dim
 
-    @property
-    def stored_latents(self) -> Tensor | None:
-        """The latents of the training images (n, d), where the model keeps them itself."""
+    def stored_latents(self, split: Split) -> Tensor | None:
+        """The latents of the split's images (n, d), where the model keeps them itself.
+
+        Raises ValueError where it keeps those of other images.
+        """
         return None
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -187,7 +187,7 @@ class GLO(LatentModel):
         self._check_latents("z", z)
         return (self.generator(z) + 1) / 2
 
-    def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+    def stored_latents(self, split: Split) -> Tensor | None:
         """The codes of training images; None for other splits and where codes are not at hand.
 
         Raises ValueError when the split's images are not those that the codes belong to.
@@ -199,11 +199,11 @@ class GLO(LatentModel):
                 f"GLO: the {len(self.codes):,} codes are of other images than the {len(split):,} "
                 "of this train split"
             )
-        return self.codes[index.to(self.codes.device)].to(self.code_mean.device)
-
-    @property
-    def stored_latents(self) -> Tensor | None:
         return self.codes
+
+    def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+        codes = self.stored_latents(split)
+        return None if codes is None else codes[index.to(codes.device)].to(self.code_mean.device)
 
     def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draws of a prior fitted to the codes, in the region: (n, d) -> (n, d)."""
