@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 import tyro
 
 from fastlatent.console import Device, UsageError, choose_device
@@ -15,7 +16,7 @@ from fastlatent.models.features import (
     VGG19Features,
     fit_logistic_regression,
 )
-from fastlatent.passes import gather_codes
+from fastlatent.passes import evaluating, gather_codes
 from fastlatent.priors import BernoulliCopula, CodeStatistics, Prior, PriorKind
 from fastlatent.progress import say
 from fastlatent.runs import Run, Weights
@@ -100,9 +101,24 @@ class Trained:
     def prior(self, kind: PriorKind) -> Prior:
         """The prior of that kind that fit_prior has fitted to these weights.
 
-        Raises RunError with the command to run where there is none.
+        Raises RunError with the command to run where there is none, UsageError where there can be
+        none.
         """
+        self.check_prior(kind)
         return read_prior(self.run, self.options.weights, kind, self.model)
+
+    def check_prior(self, kind: PriorKind) -> None:
+        """UsageError for a prior that cannot be fitted to the model's latents."""
+        if kind != "vamp":
+            return
+        image = torch.zeros(1, *self.model.image_shape, device=self.device)
+        with evaluating(self.model):
+            posterior = self.model.gaussian_posterior(image)
+        if posterior is None:
+            raise UsageError(
+                "the prior vamp needs a model whose encoder gives a Gaussian posterior; that in "
+                f"{self.run.path} does not, but takes normal, gmm, hierarchical or ladder"
+            )
 
     @cached_property
     def logistic_regression(self) -> LogisticRegression:

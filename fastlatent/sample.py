@@ -33,7 +33,8 @@ DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
 - bits, --method random: fair coin flips, to see what the copula is worth
 - real latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned, or
-  from the learned prior of LaDDer
+  from the learned prior of LaDDer, or from the Gaussian fitted to the codes of GLO (in the seed
+  style evenly from the sphere)
 - real latents, --method normal, gmm, vamp, hierarchical, ladder: from what fit_prior has fitted
 - priors in two steps, --no-noise: means of the second, smoother, but no draws of the prior
 - a data set in place of a run: its first images, as many of each class, as PNGs in --folder

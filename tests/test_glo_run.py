@@ -433,6 +433,15 @@ def test_a_mixture_of_the_codes(run: Run, capsys) -> None:
     assert len(rows) == 3
 
 
+def test_a_prior_of_pseudo_images_is_not_advised(run: Run, capsys) -> None:
+    """There is no encoder whose posteriors it could mix, so that fit_prior refuses it."""
+    for command, option in ((sample, "--method"), (fit_prior, "--prior")):
+        assert command.main([str(run.path), option, "vamp", "--device", "cpu"]) == 2
+        said = capsys.readouterr().err
+        assert "the prior vamp needs a model whose encoder gives a Gaussian posterior" in said
+        assert "run python" not in said
+
+
 def test_commands_on_the_sphere(tmp_path: Path, capsys) -> None:
     """The seed style, its codes on the sphere, drawn from it and walked around it."""
     run = trained(tmp_path / "run", "--style", "seed", "--steps", "6")
