@@ -447,6 +447,23 @@ def test_warmed_up_run_samples_from_its_own_prior(tmp_path):
     assert "prior._means" in model.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        (("--epochs", "2"), "2"),
+        (("--epochs", "9", "--steps", "3"), "1.5"),
+        (("--epochs", "3"), None),
+        (("--epochs", "1", "--prior", "normal"), None),
+    ],
+)
+def test_a_training_that_ends_in_the_warm_up_says_so(tmp_path, capsys, options, epochs):
+    warmup = ("--model.schedule.warmup-epochs", "2", "--data.per-class", "1", "--batch", "5")
+    assert train_digits(tmp_path / "run", *warmup, "--model.prior.width", "4", *options) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "stays unused" in line]
+    told = f"the prior ladder stays unused: {epochs} epochs do not exceed the 2 under N(0, I)"
+    assert [line.startswith(told) for line in said] == [True] * (epochs is not None)
+
+
 def test_moving_average_takes_what_is_fitted():
     small = Small(config_of("gmm", warmup_epochs=1), ema=0.9)
     small.run(0, 3)

@@ -182,6 +182,10 @@ class LatentModel(nn.Module, ABC):
     def begin_epoch(self, epoch: int) -> None:
         """Take up what changes with the epoch, counted from 0; nothing by default."""
 
+    def idle_in(self, epochs: float) -> str | None:
+        """What a training of so many epochs leaves unused, in a sentence; None: nothing."""
+        return None
+
     def refit_images(self, epochs: int) -> int:
         """How many training images `refit` wants after so many epochs; 0: none, it rests."""
         return 0

@@ -342,6 +342,9 @@ class Training:
             say(f"already trained to {self._position()}; {option} takes it further")
         elif self.done:
             say(f"going on after {self._position()}")
+        idle = self.learner.model.idle_in(self.plan.epoch(self.plan.last_step))
+        if idle is not None:
+            say(idle)
 
     def _position(self) -> str:
         return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"

@@ -77,6 +77,15 @@ class LaDDer(LatentModel):
             self._epoch = epoch
             self.rules.fill_(self._rules_in(epoch))
 
+    def idle_in(self, epochs: float) -> str | None:
+        warmup, kind = self.config.schedule.warmup_epochs, self.config.prior.kind
+        if kind == "normal" or epochs > warmup:
+            return None
+        return (
+            f"the prior {kind} stays unused: {epochs:.4g} epochs do not exceed the "
+            f"{warmup} under N(0, I) of --model.schedule.warmup-epochs"
+        )
+
     @property
     def groups(self) -> tuple[Group, ...]:
         schedule, (weights, scales) = self.config.schedule, self._prior_weights()
