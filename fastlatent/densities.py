@@ -68,7 +68,7 @@ class Options(RunOptions):
     """Priors to fit to the latents of the run, sized as its own where that is one of these;
     default: its own."""
     prior_steps: int | None = None
-    """Steps of training of --priors vamp, hierarchical and ladder; default: 500 of vamp, 2000 of
+    """Steps of training of --priors vamp, hierarchical and ladder; default: 4000 of vamp, 2000 of
     the others."""
     stored: bool = False
     """Draw the priors that fit_prior has fitted to the run, too."""

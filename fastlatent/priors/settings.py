@@ -36,7 +36,7 @@ class PriorSettings:
     """Deviation of latents given the second VAE's: profile: the likeliest for each batch; learned:
     by gradient; fixed: 0.1."""
     steps: int | None = None
-    """Steps of training (vamp, hierarchical, ladder); default: 500 of vamp, 2000 of the others."""
+    """Steps of training (vamp, hierarchical, ladder); default: 4000 of vamp, 2000 of the others."""
 
     def __post_init__(self) -> None:
         if self.prior not in get_args(PriorKind):
@@ -51,8 +51,10 @@ class PriorSettings:
     @property
     def trains(self) -> int:
         """Steps of training by gradients; 0: none."""
-        default = {"vamp": 500, "hierarchical": 2000, "ladder": 2000}.get(self.prior, 0)
-        return (self.steps or default) if default else 0
+        if self.prior in ("normal", "gmm"):
+            return 0
+        default = VampPrior.TRAINING if self.prior == "vamp" else TwoStage()
+        return self.steps or default.steps
 
     def build(self, dim: int, image_shape: tuple[int, int, int]) -> Prior:
         """The prior over `dim` latents, unfitted; `image_shape` is that of pseudo-images."""

@@ -31,7 +31,7 @@ class VampPrior(Prior):
     program.
     """
 
-    TRAINING = TwoStage(rate=1e-2, steps=500)
+    TRAINING = TwoStage(rate=1e-2, steps=4000)
 
     def __init__(
         self,
