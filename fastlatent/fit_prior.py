@@ -163,17 +163,18 @@ def report(
         dropped = f", {fitted.dropped:.1%} of the mass dropped" if fitted.dropped > 0.0005 else ""
         parts.append(f"{fitted.active} of {fitted.components} components active{dropped}")
     if not fitted.converged:
-        parts.append(f"not converged after {fitted.iterations} iterations")
+        parts.append(f"not converged after {fitted.iterations:,} iterations")
     say(f"{settings.prior}: {'; '.join(parts)}")
     if len(test) < 2:
         say(f"  not measured: it takes 2 held-out latents, and there is {len(test)}")
         return
     say(f"  {'prior':14}{'log-density':>12}{'+/-':>8}   {'density':12}{'Frechet':>9}")
     plain = Normal(prior.dim).to(test.device)
-    for row in (
+    rows = (
         measured(trained, "N(0, I)", plain, test),
         measured(trained, settings.prior, prior, test),
-    ):
+    )
+    for row in rows:
         density = f"{'-':>12}{'':>8}"
         if row.log_prob is not None:
             density = f"{-row.log_prob.value:12.3f}{row.log_prob.error:8.3f}"
@@ -181,6 +182,13 @@ def report(
     say(
         f"  nats per latent vector and squared distance of draws, on {len(test):,} held-out latents"
     )
+    standard, own = (row.log_prob for row in rows)
+    if standard is not None and own is not None and own.value > standard.value:
+        most = "at most " if prior.density == "lower_bound" else ""
+        say(
+            f"  {settings.prior} is worse than N(0, I) on these latents, "
+            f"by {most}{own.value - standard.value:.3f} nats"
+        )
 
 
 def measured(trained: Trained, name: str, prior: Prior, test: Tensor) -> Row:

@@ -15,6 +15,7 @@ from fastlatent.priors import (
     cross_entropy,
     kernel_log_prob,
     quadrature_log_prob,
+    two_stage,
 )
 from fastlatent.priors.inner import Scale
 
@@ -238,6 +239,7 @@ def test_a_fit_beats_the_gaussian_on_what_is_no_gaussian(kind):
     gaussian = cross_entropy(Normal(3, "full").fit(z), held_out)
     assert mine.value + 3 * (mine.error + gaussian.error) < gaussian.value
     assert prior.report.latents == 2000 and prior.report.iterations == 800
+    assert prior.report.converged
     assert (prior.report.active is not None) == (kind == "ladder")
     space = prior.path_space
     assert space.dim == 2 and space.lift(space.encode(held_out)).shape == held_out.shape
@@ -250,6 +252,27 @@ def test_a_fit_beats_the_gaussian_on_what_is_no_gaussian(kind):
         for p in (prior, again)
     ]
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_a_fit_that_is_cut_short_has_not_converged(steps):
+    torch.manual_seed(0)
+    options = TwoStage(steps=steps, rate=1e-2)
+    prior = Hierarchical(3, 2, width=16, depth=1, two_stage=options).fit(10 * bent(500, 0))
+    assert math.isfinite(prior.report.log_prob) and not prior.report.converged
+
+
+@pytest.mark.parametrize(("gain", "converged"), [(-1, True), (0.04, True), (0.06, False)])
+def test_a_fit_has_converged_where_its_last_fifth_brings_little(monkeypatch, gain, converged):
+    """The density at 8 of 10 steps against that at the end; all before does not count."""
+    at, steps = [], []
+    prior = Hierarchical(3, 2, width=4, depth=1, two_stage=TwoStage(steps=10))
+    prior.on_step = lambda: steps.append(0)
+    monkeypatch.setattr(
+        two_stage, "report_log_prob", lambda *_: at.append(len(steps)) or gain * (len(steps) == 10)
+    )
+    assert prior.fit(bent(100, 0)).report.converged == converged
+    assert at == [8, 10, 10]
 
 
 def test_a_ladder_of_ladders_and_refits():
