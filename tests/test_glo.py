@@ -30,6 +30,8 @@ from fastlatent.models.glo.generators import build_generator, legacy_bilinear
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
 from fastlatent.noise import Noise, generator
 from fastlatent.presets import TrainConfig
+from fastlatent.runs.files import read_tensors
+from fastlatent.runs.folder import write_latents
 from fastlatent.training.codes import LearnedCodes
 from fastlatent.training.learner import Learner
 from fastlatent.training.objective import Objective
@@ -292,6 +294,20 @@ def test_moments_take_a_chunk_at_a_time() -> None:
     mean, covariance = table.moments()
     torch.testing.assert_close(mean, table.values.double().mean(0))
     torch.testing.assert_close(covariance, table.values.double().T.cov())
+
+
+@needs_linux
+def test_codes_are_saved_without_a_copy(tmp_path) -> None:
+    table = CodeTable.empty(400_000, 64, "ball")
+    table.values.normal_(generator=torch.Generator().manual_seed(0))
+    (tmp_path / "weights").write_bytes(b"weights")
+
+    def save() -> None:
+        write_latents(tmp_path / "codes", {"codes": table.values}, tmp_path / "weights")
+
+    save()
+    assert peak(save) < 48 << 20  # the table is 98 MiB
+    assert torch.equal(read_tensors(tmp_path / "codes")[0]["codes"], table.values)
 
 
 # Generators
