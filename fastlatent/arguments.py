@@ -107,14 +107,20 @@ class Trained:
         self.check_prior(kind)
         return read_prior(self.run, self.options.weights, kind, self.model)
 
+    @property
+    def probe(self) -> torch.Tensor:  # (1, c, h, w)
+        """An image of the model's shape, to see what the model gives."""
+        return torch.zeros(1, *self.model.image_shape, device=self.device)
+
+    @property
+    def gives_gaussians(self) -> bool:
+        """Whether the model's encoder gives a Gaussian posterior."""
+        with evaluating(self.model):
+            return self.model.gaussian_posterior(self.probe) is not None
+
     def check_prior(self, kind: PriorKind) -> None:
         """UsageError for a prior that cannot be fitted to the model's latents."""
-        if kind != "vamp":
-            return
-        image = torch.zeros(1, *self.model.image_shape, device=self.device)
-        with evaluating(self.model):
-            posterior = self.model.gaussian_posterior(image)
-        if posterior is None:
+        if kind == "vamp" and not self.gives_gaussians:
             raise UsageError(
                 "the prior vamp needs a model whose encoder gives a Gaussian posterior; that in "
                 f"{self.run.path} does not, but takes normal, gmm, hierarchical or ladder"

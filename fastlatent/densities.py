@@ -118,13 +118,11 @@ def check(trained: Trained) -> None:
     """UsageError unless the run has two latents, or an inner VAE of two, to draw."""
     model, path = trained.model, trained.run.path
     family = trained.run.config.model.family
-    image = torch.zeros(1, *model.image_shape, device=trained.device)
-    with evaluating(model):
-        if model.latent_kind != "real" or model.gaussian_posterior(image) is None:
-            raise UsageError(
-                f"a picture of a density needs Gaussian posteriors of real latents; {path} is of "
-                f"{family} and has none"
-            )
+    if model.latent_kind != "real" or not trained.gives_gaussians:
+        raise UsageError(
+            f"a picture of a density needs Gaussian posteriors of real latents; {path} is of "
+            f"{family} and has none"
+        )
     prior = model.latent_prior
     inner = prior.code.dim if isinstance(prior, Hierarchical) else None
     if 2 not in (model.latent_dim, inner):

@@ -127,9 +127,9 @@ def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
 
 def draws_differ(trained: Trained) -> bool:
     """Whether the model draws latents of an image, or has one code for it."""
-    image = torch.zeros(1, *trained.model.image_shape, device=trained.device)
-    with evaluating(trained.model):
-        first, second = (trained.model.draw_latents(image, Noise(0, step)) for step in range(2))
+    model, image = trained.model, trained.probe
+    with evaluating(model):
+        first, second = (model.draw_latents(image, Noise(0, step)) for step in range(2))
     return not torch.equal(first, second)
 
 

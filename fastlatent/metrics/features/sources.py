@@ -45,7 +45,8 @@ class _Array:
     def __init__(self, name: str, values: Tensor, limit: int | None):
         chosen = spread(len(values), limit)
         self.name, self.count = name, len(chosen)
-        self._values = values if limit is None else values[chosen.to(values.device)]
+        whole = self.count == len(values)
+        self._values = values if whole else values[chosen.to(values.device)]
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         return iter(self._values.split(batch)[rank::world])
