@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastlatent.data import Batch, Split, epoch_order
 from fastlatent.metrics import Weighing, importance_log_likelihood
+from fastlatent.metrics.likelihood import FEW_EFFECTIVE
 from fastlatent.models import LatentModel
 from fastlatent.noise import Noise
 from fastlatent.ops import pack_bits
@@ -21,6 +22,7 @@ from fastlatent.priors import CodeStatistics
 from fastlatent.progress import track
 
 HELD_OUT = 10_000  # images at most by which a fit between epochs is judged
+BOUND = ("log_likelihood", "standard_error", "dominated")  # of an ImportanceEstimate, added up
 
 
 class Mean(NamedTuple):
@@ -91,6 +93,18 @@ class Bound(NamedTuple):
     value: float
     error: float  # as of any mean over images; NaN of a single image
     sampling_error: float  # the part of it from the finite number of draws; NaN of one draw
+    images: int
+    dominated: int  # images of which a few draws outweigh all others, as ImportanceEstimate says
+
+    @property
+    def warning(self) -> str | None:
+        """In words, of how many images the draws are too few."""
+        if not self.dominated:
+            return None
+        return (
+            f"In {self.dominated:,} of {self.images:,} images a few samples outweigh all others: "
+            f"fewer than {FEW_EFFECTIVE} count effectively. Their log-likelihood may be far higher."
+        )
 
 
 def measure_bound(
@@ -118,12 +132,13 @@ def measure_bound(
             estimate = importance_log_likelihood(
                 model, part.images, samples, batch=batch, noise=noise
             )
-            _add(sums, estimate._asdict())
+            _add(sums, {name: getattr(estimate, name) for name in BOUND})
     totals = _totals(sums, device)
     count = _count(split, limit)
     _, variances = totals["standard_error"]
+    dominated, _ = totals["dominated"]
     mean = Mean.of_sums(*totals["log_likelihood"], count)
-    return Bound(*mean, sampling_error=math.sqrt(variances) / count)
+    return Bound(*mean, math.sqrt(variances) / count, count, int(dominated))
 
 
 def gather_codes(

@@ -19,6 +19,7 @@ from test_commands import TINY, assert_one_sentence
 
 from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
 from fastlatent.data import load
+from fastlatent.evaluation.report import Losses
 from fastlatent.latents import draw, unit_images
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
@@ -28,7 +29,7 @@ from fastlatent.models.lvae.original import (
     original_settings,
 )
 from fastlatent.noise import Noise, generator
-from fastlatent.passes import measure_bound, measure_loss
+from fastlatent.passes import Bound, Mean, measure_bound, measure_loss
 from fastlatent.plots import to_bytes
 from fastlatent.runs import Run
 
@@ -119,8 +120,9 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
     options = ("--split", "train", "--limit", "5", "--batch", "5", "--samples", "5", "--seed", "3")
     options += ("--features", "none")
     assert evaluate.main([str(grey), *options]) == 0
+    said = capsys.readouterr().out
     # Under a Bernoulli likelihood, grey images have no probability to count in bits.
-    assert "bits" not in capsys.readouterr().out
+    assert "bits" not in said
     stored = json.loads((grey / "evaluation.json").read_text())
     assert (stored["images"], stored["seed"]) == (5, 3)
     split, model = load(Run.open(grey).config.data).train, ladder_of(grey)
@@ -143,6 +145,17 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
     assert bound["mean"] == pytest.approx(float(likelihoods.mean()))
     assert bound["standard_error"] == pytest.approx(float(likelihoods.std() / 5**0.5))
     assert bound["sampling_error"] == pytest.approx(float(errors.norm() / 5))
+    assert bound["dominated_images"] == sum(int(one.dominated) for one in each)
+
+
+def test_evaluate_says_in_how_many_images_few_draws_dominate() -> None:
+    none = Losses({}, Mean(0.1, 0.0), Bound(-90.0, 3.0, 0.1, 64, 0), 100, None)
+    some = Losses({}, Mean(0.1, 0.0), Bound(-90.0, 3.0, 2.5, 64, 37), 100, None)
+    assert "outweigh" not in "".join(none.lines("nats per image"))
+    said = some.lines("nats per image")
+    assert "samples alone gives an error of 2.5000" in said[-2]
+    assert "In 37 of 64 images a few samples outweigh all others" in said[-1]
+    assert some.values()["log_likelihood"]["dominated_images"] == 37
 
 
 def test_errors_that_cannot_be_known_are_null(grey: Path, capsys) -> None:

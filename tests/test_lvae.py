@@ -652,14 +652,66 @@ def test_weights_of_any_size_are_averaged(scale):
     got = importance_log_likelihood(Given(w), torch.zeros(1, 1), 23, batch=4)
     torch.testing.assert_close(got.log_likelihood[0], w.logsumexp(0) - math.log(23))
     weights = (w - w.max()).exp()
-    error = weights.std() / weights.mean() / 23**0.5
-    torch.testing.assert_close(got.standard_error[0], error)
+    effective = weights.sum() ** 2 / weights.square().sum()
+    torch.testing.assert_close(got.effective_samples[0], effective)
+    assert bool(got.dominated) == (scale > 1)
+    if scale == 1:
+        first_order = weights.std() / weights.mean() / 23**0.5
+        torch.testing.assert_close(got.standard_error[0], first_order, rtol=0.15, atol=0)
+
+
+def exponential(shape: tuple[int, int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64).exponential_()
+
+
+def normal(shape: tuple[int, int]) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+LAWS = {f"{scale} N(0, 1)": (scale, normal) for scale in (0.1, 1.0, 3.0, 30.0, 100.0)} | {
+    "exponential, of infinite variance": (0.7, exponential),
+    "exponential, of infinite mean": (5.0, exponential),
+    "minus chi-square of 100": (
+        -0.5,
+        torch.distributions.Chi2(100 * torch.ones(()).double()).sample,
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("samples", [5, 100])
+def test_the_standard_error_covers_where_one_draw_dominates(law, samples):
+    """Of one image, and of the mean over 64, by 50 repetitions."""
+    torch.manual_seed(1)
+    scale, draw = LAWS[law]
+    images = 64 * 50
+    weights = scale * draw((images, samples))
+    x = torch.zeros(images, 1)
+    got = importance_log_likelihood(Given(weights), x, samples, batch=len(x) * samples)
+    value, error = got
+    means, errors = value.view(50, 64).mean(1), error.view(50, 64).norm(dim=1) / 64
+    assert 0.9 < errors.square().mean().sqrt() / (value.std() / 8) < 2
+    assert ((means - value.mean()).abs() <= 2 * errors).double().mean() >= 0.86
+    if samples == 5:
+        return
+    assert ((value - value.mean()).abs() <= 2 * error).double().mean() >= 0.7
+    if law in ("0.1 N(0, 1)", "1.0 N(0, 1)"):  # as sharp as the first order
+        weights = (weights - weights.amax(1, keepdim=True)).exp()
+        first_order = weights.std(1) / weights.mean(1) / samples**0.5
+        assert (error / first_order - 1).mean().abs() < 0.05
+        assert got.dominated.double().mean() < 0.01
+    elif abs(scale) >= 5:
+        assert got.dominated.double().mean() > 0.99
 
 
 def test_impossible_and_broken_weights():
     impossible = torch.tensor([-math.inf, -math.inf, 0.0, -math.inf])
     got = importance_log_likelihood(Given(impossible), torch.zeros(1, 1), 4, batch=1)
     assert got.log_likelihood.item() == pytest.approx(-math.log(4))
+    assert got.standard_error.item() == math.inf  # without that draw nothing would be left
+    two = torch.tensor([-math.inf, 0.0, 0.0, -math.inf])
+    got = importance_log_likelihood(Given(two), torch.zeros(1, 1), 4, batch=3)
+    assert got.standard_error.item() == pytest.approx(1.5 * math.log(2) / 3**0.5)
     never = torch.full((4,), -math.inf)
     got = importance_log_likelihood(Given(never), torch.zeros(1, 1), 4, batch=2)
     assert got.log_likelihood.item() == -math.inf

@@ -94,4 +94,7 @@ def table_of(found: dict[str, UnderPrior]) -> list[str]:
     for name, row in found.items():
         cells = ("" if number is None else str(number) for number in row.numbers())
         lines.append(f"  {name:16}" + "".join(f"{cell:>20}" for cell in cells))
+    for name, row in found.items():
+        if row.bound is not None and row.bound.warning is not None:
+            lines.append(f"  {name}: {row.bound.warning}")
     return lines

@@ -43,9 +43,11 @@ class Losses:
             lines.append(line + ("" if bits is None else f"{bits:18.4f}"))
         if self.bound is not None and math.isfinite(self.bound.sampling_error):
             lines.append(
-                f"  Of that error {self.bound.sampling_error:.4f} comes from drawing no more than "
-                f"{self.samples:,} samples; more bring the bound closer, from below."
+                f"  Drawing no more than {self.samples:,} samples alone gives an error of "
+                f"{self.bound.sampling_error:.4f}; more bring the bound closer, from below."
             )
+        if self.bound is not None and self.bound.warning is not None:
+            lines.append(f"  {self.bound.warning}")
         return lines
 
     def values(self) -> dict[str, dict[str, Any]]:
@@ -63,6 +65,7 @@ class Losses:
             values[LIKELIHOOD] |= {
                 "samples": self.samples,
                 "sampling_error": _known(self.bound.sampling_error),
+                "dominated_images": self.bound.dominated,
             }
         pixels = {"mean": self.pixel_error.value, "standard_error": _known(self.pixel_error.error)}
         return values | {"pixel_error": pixels}

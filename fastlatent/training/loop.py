@@ -200,6 +200,8 @@ class Training:
             f"{self._position()}: log-likelihood at least {bound.value:.4f} nats per image "
             f"by {samples} samples, standard error {bound.error:.4f}"
         )
+        if bound.warning is not None:
+            say(f"{self._position()}: {bound.warning}")
 
     def _draw(self) -> None:
         """Pictures of the model as it is; samples by the codes of part of the training set."""
