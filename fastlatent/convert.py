@@ -18,7 +18,7 @@ from fastlatent.models.lvae import original as lvae
 from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.progress import say
-from fastlatent.runs import Run
+from fastlatent.runs import Run, locked
 from fastlatent.runs.files import read_checkpoint
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, weights, description = convert[options.family](options)
     root = None if options.root is None else options.root.expanduser().absolute()
     run = Run(options.run, replace(config, data=replace(config.data, root=root)))
-    run.create()
-    run.write_weights(weights)
+    with locked(options.run):
+        run.create()
+        run.write_weights(weights)
     say(f"{description}: {options.run}")
 
     trained = Trained(RunOptions(options.run, device=options.device))

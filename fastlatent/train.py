@@ -15,7 +15,7 @@ from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
 from fastlatent.progress import is_main_process, say
-from fastlatent.runs import Run, read_config
+from fastlatent.runs import Run, locked, read_config
 from fastlatent.training import train
 
 
@@ -62,16 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = chosen.out or Path("runs") / config.name
         if is_main_process():
             Run.check_free(out)
-        train(config, out)
+        with locked(out):
+            train(config, out)
     else:
         if chosen.out is not None:
             raise UsageError("--out does not go with --resume: the run stays in its folder")
         run = Run.open(chosen.resume)
         changed = check_changes(run.config, config)
-        state = run.load(chosen.from_step)
-        for line in changed:
-            say(f"changed: {line}")
-        train(config, chosen.resume, state)
+        with locked(chosen.resume):  # already here, as another process may drop what is read
+            state = run.load(chosen.from_step)
+            for line in changed:
+                say(f"changed: {line}")
+            train(config, chosen.resume, state)
 
 
 def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:

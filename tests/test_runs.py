@@ -246,8 +246,8 @@ def test_load_names_what_there_is(run: Run) -> None:
 
 def test_place_of_a_new_run(run: Run, tmp_path: Path) -> None:
     Run.check_free(tmp_path / "new")
-    Run.check_free(run.path)  # it never got as far as a checkpoint
-    run.save(state(0))
+    Run.check_free(run.path)  # it never got as far as a trained step
+    run.save(state(1))
     with pytest.raises(UsageError, match="already holds a run; go on with it by --resume"):
         Run.check_free(run.path)
     (tmp_path / "other").mkdir()

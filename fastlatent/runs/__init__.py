@@ -2,6 +2,7 @@
 
 from fastlatent.runs.config import from_json, read_config, to_json
 from fastlatent.runs.folder import EVALUATED, LATENTS, Run, State, Weights
+from fastlatent.runs.lock import locked
 from fastlatent.runs.log import Log, read_metrics
 from fastlatent.runs.state import (
     pack_generators,
@@ -18,6 +19,7 @@ __all__ = [
     "State",
     "Weights",
     "from_json",
+    "locked",
     "pack_generators",
     "pack_optimizer",
     "read_config",

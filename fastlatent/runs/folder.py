@@ -15,6 +15,7 @@ comparison.csv, json, npz  the same on images that another run was given too
 interpolation-*.csv        lengths of the walks that interpolate drew last
 film/*.png                 frames of the training film: originals, and reconstructions after steps
 images/*.png, events.*     pictures; TensorBoard
+.lock                      the process that is writing here
 """
 
 import os
@@ -40,6 +41,7 @@ from fastlatent.runs.files import (
     write_json,
     write_tensors,
 )
+from fastlatent.runs.lock import LOCK, is_alive
 
 Weights = Literal["last", "best"]
 
@@ -50,8 +52,11 @@ LATENT_FILES: dict[Weights, str] = {
     "best": "latents-best.safetensors",
 }
 BEST_FILES = (WEIGHT_FILES["best"], LATENT_FILES["best"])
-# What a run leaves that never got as far as a checkpoint.
-BEGINNING = ("config.json", "images", "film", "state", "metrics.jsonl", "events.*", ".*.tmp")
+# What a run leaves that never got as far as a trained step.
+BEGINNING = (
+    *("config.json", "images", "film", "state", "metrics.jsonl", "events.*", ".*.tmp", LOCK),
+    *(WEIGHT_FILES["last"], LATENT_FILES["last"]),
+)
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
 LATENTS = "latents"  # those that become latents.safetensors, where codes are learned
 
@@ -76,17 +81,21 @@ class Run:
     def check_free(path: Path) -> None:
         """UsageError where a new run would not find a free place.
 
-        A run that never got as far as a checkpoint is no hindrance.
+        A run that never got as far as a trained step is no hindrance.
         """
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not path.exists():
+            return
+        if path.is_dir() and all(
+            entry.name == LOCK or entry.match(".*.tmp") for entry in path.iterdir()
+        ):
             return
         try:
-            read_config(path / "config.json")
+            config = read_config(path / "config.json")
         except (OSError, ValueError):
             raise UsageError(
                 f"{path} is there and is no run; choose another folder with --out"
             ) from None
-        if (path / "state" / "latest").exists() or (path / WEIGHT_FILES["last"]).exists():
+        if Run(path, config)._has_learned():
             raise UsageError(
                 f"{path} already holds a run; go on with it by --resume {path}, "
                 "or choose another folder with --out"
@@ -101,9 +110,27 @@ class Run:
     def create(self) -> None:
         """Begin the run in its new or empty folder; UsageError where that holds something."""
         Run.check_free(self.path)
-        self.images.mkdir(parents=True, exist_ok=True)
-        self._states.mkdir(exist_ok=True)
+        if self.path.is_dir():
+            self._remove_beginning()
+        self.path.mkdir(parents=True, exist_ok=True)
+        # First of all: a disk that is full leaves nothing then.
         self.write_config()
+        self.images.mkdir(exist_ok=True)
+        self._states.mkdir(exist_ok=True)
+
+    def _has_learned(self) -> bool:
+        """Whether training got as far as a step, or weights came from elsewhere."""
+        steps, log = self.steps(), self.path / "metrics.jsonl"
+        if not steps:
+            return (self._states / "latest").exists() or (self.path / WEIGHT_FILES["last"]).exists()
+        return any(steps) or (log.is_file() and log.stat().st_size > 0)
+
+    def _remove_beginning(self) -> None:
+        """Remove what would be taken for a part of the run that begins anew."""
+        shutil.rmtree(self._states, ignore_errors=True)
+        for name in (WEIGHT_FILES["last"], LATENT_FILES["last"]):
+            (self.path / name).unlink(missing_ok=True)
+        self._drop_frames(0)
 
     @staticmethod
     def open(path: Path) -> "Run":
@@ -267,12 +294,16 @@ class Run:
     def rewind(self, step: int) -> None:
         """Go back to the checkpoint of `step`, with the settings as they are now."""
         self.images.mkdir(exist_ok=True)
-        for frame in self.film.glob("[0-9]*.png"):
-            if int(frame.stem) > step:
-                frame.unlink()
+        self._drop_frames(step)
         self.write_config()
         self._point_to(step)
         self.prune(len(self.steps()))
+
+    def _drop_frames(self, step: int) -> None:
+        """Remove the frames of the film that were made after `step`."""
+        for frame in self.film.glob("[0-9]*.png"):
+            if int(frame.stem) > step:
+                frame.unlink()
 
     def _point_to(self, step: int) -> None:
         """Make the checkpoint of `step` the newest: its weights are the run's weights."""
@@ -294,8 +325,8 @@ class Run:
         for unfinished in [*self._states.glob(".*.tmp"), *self.path.glob(".*.tmp")]:
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
-            else:
-                unfinished.unlink()
+            elif not _is_being_written(unfinished):
+                unfinished.unlink(missing_ok=True)
 
     def load(self, step: int | None = None) -> State:
         """The checkpoint of `step`, by default the newest; RunError names what is wrong with it."""
@@ -324,6 +355,12 @@ class Run:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise RunError(f"the checkpoint {folder} cannot be used: {error}{advice}") from None
         return State(step, tensors, values)
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether another process of this host, such as evaluate's, may still write the file."""
+    writer = temporary.name.split(".")[-2]
+    return writer.isdecimal() and int(writer) != os.getpid() and is_alive(int(writer))
 
 
 def write_latents(path: Path, latents: dict[str, Tensor], weights: Path) -> None:

@@ -21,7 +21,7 @@ from fastlatent.presets import TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, say
 from fastlatent.quality import compare_samplers
-from fastlatent.runs import Log, Run, State, read_metrics
+from fastlatent.runs import Log, Run, State, locked, read_metrics
 from fastlatent.training.learner import (
     AGREE_EVERY,
     Diverged,
@@ -43,9 +43,10 @@ def train(config: TrainConfig, out: Path, resume: State | None = None) -> None:
     """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
 
     Raises UsageError or ValueError for settings and data that do not fit, Diverged when a loss is
-    no longer finite, RunError when a checkpoint cannot be written, Stopped after a signal.
+    no longer finite, RunError when a checkpoint cannot be written or another process trains there,
+    Stopped after a signal.
     """
-    with accelerated(config) as accelerator:
+    with locked(out), accelerated(config) as accelerator:
         training = Training(config, load(config.data), accelerator, out, resume)
         try:
             training.learn()
