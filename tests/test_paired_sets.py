@@ -58,6 +58,49 @@ def test_errors_of_pairs_are_the_spread_of_repetitions():
         assert independent[name].error > 1.8 * found[0][name].error, name
 
 
+@pytest.mark.parametrize(("slope", "noise"), [(1.0, 0.01), (0.7, 0.5)])
+@pytest.mark.parametrize(("n", "subsets", "size"), [(40, None, 2), (60, 100, 40)])
+def test_kernel_distance_of_pairs_is_unbiased_and_its_error_covers(n, subsets, size, slope, noise):
+    """Of N(0, I) and N(0, t I), whose squared discrepancy is 3 (1 - t)^2 / d in closed form."""
+    repetitions, d = 200, 4
+    truth = 3 * (1 - slope**2 - noise**2) ** 2 / d
+    make = torch.Generator().manual_seed(1)
+    found = []
+    for seed in range(repetitions):
+        x, z = torch.randn(2, n, d, generator=make)
+        y = slope * x + noise * z
+        found.append(kernel_distance(x, y, subsets, size, seed=seed, paired=True)[:2])
+    values, errors = torch.tensor(found).double().T
+    assert abs(values.mean() - truth) < 3 * values.std() / repetitions**0.5
+    assert 0.85 < float(errors.square().mean().sqrt() / values.std()) < 1.15  # known to 5 %
+    covered = ((values - truth).abs() < 2 * errors).double().mean()
+    assert 0.85 < float(covered) <= 0.99
+
+
+def test_kernel_distance_of_pairs_is_the_formula():
+    real, fake = (part.double() for part in images_and_reconstructions(0, 12))
+    n, d = real.shape
+
+    def k(x, y):
+        return (x @ y.mT / d + 1) ** 3
+
+    h = k(real, real) + k(fake, fake) - k(real, fake) - k(fake, real)
+    want = float(h.sum() - h.trace()) / (n * (n - 1))
+    found = kernel_distance(real, fake, paired=True)
+    assert found.value == pytest.approx(want, rel=1e-12)
+    draws = torch.tensor([[0, 3, 5, 7], [2, 3, 11, 4]])
+    within = [h[rows][:, rows] for rows in draws]
+    want = sum(float(part.sum() - part.trace()) / 12 for part in within) / 2
+    assert kernel_distance(real, fake, draws=(draws, draws), paired=True).value == pytest.approx(
+        want, rel=1e-12
+    )
+
+
+def test_copies_are_at_kernel_distance_0_from_themselves():
+    real, _ = images_and_reconstructions(0)
+    assert kernel_distance(real, real.clone(), paired=True)[:2] == (0, 0)
+
+
 def test_all_rows_and_subsets_of_pairs_have_one_error():
     sets = images_and_reconstructions(0)
     whole = kernel_distance(*sets, subsets=None, paired=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastlatent.metrics.products import row_products
 from fastlatent.metrics.sets import float32_products
+from fastlatent.metrics.units import Units, common_units
 
 _BLOCK = 1024  # rows and columns of the distances at a time
 TINY = 2.0**-100  # added to each bound: far below 1, and far above what float32 flushes to 0
@@ -50,20 +51,14 @@ class Block(NamedTuple):
         )
 
 
-def unit_scale(*sets: Tensor) -> float:
-    """1, or the power of two that brings the largest feature near 1 if that is far from it."""
-    largest = max(float(torch.stack(x.aminmax()).abs().max()) for x in sets)
-    exponent = math.frexp(largest)[1]
-    return 1.0 if abs(exponent) <= 20 else 2.0 ** -min(max(exponent, -1000), 1000)
-
-
 def pair_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor, scale: float) -> Tensor:
     """Squared distances of the pairs x[i], y[j] from their differences: (p,) float64."""
     squared = [x.new_empty(0, dtype=torch.float64)]
     for rows, columns in zip(*(k.split(max(1, _PAIRS // x.shape[1])) for k in (i, j)), strict=True):
-        difference = x[rows].double().sub_(y[columns])
+        left, right = x[rows].double(), y[columns].double()
         if scale != 1:
-            difference.mul_(scale)
+            left, right = left.mul_(scale), right.mul_(scale)
+        difference = left.sub_(right)
         squared.append(torch.linalg.vecdot(difference, difference))
     return torch.cat(squared)
 
@@ -71,8 +66,8 @@ def pair_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor, scale: float) -> 
 def distance_blocks(x: Tensor, y: Tensor, scale: float) -> Iterator[Block]:
     """All pairs of rows of (n, d) and (m, d)."""
     dtype = _filter_dtype(x.shape[1])
-    centre = (x.mean(0, dtype=_wide(x, dtype)) + y.mean(0, dtype=_wide(y, dtype))) / 2
-    left, right = (_Rows(z, centre, scale, dtype) for z in (x, y))
+    units = common_units(x, y, scale=scale)
+    left, right = (_Rows(z, units, dtype) for z in (x, y))
     for row in range(0, len(x), _BLOCK):
         a, a_norms = left.block(row)
         for column in range(0, len(y), _BLOCK):
@@ -101,9 +96,8 @@ def nearest_neighbours(x: Tensor, ks: Sequence[int], most: int, scale: float) ->
 class _Rows:
     """The rows of a set as products take them: centred, scaled, with their squared norms."""
 
-    def __init__(self, x: Tensor, centre: Tensor, scale: float, dtype: torch.dtype):
-        self._x, self._scale, self._dtype = x, scale, dtype
-        self._centre = centre.to(_wide(x, dtype))
+    def __init__(self, x: Tensor, units: Units, dtype: torch.dtype):
+        self._x, self._units, self._dtype = x, units, dtype
         g = (x.shape[1] + 32) * torch.finfo(dtype).eps / 2
         self.bound = 2 * g / (1 - g)
 
@@ -112,16 +106,8 @@ class _Rows:
         return self.take(slice(first, first + _BLOCK))
 
     def take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        # Wide before centring: the difference is then rounded once, whatever the offset.
-        part = self._x[rows].to(self._centre.dtype) - self._centre
-        if self._scale != 1:
-            part.mul_(self._scale)
-        part = part.to(self._dtype)
+        part = self._units.rows(self._x[rows], self._dtype)
         return part, torch.linalg.vecdot(part, part)
-
-
-def _wide(x: Tensor, dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
 
 
 def _filter_dtype(features: int) -> torch.dtype:
@@ -138,8 +124,7 @@ def _neighbours(
     """
     n = len(x)
     chosen = torch.arange(n, device=x.device) if rows is None else rows
-    centre = (x if rows is None else x[rows]).mean(0, dtype=_wide(x, dtype))
-    all_rows = _Rows(x, centre, scale, dtype)
+    all_rows = _Rows(x, common_units(x if rows is None else x[rows], scale=scale), dtype)
     best = _Nearest(len(chosen), keep, x, dtype)
     norms = x.new_empty(n, dtype=dtype)
     own = x.new_empty(len(chosen), dtype=dtype)

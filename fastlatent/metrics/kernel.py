@@ -5,6 +5,12 @@ another, the unbiased estimate of the squared maximum mean discrepancy of a kern
 al., "A Kernel Two-Sample Test", JMLR 2012, equation 3) is
 
     sum_{i != j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m - 1)) - 2 sum_ij k(x_i, y_j) / m^2
+
+Where x_i and y_i belong together, k(x_i, y_i) is no sample of independent x and y, and would pull
+the estimate down. The last term is then the mean over i != j too, which makes the whole a
+U-statistic of the pairs z_i = (x_i, y_i) (there, equation 4), with the kernel
+
+    h(z_i, z_j) = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)
 """
 
 import math
@@ -14,14 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.products import row_products
+from fastlatent.metrics.polynomial import Polynomial, Rows
 from fastlatent.metrics.sets import (
     SEED,
     check_counts,
     check_paired,
     check_sets,
     plain_arithmetic,
-    product_dtype,
 )
 
 _BLOCK = 1024  # rows and columns of the kernel matrix at a time, if there are many
@@ -56,14 +61,18 @@ def kernel_distance(
     Each subset is drawn without replacement, from each side by itself, by `seed` or as given in
     `draws`; the draw is the same on every device. Sets of which one has fewer than `subset_size`
     rows are compared by one subset as large as the smaller: the result says so. Products are in
-    float32, in float64 for float64 features.
+    float32, in float64 for float64 features; features of any scale and offset keep their digits.
 
-    The error is that of a U-statistic of two samples with its first and second order (Gretton et
-    al. 2012, section 6.1; both are needed, since the first vanishes for equal laws), plus what
-    the finite number of subsets adds. Of paired sets, subsets and the first order are of pairs.
+    Paired sets are a sample of pairs. Subsets are of pairs, and the estimate leaves out the kernel
+    between the two sides of one pair: with it, copies of the real samples would come out below 0.
+
+    The error is that of a U-statistic with its first and second order (Gretton et al. 2012, section
+    6.1; both are needed, since the first vanishes for equal laws), of two samples or of pairs, plus
+    what the finite number of subsets adds.
 
     Raises ValueError for sets that do not fit each other or hold other than finite numbers, for
-    fewer than 2 rows, for draws that are no subsets, and for paired sets or draws that differ.
+    fewer than 2 rows, for a kernel that is not finite, for draws that are no subsets, and for
+    paired sets or draws that differ.
     """
     check_sets("kernel_distance", real, fake)
     if paired:
@@ -75,22 +84,36 @@ def kernel_distance(
         raise ValueError("kernel_distance: subset_size must be at least 2; got 1")
     if subsets is not None:
         check_counts("kernel_distance", subsets=subsets)
+    gamma = 1 / real.shape[1] if gamma is None else gamma
+    for name, number in (("gamma", gamma), ("coef0", coef0)):
+        if not math.isfinite(number):
+            raise ValueError(f"kernel_distance: {name} must be finite; got {number}")
     sets = (real, fake)
     sizes = (len(real), len(fake))
-    kernel = _Polynomial(sets, 1 / real.shape[1] if gamma is None else gamma, coef0, degree)
+    kernel = Polynomial(*sets, degree, gamma, coef0)
     if draws is None and subsets is not None:
         draws = _draw(sizes, subsets, subset_size, seed, paired)
     if draws is None:
         _, whole = _compare(real, fake, kernel, *_no_subsets(real, fake, kernel), paired)
-        return KernelDistance(whole.value, math.sqrt(whole.variance(sizes)), 0.0, 1, min(sizes))
+        return _scaled(kernel, whole.value, whole.variance(sizes), 0.0, 1, min(sizes))
     _check_draws(draws, sizes)
     values, moments = _measure(sets, draws, kernel, paired)
     subsets, size = draws[0].shape
     value, deviation = float(values.mean()), float(values.std(correction=0))
     if subsets == 1:
-        return KernelDistance(value, math.sqrt(moments.variance((size, size))), 0.0, 1, size)
+        return _scaled(kernel, value, moments.variance((size, size)), 0.0, 1, size)
     variance = moments.variance(sizes) + deviation**2 / (subsets - 1)
-    return KernelDistance(value, math.sqrt(variance), deviation, subsets, size)
+    return _scaled(kernel, value, variance, deviation, subsets, size)
+
+
+def _scaled(
+    kernel: Polynomial, value: float, variance: float, deviation: float, subsets: int, size: int
+) -> KernelDistance:
+    """From what the kernel without its factor gave; 0 stays 0 where the factor is infinite."""
+    error = math.sqrt(variance)
+    value = value * kernel.factor if value else 0.0
+    error, deviation = (x * abs(kernel.factor) if x else 0.0 for x in (error, deviation))
+    return KernelDistance(value, error, deviation, subsets, size)
 
 
 def _draw(
@@ -123,26 +146,38 @@ def _check_draws(draws: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> None:
             )
 
 
-class _Polynomial:
-    """k(x, y) less its value between the means of the sets.
+class _Set:
+    """A set as the kernel takes it: block by block."""
 
-    A constant added to a kernel leaves the discrepancy as it is, and small numbers round less.
-    """
+    def __init__(self, x: Tensor, kernel: Polynomial):
+        self._x, self._kernel = x, kernel
+        self.zeros = x.new_zeros(len(x), dtype=torch.float64)
 
-    def __init__(self, sets: tuple[Tensor, Tensor], gamma: float, coef0: float, degree: int):
-        self.dtype = product_dtype(*sets)
-        self._gamma, self._coef0, self._degree = gamma, coef0, degree
-        real, fake = (x.mean(0, dtype=self.dtype).double() for x in sets)
-        self._shift = (gamma * float(real @ fake) + coef0) ** degree
+    def block(self, rows: slice) -> Rows:
+        return self._kernel.rows(self._x[rows])
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """(a, d), (b, d) -> (a, b)."""
-        k = row_products(x, y).mul_(self._gamma).add_(self._coef0)
-        return k.pow_(self._degree).sub_(self._shift)
+    def kernel(self, here: Rows, there: Rows) -> Tensor:
+        return self._kernel(here, there)
 
 
-class _Products(NamedTuple):
-    """Sums of the kernel over pairs of rows of two sets, or of one set without its diagonal."""
+class _Pairs:
+    """Two sets of one size as one set of pairs, of which h is the kernel."""
+
+    def __init__(self, x: Tensor, y: Tensor, kernel: Polynomial):
+        self._x, self._y = _Set(x, kernel), _Set(y, kernel)
+        self.zeros = self._x.zeros
+
+    def block(self, rows: slice) -> tuple[Rows, Rows]:
+        return self._x.block(rows), self._y.block(rows)
+
+    def kernel(self, here: tuple[Rows, Rows], there: tuple[Rows, Rows]) -> Tensor:
+        k = self._x.kernel
+        alike = k(here[0], there[0]).add_(k(here[1], there[1]))
+        return alike.sub_(k(here[0], there[1]).add_(k(here[1], there[0])))
+
+
+class _Sums(NamedTuple):
+    """Sums of a kernel over pairs of rows of two sets, or of one set without its diagonal."""
 
     rows: Tensor  # (n,) float64
     columns: Tensor  # (m,) float64
@@ -150,64 +185,65 @@ class _Products(NamedTuple):
     subsets: Tensor  # (s,) float64: over the pairs within each subset
 
 
-def _products(x: Tensor, y: Tensor, kernel: _Polynomial, a: Tensor, b: Tensor) -> _Products:
-    """Of (n, d) and (m, d) with the memberships (s, n) and (s, m) of their subsets."""
-    rows, columns, subsets = (x.new_zeros(n, dtype=torch.float64) for n in (len(x), len(y), len(a)))
+def _sums(x: _Set, y: _Set, a: Tensor, b: Tensor) -> _Sums:
+    """Of n and m rows with the memberships (s, n) and (s, m) of their subsets."""
+    rows, columns = x.zeros.clone(), y.zeros.clone()
+    subsets = rows.new_zeros(len(a))
     squares = 0.0
-    for here in _blocks(x):
-        left = x[here].to(kernel.dtype)
-        for there in _blocks(y):
-            k = kernel(left, y[there].to(kernel.dtype))
+    for here in _blocks(len(rows)):
+        left = x.block(here)
+        for there in _blocks(len(columns)):
+            k = x.kernel(left, y.block(there))
             rows[here] += k.sum(1)
             columns[there] += k.sum(0)
             subsets += ((a[:, here] @ k) * b[:, there]).sum(1)
             squares += float(k.square_().sum())
-    return _Products(rows, columns, squares, subsets)
+    return _Sums(rows, columns, squares, subsets)
 
 
-def _blocks(x: Tensor, first: int = 0) -> Iterator[slice]:
+def _blocks(n: int, first: int = 0) -> Iterator[slice]:
     """Of rows: halves of small sets, so that symmetry saves something there too."""
-    size = _BLOCK if len(x) > 2 * _BLOCK else -(-len(x) // 2)
-    for start in range(first, len(x), size):
+    size = _BLOCK if n > 2 * _BLOCK else -(-n // 2)
+    for start in range(first, n, size):
         yield slice(start, start + size)
 
 
-def _own_products(x: Tensor, kernel: _Polynomial, a: Tensor) -> _Products:
+def _own_sums(x: "_Set | _Pairs", a: Tensor) -> _Sums:
     """Of one set with itself: each pair is computed once, each row with what follows it."""
-    rows, subsets = (x.new_zeros(n, dtype=torch.float64) for n in (len(x), len(a)))
+    rows, subsets = x.zeros.clone(), x.zeros.new_zeros(len(a))
     squares = 0.0
-    for here in _blocks(x):
-        left = x[here].to(kernel.dtype)
-        for there in _blocks(x, here.start):
-            k = kernel(left, x[there].to(kernel.dtype))
+    for here in _blocks(len(rows)):
+        left = x.block(here)
+        for there in _blocks(len(rows), here.start):
+            k = x.kernel(left, x.block(there))
             if there == here:  # half of the square on the diagonal, as all of it counts twice
                 k.triu_(1)
             rows[here] += k.sum(1)
             rows[there] += k.sum(0)
             subsets += 2 * ((a[:, here] @ k) * a[:, there]).sum(1)
             squares += 2 * float(k.square_().sum())
-    return _Products(rows, rows, squares, subsets)
+    return _Sums(rows, rows, squares, subsets)
 
 
 class _Moments(NamedTuple):
     """What the variance of the estimate depends on: variances of the parts of the kernel.
 
     With h(x) = E k(x, X) - E k(x, Y) for a real x, and likewise for a fake one, and with the
-    kernels centred in both arguments (Hoeffding's decomposition).
+    kernels centred in both arguments (Hoeffding's decomposition). Pairs are one set, the real one,
+    and their kernel is h.
     """
 
     value: float  # of the estimate
     real: float  # var h(x)
-    fake: float  # var h(y)
-    both: float  # cov (h(x), h(y)) of pairs, 0 unless they are paired
     real_real: float  # var of the centred k(x, x')
-    fake_fake: float
-    real_fake: float
+    fake: float = 0.0
+    fake_fake: float = 0.0
+    real_fake: float = 0.0
 
     def variance(self, sizes: tuple[int, int]) -> float:
         """Of the estimate from n real and m fake samples."""
         n, m = sizes
-        first = 4 * self.real / n + 4 * self.fake / m + 8 * self.both / n
+        first = 4 * self.real / n + 4 * self.fake / m
         second = 2 * self.real_real / (n * (n - 1)) + 2 * self.fake_fake / (m * (m - 1))
         second += 4 * self.real_fake / (n * m)
         # Equal laws have no first order, but an estimate of it that is as often below 0 as above;
@@ -218,44 +254,57 @@ class _Moments(NamedTuple):
 def _compare(
     x: Tensor,  # (n, d)
     y: Tensor,  # (m, d)
-    kernel: _Polynomial,
+    kernel: Polynomial,
     a: Tensor,  # (s, n) 1 where the row belongs to the subset
     b: Tensor,  # (s, m)
     paired: bool,
 ) -> tuple[Tensor, _Moments]:
     """The estimates (s,) from the subsets, and the moments as all rows have them."""
-    n, m = len(x), len(y)
-    xx, yy = _own_products(x, kernel, a), _own_products(y, kernel, b)
-    xy = _products(x, y, kernel, a, b)
     size = a.sum(1, dtype=torch.float64)
-    values = (xx.subsets + yy.subsets) / (size * (size - 1)) - 2 * xy.subsets / size.square()
+    if paired:
+        pairs = _own_sums(_Pairs(x, y, kernel), a)
+        means, centred = _own_moments(pairs)
+        first = float(means.var()) - centred / (len(x) - 1)
+        return pairs.subsets / (size * (size - 1)), _Moments(float(means.mean()), first, centred)
 
-    # As in a two-way analysis of variance: what row and column means leave of the mean square.
-    rows, columns = xx.rows / (n - 1), yy.rows / (m - 1)
+    n, m = len(x), len(y)
+    of_x, of_y = _Set(x, kernel), _Set(y, kernel)
+    xx, yy, xy = _own_sums(of_x, a), _own_sums(of_y, b), _sums(of_x, of_y, a, b)
+    values = (xx.subsets + yy.subsets) / (size * (size - 1)) - 2 * xy.subsets / size.square()
+    (rows, xx_var), (columns, yy_var) = map(_own_moments, (xx, yy))
     rows_across, columns_across = xy.rows / m, xy.columns / n
-    own_x, own_y, across = rows.mean(), columns.mean(), rows_across.mean()
-    xx_centred = xx.squares / (n * (n - 1)) - 2 * rows.square().mean() + own_x.square()
-    yy_centred = yy.squares / (m * (m - 1)) - 2 * columns.square().mean() + own_y.square()
-    xy_centred = (
-        xy.squares / (n * m)
-        - rows_across.square().mean()
-        - columns_across.square().mean()
-        + across.square()
+    across = rows_across.mean()
+    xy_var = max(
+        0.0,
+        float(
+            xy.squares / (n * m)
+            - rows_across.square().mean()
+            - columns_across.square().mean()
+            + across.square()
+        ),
     )
-    xx_var, yy_var, xy_var = (float(v.clamp(min=0)) for v in (xx_centred, yy_centred, xy_centred))
     # Means over finitely many columns vary by their noise too.
-    of_real, of_fake = rows - rows_across, columns - columns_across
-    real = float(of_real.var()) - xx_var / (n - 1) - xy_var / m
-    fake = float(of_fake.var()) - yy_var / (m - 1) - xy_var / n
-    both = float(torch.stack([of_real, of_fake]).cov()[0, 1]) if paired else 0.0
-    value = float(own_x + own_y - 2 * across)
-    return values, _Moments(value, real, fake, both, xx_var, yy_var, xy_var)
+    real = float((rows - rows_across).var()) - xx_var / (n - 1) - xy_var / m
+    fake = float((columns - columns_across).var()) - yy_var / (m - 1) - xy_var / n
+    value = float(rows.mean() + columns.mean() - 2 * across)
+    return values, _Moments(value, real, xx_var, fake, yy_var, xy_var)
+
+
+def _own_moments(own: _Sums) -> tuple[Tensor, float]:
+    """Mean of each row (n,), and the variance of the centred kernel.
+
+    As in a two-way analysis of variance: what row and column means leave of the mean square.
+    """
+    n = len(own.rows)
+    means = own.rows / (n - 1)
+    centred = own.squares / (n * (n - 1)) - 2 * means.square().mean() + means.mean().square()
+    return means, max(0.0, float(centred))
 
 
 def _measure(
     sets: tuple[Tensor, Tensor],
     draws: tuple[Tensor, Tensor],
-    kernel: _Polynomial,
+    kernel: Polynomial,
     paired: bool,
 ) -> tuple[Tensor, _Moments]:
     """The estimates (s,) from the subsets, and the moments, by the cheaper of two exact ways.
@@ -277,7 +326,7 @@ def _measure(
     return values, _Moments(*(sum(v) / subsets for v in zip(*moments, strict=True)))
 
 
-def _no_subsets(x: Tensor, y: Tensor, kernel: _Polynomial) -> tuple[Tensor, Tensor]:
+def _no_subsets(x: Tensor, y: Tensor, kernel: Polynomial) -> tuple[Tensor, Tensor]:
     return tuple(z.new_empty(0, len(z), dtype=kernel.dtype) for z in (x, y))
 
 

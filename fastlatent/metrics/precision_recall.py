@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.metrics.balls import Balls, Halves, Realism
-from fastlatent.metrics.distances import Block, distance_blocks, nearest_neighbours, unit_scale
+from fastlatent.metrics.distances import Block, distance_blocks, nearest_neighbours
 from fastlatent.metrics.sets import (
     Estimate,
     check_counts,
@@ -39,6 +39,7 @@ from fastlatent.metrics.sets import (
     check_sets,
     plain_arithmetic,
 )
+from fastlatent.metrics.units import unit_scale
 
 _SPLITS = 32  # into halves: their number leaves an error of 12 % in a standard error
 
