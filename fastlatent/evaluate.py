@@ -163,9 +163,10 @@ def evaluate_run(options: Options) -> None:
     bound = None
     if options.samples is not None:
         bound = measure_bound(model, split, options.samples, batch, seed, options.limit)
-    losses = Losses(means, pixels, bound, options.samples, bits_per_nat(trained))
+    units = {name: model.unit_of(name) for name in means}
+    losses = Losses(means, pixels, bound, options.samples, units, bits_per_nat(trained))
     say(f"{options.split} split of {trained.data.name}, {images:,} images:")
-    say("\n".join(losses.lines(model.loss_unit)))
+    say("\n".join(losses.lines()))
 
     path = trained.run.path / "evaluation.json"
     found = {
@@ -176,7 +177,6 @@ def evaluate_run(options: Options) -> None:
         "images": images,
         "seed": seed,
         "batch": batch,
-        "unit": model.loss_unit,
         "values": losses.values(),
     }
     before = compared_before(path, found)
@@ -203,7 +203,7 @@ def evaluate_run(options: Options) -> None:
     if layers:
         title = f"KL of each layer, {options.split} split"
         values, errors = zip(*layers, strict=True)
-        picture = plots.layer_bars(values, errors, title, model.loss_unit)
+        picture = plots.layer_bars(values, errors, title, model.unit_of("kl"))
         say(f"picture: {plots.save(picture, trained.place(None, 'kl-layers'))}")
 
 

@@ -92,7 +92,6 @@ def values(loss: float, error: float | None, **others: Any) -> dict[str, Any]:
         "data": "digits",
         "split": "test",
         "images": 300,
-        "unit": "nats per image",
         "values": {"loss": {"mean": loss, "standard_error": error}},
         **others,
     }
@@ -187,7 +186,7 @@ def test_layers_bits_and_draws(tmp_path: Path) -> None:
             "bits_per_dimension": 0.16,
             "samples": 1000,
         },
-        "kl_layer_0": {"mean": 3.0, "standard_error": 0.5},
+        "kl_layer_0": {"mean": 3.0, "standard_error": 0.5, "unit": "nats per image"},
     }
     table = columns(make_run(tmp_path / "one", evaluation=evaluation))
     title = "log likelihood, 1,000 samples"
@@ -196,6 +195,20 @@ def test_layers_bits_and_draws(tmp_path: Path) -> None:
     assert texts(table["evaluation", title, "bits per dimension"]) == ["0.1600 ± 0.0040"]
     assert table["evaluation", title, "bits per dimension"].better == "lower"
     assert texts(table["KL of each layer", "layer 0", "nats per image"]) == ["3.00 ± 0.50"]
+
+
+def test_values_stand_in_their_own_units(tmp_path: Path) -> None:
+    """As stored with each value; what earlier versions stored without one goes by the model."""
+    stored = {"psnr": {"mean": 29.0, "standard_error": 0.1}, "laplacian": {"mean": 0.05}}
+    newer = {"psnr": {"mean": 29.0, "unit": "dB"}, "of_tomorrow": {"mean": 3.0, "unit": "m"}}
+    runs = [
+        make_run(tmp_path / name, "glo-digits", evaluation={"values": found})
+        for name, found in (("older", stored), ("newer", newer))
+    ]
+    table = columns(*runs)
+    assert texts(table["evaluation", "psnr", "dB"]) == ["29.00 ± 0.10", "29"]
+    assert table["evaluation", "laplacian", "Laplacian L1"]
+    assert table["evaluation", "of tomorrow", "m"]
 
 
 def test_weights_that_changed_since_are_told(tmp_path: Path) -> None:
@@ -542,8 +555,8 @@ BAD: dict[str, tuple[Callable[[Path], list[Any]], str, int]] = {
         1,
     ),
     "evaluation, unit": (
-        damage("evaluation.json", '{"unit": 3}'),
-        "evaluation.json is damaged: unit must be text; got 3",
+        damage("evaluation.json", '{"values": {"kl": {"mean": 1, "unit": 3}}}'),
+        "evaluation.json is damaged: values: kl: unit must be text; got 3",
         1,
     ),
     "picture": (

@@ -13,6 +13,7 @@ from fastlatent.comparison.evaluation import Evaluation
 from fastlatent.comparison.subject import Subject
 from fastlatent.latents import FITTED
 from fastlatent.metrics import Estimate
+from fastlatent.models.base import NATS
 from fastlatent.progress import format_seconds
 
 Better = Literal["lower", "higher"]
@@ -25,7 +26,7 @@ VALUES: dict[str, Better] = {
     "log_likelihood": "higher",
     "pixel_error": "lower",
 }
-UNITLESS = ("score_real", "score_fake", "quantization_error", "pixel_error")
+UNITS = {"log_likelihood": NATS, "pixel_error": "pixels in [0, 1]"}  # of what no model returns
 LAYERS = "KL of each layer"
 
 
@@ -179,18 +180,18 @@ def _training(run: Subject) -> Iterator[Entry]:
 
 def _values(run: Subject, evaluation: Evaluation) -> Iterator[Entry]:
     yield Column("evaluation", "measured on"), _circumstances(evaluation)
-    unit = evaluation.unit or run.model.loss_unit
     measured_on = (evaluation.split, evaluation.images)
     for name, number in evaluation.values.items():
         samples = evaluation.samples.get(name)
         title = name.replace("_", " ")
         if samples is not None:
             title += f", {samples:,} samples"
+        unit = evaluation.units.get(name, UNITS.get(name, run.model.unit_of(name)))
         scale = (*run.scale, unit, *measured_on, samples)
         better, group = VALUES.get(name), "evaluation"
         if name.startswith("kl_layer_"):
             title, group = f"layer {name.removeprefix('kl_layer_')}", LAYERS
-        column = Column(group, title, "" if name in UNITLESS else unit, better)
+        column = Column(group, title, unit, better)
         yield column, _cell(number, scale)
         if better == "higher" and name in evaluation.bits:
             column = Column(group, title, "bits per dimension", "lower")

@@ -38,9 +38,9 @@ class Evaluation:
     split: str
     images: int | None
     weights: str  # "last" or "best"
-    unit: str | None
     current: bool  # False where the weights have changed since
     values: dict[str, Estimate]
+    units: dict[str, str]  # of the values; earlier versions stored none
     bits: dict[str, Estimate]  # those of `values` that are likelihoods, in bits per dimension
     samples: dict[str, int]  # draws behind a bound, by the name of the value
     features: Features | None
@@ -54,13 +54,16 @@ def read_evaluation(run: Run) -> Evaluation | None:
         return None
     stored = _object(read_json(path), path, "it")
     weights = str(stored.get("weights", "last"))
-    values, bits, samples = {}, {}, {}
+    values, units, bits, samples = {}, {}, {}, {}
     for name, entry in _object(stored.get("values", {}), path, "values").items():
         where = f"values: {name}"
         measured = _measured(entry, ("mean", "standard_error"), path, where)
         if measured is None:
             continue
         values[name] = measured
+        unit = _text(entry.get("unit"), path, f"{where}: unit")
+        if unit is not None:
+            units[name] = unit
         if is_number(entry.get("bits_per_dimension")):
             bits[name] = _scaled(measured, entry["bits_per_dimension"])
         if entry.get("samples") is not None:
@@ -69,9 +72,9 @@ def read_evaluation(run: Run) -> Evaluation | None:
         split=str(stored.get("split", "test")),
         images=_count(stored.get("images"), path, "images"),
         weights=weights,
-        unit=_text(stored.get("unit"), path, "unit"),
         current=_is_current(run, weights, stored.get("fingerprint")),
         values=values,
+        units=units,
         bits=bits,
         samples=samples,
         features=_features(stored, path),

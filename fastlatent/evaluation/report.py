@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlatent import plots
 from fastlatent.metrics import KernelDistance, Scores
+from fastlatent.models.base import NATS
 from fastlatent.passes import Bound, Mean
 
 if TYPE_CHECKING:
@@ -24,23 +25,26 @@ class Losses:
     pixel_error: Mean  # squared error of the pixels of reconstructions
     bound: Bound | None
     samples: int | None  # of the bound
+    units: dict[str, str]  # of the means, by their names
     bits_per_nat: float | None  # bits per dimension; None where likelihoods are no probabilities
 
-    def lines(self, unit: str) -> list[str]:
-        """The numbers as a table."""
+    def lines(self) -> list[str]:
+        """The numbers as a table, each with its unit."""
         in_bits = self.bits_per_nat is not None
-        heading = f"  {'':28}{unit:>24}{'standard error':>18}"
-        lines = [heading + f"{'bits/dimension':>18}" * in_bits]
-        for name, value in self.values().items():
+        values = self.values()
+        widest = max(len(value["unit"]) for value in values.values())
+        heading = f"  {'':28}{'mean':>16}{'standard error':>18}  {'unit':{widest}}"
+        lines = [(heading + f"{'bits/dimension':>18}" * in_bits).rstrip()]
+        for name, value in values.items():
             title = name.replace("_", " ")
             if name == "pixel_error":
                 title = "squared error of pixels"
             elif name == LIKELIHOOD:
                 title = f"log-likelihood, {self.samples:,} samples"
             error = math.nan if value["standard_error"] is None else value["standard_error"]
-            line = f"  {title:28}{value['mean']:24.4f}{error:18.4f}"
+            line = f"  {title:28}{value['mean']:16.4f}{error:18.4f}  {value['unit']:{widest}}"
             bits = value.get("bits_per_dimension")
-            lines.append(line + ("" if bits is None else f"{bits:18.4f}"))
+            lines.append((line + ("" if bits is None else f"{bits:18.4f}")).rstrip())
         if self.bound is not None and math.isfinite(self.bound.sampling_error):
             lines.append(
                 f"  Drawing no more than {self.samples:,} samples alone gives an error of "
@@ -56,9 +60,15 @@ class Losses:
         if self.bound is not None:
             measured[LIKELIHOOD] = self.bound
         values: dict[str, dict[str, Any]] = {}
+        units = {LIKELIHOOD: NATS} | self.units
         for name, mean in measured.items():
-            values[name] = {"mean": mean.value, "standard_error": _known(mean.error)}
-            if self.bits_per_nat is not None:
+            unit = units.get(name, "")
+            values[name] = {
+                "mean": mean.value,
+                "standard_error": _known(mean.error),
+                "unit": unit,
+            }
+            if self.bits_per_nat is not None and unit == NATS:
                 sign = -1 if name in HIGHER_IS_BETTER else 1
                 values[name]["bits_per_dimension"] = sign * self.bits_per_nat * mean.value
         if self.bound is not None:
@@ -67,8 +77,12 @@ class Losses:
                 "sampling_error": _known(self.bound.sampling_error),
                 "dominated_images": self.bound.dominated,
             }
-        pixels = {"mean": self.pixel_error.value, "standard_error": _known(self.pixel_error.error)}
-        return values | {"pixel_error": pixels}
+        values["pixel_error"] = {
+            "mean": self.pixel_error.value,
+            "standard_error": _known(self.pixel_error.error),
+            "unit": "pixels in [0, 1]",
+        }
+        return values
 
 
 @dataclass

@@ -13,6 +13,8 @@ from fastlatent.data import Split
 from fastlatent.noise import Noise
 from fastlatent.priors import Normal, Prior
 
+NATS = "nats per image"
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -21,6 +23,7 @@ class Turn:
     name: str  # that `forward` is given as `turn`
     modules: tuple[nn.Module, ...]
     rate: float = 1.0  # factor of the learning rate
+    unit: str = NATS  # of its loss
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class LatentModel(nn.Module, ABC):
         noise: Noise | None = None,  # needed where the configuration draws random numbers
     ) -> dict[str, Tensor]:  # each (n,), per image
         """Per-image values: "loss" is averaged and minimised, the others are logged."""
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each value of `forward`; "" of one that has none, such as a count."""
+        return {"loss": self.loss_unit}
+
+    def unit_of(self, value: str) -> str:
+        """Unit of a value of `forward`, by its name; "" where it has none or none is known."""
+        return self.units.get(value, "")
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

@@ -147,6 +147,10 @@ class BiGAN(LatentModel):
             values |= {"score_real": real.sigmoid(), "score_fake": fake.sigmoid()}
         return values
 
+    @property
+    def units(self) -> dict[str, str]:
+        return {"loss": self.loss_unit, "score_real": "", "score_fake": ""}
+
     def encode(self, x: Tensor) -> Tensor:
         """Codes: (n, c, h, w) -> (n, d)."""
         self._check_images("x", x)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlatent.models.base import LatentModel
+from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.renaming import check_tensors, rename
 from fastlatent.nn import (
     at_least_float32,
@@ -164,7 +164,8 @@ class Decoder(nn.Module):
 class LBAE(LatentModel):
     """The autoencoder, over bits or (the paper's baseline) over Gaussian latents.
 
-    `forward` returns "loss", "reconstruction" and "quantization_error" (bits) or "kl" (Gaussian).
+    `forward` returns "loss" and, over bits, "quantization_error"; over Gaussian latents its parts
+    "reconstruction" and "kl".
     """
 
     def __init__(self, config: LBAEConfig):
@@ -175,7 +176,7 @@ class LBAE(LatentModel):
         self.latent_dim = config.dim
         self.latent_kind = "bits" if config.latent == "bits" else "real"
         self.loss_unit = {
-            "cross_entropy": "nats per image",
+            "cross_entropy": NATS,
             "squared_error": "squared error per image",
         }[architecture.reconstruction]
         # In this order: the published program draws the decoder's weights first.
@@ -197,11 +198,7 @@ class LBAE(LatentModel):
             (logits,) = encoded
             codes, error = binarize(logits, self.config.surrogate)
             reconstruction = self._reconstruction_loss(self.decoder(codes), target)
-            return {
-                "loss": reconstruction,
-                "reconstruction": reconstruction,
-                "quantization_error": error,
-            }
+            return {"loss": reconstruction, "quantization_error": error}
 
         mean, log_variance = map(at_least_float32, encoded)
         z = mean
@@ -211,6 +208,11 @@ class LBAE(LatentModel):
         kl = gaussian_kl(mean, log_variance, clamp=KL_CLAMP if self.training else None)
         loss = reconstruction + self.config.kl_weight / self.latent_dim * kl
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+
+    @property
+    def units(self) -> dict[str, str]:
+        unit = self.loss_unit
+        return {"loss": unit, "reconstruction": unit, "kl": NATS, "quantization_error": ""}
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes +/-1, or posterior means: (n, c, h, w) -> (n, d). Never corrupts its input."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastlatent.models.base import LatentModel
+from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.precision import PrecisionNet, gaussian_nll
 from fastlatent.models.spectral import (
     MAP_CHANNELS,
@@ -91,7 +91,7 @@ class VAE(LatentModel):
         self.image_shape = config.image_shape
         self.latent_dim = config.dim
         self.latent_kind = "real"
-        self.loss_unit = "nats per image"
+        self.loss_unit = NATS
         self.encoder = Encoder(config)
         self.decoder = ImageDecoder(config.image_shape, config.dim, (MAP_CHANNELS, MAP_CHANNELS))
         self.precision = PrecisionNet(
@@ -123,6 +123,10 @@ class VAE(LatentModel):
             fitted = gaussian_nll(self._errors(mean, target), self.precision(mean))
             values["fitted_reconstruction"] = fitted
         return values
+
+    @property
+    def units(self) -> dict[str, str]:
+        return dict.fromkeys(("loss", "reconstruction", "kl", "fitted_reconstruction"), NATS)
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means: (n, c, h, w) -> (n, d)."""

@@ -278,7 +278,8 @@ class Training:
         fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
         self._record("fitted", fitted)
         for name, value in fitted.items():
-            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {model.loss_unit}")
+            unit = model.unit_of(name)
+            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {unit}".rstrip())
         if not self.main:
             return
         self.run.write_weights(model.state_dict())

@@ -136,6 +136,17 @@ class GLO(LatentModel):
         values["psnr"] = 10 * (4 / mse.clamp_min(1e-12)).log10()
         return values
 
+    @property
+    def units(self) -> dict[str, str]:
+        return {
+            "loss": self.loss_unit,
+            "loss_of_start": self.loss_unit,
+            "squared_error": UNITS["mse"],
+            "absolute_error": UNITS["l1"],
+            "laplacian": UNITS["laplacian"],
+            "psnr": "dB",
+        }
+
     def fit(self, x: Tensor, starts: int | None = None, steps: int | None = None) -> Fitted:
         """Search for the codes of images (n, c, h, w) in [0, 1], by default as configured.
 

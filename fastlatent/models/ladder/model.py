@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastlatent.models.base import Group, LatentModel, Turn
+from fastlatent.models.base import NATS, Group, LatentModel, Turn
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
@@ -39,7 +39,7 @@ class LaDDer(LatentModel):
         self.image_shape = config.image_shape
         self.latent_dim = config.dim
         self.latent_kind = "real"
-        self.loss_unit = "nats per image"
+        self.loss_unit = NATS
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.likelihood = Laplace(config.image_scale, config.start_scale)
@@ -287,6 +287,14 @@ class LaDDer(LatentModel):
         }
         inner = ("inner_reconstruction", "inner_entropy", "inner_log_prior")
         return terms | ({"inner VAE (nats)": inner} if self.config.prior.kind in INNER else {})
+
+    @property
+    def units(self) -> dict[str, str]:
+        nats = ("loss", "elbo", "reconstruction", "kl", "log_posterior", "log_prior")
+        inner = ("inner_reconstruction", "inner_entropy", "inner_log_prior")
+        units = dict.fromkeys((*nats, *inner), NATS)
+        units |= dict.fromkeys(("image_scale", "latent_std", "active_units", "prior_scale"), "")
+        return units | {"bits_per_dim": "bits per dimension"}
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means: (n, c, h, w) -> (n, d)."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlatent.models.base import LatentModel
+from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.lvae.config import LVAEConfig
 from fastlatent.models.lvae.layers import LadderPass, LayerPass, Normal, TopDownLayer
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS
@@ -40,7 +40,7 @@ class LadderVAE(LatentModel):
         self.latent_sizes = [c * h * w for c, h, w in self.layer_shapes]
         self.latent_dim = sum(self.latent_sizes)
         self.latent_kind = "real"
-        self.loss_unit = "nats per image"
+        self.loss_unit = NATS
 
         style, act = config.style, ACTIVATIONS[config.nonlinearity]
         stride = 2 if config.initial_downscaling else 1
@@ -126,6 +126,11 @@ class LadderVAE(LatentModel):
             kls = kls.clamp(min=self.config.free_bits)
         kl = kls.sum(1)
         return reconstruction + (self.beta * kl if self.config.beta_anneal else kl)
+
+    @property
+    def units(self) -> dict[str, str]:
+        layers = (f"kl_layer_{index}" for index in range(len(self.top_down)))
+        return dict.fromkeys(("loss", "elbo", "reconstruction", "kl", *layers), NATS)
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means, each layer's given those above: (n, c, h, w) -> (n, d)."""
