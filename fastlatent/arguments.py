@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import tyro
 
+from fastlatent import plots
 from fastlatent.console import Device, UsageError, choose_device
 from fastlatent.data import Dataset, Split, load
 from fastlatent.latents import Repair
@@ -23,6 +25,9 @@ from fastlatent.runs import Run, Weights
 from fastlatent.runs.files import read_checkpoint, read_tensors, write_tensors
 from fastlatent.runs.folder import load_weights
 from fastlatent.runs.priors import read_prior
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,15 @@ class Trained:
         """
         features = VGG19Features(self.model.image_shape)
         return features.load(read_checkpoint(weights)).to(self.device)
+
+    @property
+    def subject(self) -> str:
+        """What its pictures are of: the run and its weights."""
+        return f"{self.run.path.name}: {self.run.config.name}, {self.options.weights} weights"
+
+    def draw(self, picture: "Image", path: Path) -> Path:
+        """Write a picture of the run, which says so below."""
+        return plots.save(picture, path, self.subject)
 
     def place(self, out: Path | None, name: str) -> Path:
         """Where a picture goes: to `out`, by default among the pictures of the run."""

@@ -105,12 +105,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     for trained in runs:
         check(trained)
     columns = [panels_of(trained, options) for trained in runs]
+    names = [trained.run.path.name for trained in runs]
     rows = 1 if len(columns) == 1 else 2
+    if rows == 2:
+        columns = [
+            [replace(panel, title=f"{name}\n{panel.title}") for panel in column]
+            for name, column in zip(names, columns, strict=True)
+        ]
     panels = [*chain(*(columns if rows == 1 else zip(*columns, strict=True)))]
     window = options.window or window_of([column[0].dots for column in columns])
-    path = plots.save(densities(panels, window, rows), runs[0].place(options.out, "densities"))
+    place, subject = runs[0].place(options.out, "densities"), ", ".join(names)
+    path = plots.save(densities(panels, window, rows), place, subject)
     say(f"densities: {path}")
-    path = plots.save(circles(panels, window, rows), path.with_name(f"{path.stem}-circles.png"))
+    place = path.with_name(f"{path.stem}-circles.png")
+    path = plots.save(circles(panels, window, rows), place, subject)
     say(f"components: {path}")
 
 
@@ -151,8 +159,8 @@ def panels_of(trained: Trained, options: Options) -> list[Panel]:
         t = mean + std * noise.normal("inner latent", mean.shape, device)
         title = f"{own_name(trained)}, inner latents"
         return [
-            aggregate_posterior(AGGREGATE, mean, std, t),
-            prior_panel(title, prior.code, t, stream),
+            replace(aggregate_posterior(AGGREGATE, mean, std, t), latent="inner latent"),
+            replace(prior_panel(title, prior.code, t, stream), latent="inner latent"),
         ]
 
 

@@ -198,13 +198,13 @@ def evaluate_run(options: Options) -> None:
     results = options.results or trained.run.path.parent / RESULTS
     append_line(results, {"run": str(trained.run.path)} | found)
     if compared is not None:
-        draw_prd(compared, trained.place(None, "prd"))
+        draw_prd(compared, trained.place(None, "prd"), trained.subject)
     layers = [mean for name, mean in means.items() if name.startswith("kl_layer_")]
     if layers:
         title = f"KL of each layer, {options.split} split"
         values, errors = zip(*layers, strict=True)
         picture = plots.layer_bars(values, errors, title, model.unit_of("kl"))
-        say(f"picture: {plots.save(picture, trained.place(None, 'kl-layers'))}")
+        say(f"picture: {trained.draw(picture, trained.place(None, 'kl-layers'))}")
 
 
 def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -323,13 +323,13 @@ def evaluate_sets(options: Options) -> None:
     write_json(folder / "evaluation.json", found)
     say(f"numbers: {folder / 'evaluation.json'}")
     append_line(options.results or folder.parent / RESULTS, found)
-    draw_prd(compared, folder / "prd.png")
+    draw_prd(compared, folder / "prd.png", str(options.fake))
 
 
-def draw_prd(compared: Comparisons, path: Path) -> None:
+def draw_prd(compared: Comparisons, path: Path, subject: str) -> None:
     """The PRD curves, where there are any."""
     if any(scores.prd for scores in compared.sets.values()):
-        say(f"picture: {plots.save(compared.picture(), path)}")
+        say(f"picture: {plots.save(compared.picture(), path, subject)}")
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

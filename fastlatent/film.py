@@ -15,6 +15,7 @@ from fastlatent.pictures import open_picture, pixels_of
 from fastlatent.progress import say, track
 from fastlatent.runs import Run
 from fastlatent.runs.files import written_whole
+from fastlatent.subset import spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +29,7 @@ Examples:
   python -m fastlatent.film runs/glo-digits
   python -m fastlatent.film runs/glo-digits --n 16 --fps 10 --out film.gif"""
 
+COLOURS = 64
 HOLD = 10  # times as long as others, the last frame stays
 
 
@@ -39,6 +41,8 @@ class Options:
     """Run folder that training left."""
     n: int = 32
     """How many of the images to show, at most."""
+    frames: int = 50
+    """Frames at most, evenly spread over the training; the last is always shown."""
     fps: float = 5
     """Frames in a second."""
     out: Path | None = None
@@ -47,6 +51,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"--n must be at least 1; got {self.n}")
+        if self.frames < 1:
+            raise ValueError(f"--frames must be at least 1; got {self.frames}")
         if not 0 < self.fps <= 50:
             raise ValueError(f"--fps must be above 0 and at most 50; got {self.fps:g}")
         if self.out is not None and self.out.suffix.lower() != ".gif":
@@ -64,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{run.path} holds no frames of a film; train with --film-every, such as "
             '--film-every "1 epoch"'
         )
+    # From the end, so that the last frame is among those that stay.
+    paths = [paths[-1 - int(k)] for k in spread(len(paths), options.frames)][::-1]
     originals = images_of(run, run.film / "originals.png")
     frames = [
         plots.reconstructions(
             originals[: options.n],
             images_of(run, path)[: options.n],
-            f"{run.config.name}: training images and their reconstructions, step {int(path.stem)}",
+            f"{run.path.name}: training images and their reconstructions, step {int(path.stem)}",
         )
         for path in track(paths, "frames", len(paths))
     ]
@@ -89,7 +97,14 @@ def images_of(run: Run, path: Path) -> torch.Tensor:  # (n, c, h, w) in [0, 1]
 
 
 def save(frames: list["Image"], path: Path, fps: float) -> None:
-    """Write a GIF that runs for ever, whole or not at all; its colours are those of each frame."""
+    """Write a GIF that runs for ever, whole or not at all.
+
+    All frames share few colours, those of the last: what does not move then takes no bytes.
+    """
+    from PIL import Image
+
+    last = frames[-1].quantize(COLOURS, dither=Image.Dither.NONE)
+    frames = [frame.quantize(palette=last, dither=Image.Dither.NONE) for frame in frames]
     duration = [round(1000 / fps)] * len(frames)
     duration[-1] *= HOLD
     with written_whole(path) as temporary:

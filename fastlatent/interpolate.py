@@ -144,7 +144,7 @@ def walk_plainly(trained: Trained, options: Options, joined: Joined, method: Wal
     images = decode(trained.model, path.latents.flatten(0, 1), trained.batch)
     shown = images.unflatten(0, (-1, options.steps))
     picture = plots.walks(joined.first, shown, joined.last, caption)
-    saved = plots.save(picture, trained.place(options.out, name))
+    saved = trained.draw(picture, trained.place(options.out, name))
 
     wanted = "" if options.set_attribute is None else f" with {options.set_attribute} set"
     describe(path, [name + wanted for name in joined.names])

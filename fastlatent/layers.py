@@ -65,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
         )
         channels, height, width = model.layer_shapes[layer]
-        caption = f"layer {layer} of 0 to {count - 1} ({channels} x {height} x {width}) drawn anew"
+        caption = (
+            f"each image draws layer {layer} of {count} anew ({channels} x {height} x {width} "
+            "latents); a row shares the layers above"
+        )
         picture = plots.grid(images, options.n, caption)
-        say(f"layer {layer}: {plots.save(picture, folder / f'layer-{layer}.png')}")
+        say(f"layer {layer}: {trained.draw(picture, folder / f'layer-{layer}.png')}")
 
 
 def draw_row(model: LadderVAE, layer: int, options: Options, noise: Noise) -> Tensor:

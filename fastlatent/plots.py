@@ -1,6 +1,6 @@
 """Pictures: images in a grid with captions, true values in [0, 1], as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,19 @@ from torch import Tensor
 from fastlatent.runs.files import written_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
 TILE = 64  # smaller images are enlarged, by a whole factor, to at least this many pixels
-GAP = 2  # pixels between images
-GROUP_GAP = 10  # pixels between groups of images that belong together
+GAP = 6  # pixels between images: digits that reach their edges stay apart
+GROUP_GAP = 18  # pixels between groups of images that belong together
 MARGIN = 8
 TEXT = 15  # size of the captions in pixels
+SMALL = 12  # size of the line below a picture that says what it is of
 INK = (30, 30, 30)
+GREY = (110, 110, 110)
+BEGINNING = 0.05  # share of a training whose values, far from all others, may leave the frame
 MOST = 40_000  # images in a picture: about as large a file as Pillow opens again
 
 
@@ -29,6 +33,7 @@ def grid(
     caption: str = "",
     headings: Sequence[str] = (),  # one above each column
     group: int = 1,  # columns that belong together
+    row_group: int = 1,  # rows that belong together
     notes: Sequence[str] = (),  # one to the right of each row, of a few lines
 ) -> "Image":
     """The images in rows of `columns`, pixels enlarged but not smoothed.
@@ -51,12 +56,14 @@ def grid(
     line = TEXT + 7
     top = MARGIN + line * (bool(caption) + bool(headings))
     rows = -(-n // columns)
+    below = [GROUP_GAP if row_group > 1 and k % row_group == 0 else GAP for k in range(1, rows)]
+    row_top = [top + k * tile_h + sum(below[:k]) for k in range(rows)]
     end = left[min(columns, n) - 1] + tile_w + MARGIN
     widths = [font.getlength(part) for note in notes for part in note.splitlines()]
     right = end + (round(max(widths)) + MARGIN if widths else 0)
     size = (
         max(right, round(font.getlength(caption)) + 2 * MARGIN),
-        top + rows * (tile_h + GAP) - GAP + MARGIN,
+        row_top[-1] + tile_h + MARGIN,
     )
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
@@ -67,9 +74,9 @@ def grid(
         row, column = divmod(k, columns)
         image = Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile)
         image = image.resize((tile_w, tile_h), Image.Resampling.NEAREST)
-        canvas.paste(image, (left[column], top + row * (tile_h + GAP)))
+        canvas.paste(image, (left[column], row_top[row]))
     for row, note in enumerate(notes):
-        middle = top + row * (tile_h + GAP) + tile_h / 2
+        middle = row_top[row] + tile_h / 2
         pen.multiline_text((end, middle), note, INK, font, anchor="lm")
     return canvas
 
@@ -109,6 +116,7 @@ def walks(
     end: Tensor | None,  # (k, c, h, w), images that they lead to, if there are such
     caption: str,
     notes: Sequence[str] = (),  # one for each path
+    together: int = 1,  # paths between the same ends, one below the other
 ) -> "Image":
     """A path in each row, between the images whose latents it joins."""
     steps = path.shape[1]
@@ -121,53 +129,104 @@ def walks(
         headings.append("to")
         columns.append(end[:, None])
     rows = torch.cat(columns, 1).flatten(0, 1)
-    return grid(rows, len(headings), caption, headings, notes=notes)
+    return grid(rows, len(headings), caption, headings, row_group=together, notes=notes)
 
 
-def loss_curve(metrics: Sequence[dict[str, Any]], unit: str) -> "Image":
-    """Training and held-out loss over the epochs, from the lines of metrics.jsonl."""
-    axes = figure().add_subplot()
-    # Of a training step with several turns, the losses of each: their sum is of no use.
-    turns = sorted({name for line in metrics for name in line if name.endswith("_loss")})
-    thin, thick = {"alpha": 0.6, "lw": 1}, {"marker": ".", "lw": 1.5}
-    curves = [("train", name, thin) for name in turns or ["loss"]]
-    curves += [("validation", "loss", thick), ("test", "loss", thick)]
-    for kind, name, style in curves:
-        lines = (line for line in metrics if line["kind"] == kind and name in line)
-        points = [(line["epoch"], line[name]) for line in lines]
-        if points:
-            turn = name.removesuffix("loss").replace("_", " ")
-            axes.plot(*zip(*points, strict=True), label=f"{kind} {turn}".strip(), **style)
-            axes.legend()
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"loss ({unit})")
-    axes.grid(alpha=0.3)
-    return drawn(axes.figure)
+def loss_curve(
+    metrics: Sequence[dict[str, Any]],  # lines of metrics.jsonl
+    unit: str,  # of the loss
+    turns: Mapping[str, str] | None = None,  # unit of each loss of a turn, by its name there
+) -> "Image":
+    """Training and held-out loss over the epochs; losses of turns on axes of their own."""
+    turns = turns or {}  # the sum of their losses is of no use
+    whole = figure(6.4 * (2 if turns else 1), 4)
+    loss, *apart = whole.subplots(1, 2 if turns else 1, squeeze=False)[0]
+    thick = {"marker": ".", "lw": 1.5}
+    if not turns:
+        _curve(loss, metrics, "train", "loss", alpha=0.6, lw=1)
+    for kind in ("validation", "test"):
+        _curve(loss, metrics, kind, "loss", **thick)
+    _finish(loss, f"loss ({unit})")
+    for axes in apart:
+        for name in turns:
+            title = f"train {name.removesuffix('loss').replace('_', ' ')}".strip()
+            _curve(axes, metrics, "train", name, title, alpha=0.6, lw=1)
+        _finish(axes, f"loss ({', '.join(dict.fromkeys(turns.values()))})")
+    return drawn(whole)
 
 
 def term_curves(
     metrics: Sequence[dict[str, Any]],  # lines of metrics.jsonl
     terms: dict[str, tuple[str, ...]],  # values by the title that they are drawn under
 ) -> "Image":
-    """The values over the epochs, those of training thin, held-out ones with dots."""
-    whole = figure(4.2 * len(terms), 3.2)
-    thin, dotted = {"alpha": 0.5, "lw": 1}, {"marker": ".", "lw": 1.5}
+    """The values over the epochs, those of training thin, held-out ones with dots.
+
+    Titles without a value are left out.
+    """
+    logged = {name for line in metrics for name in line}
+    shown = {title: names for title, names in terms.items() if logged & set(names)}
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    whole = figure(4.6 * columns, 3.6 * rows)
     held_out = "validation" if any(x["kind"] == "validation" for x in metrics) else "test"
-    for axes, (title, names) in zip(
-        whole.subplots(1, len(terms), squeeze=False)[0], terms.items(), strict=True
-    ):
+    places = [*whole.subplots(rows, columns, squeeze=False).flat]
+    for axes, (title, names) in zip(places, shown.items(), strict=False):
         for colour, name in enumerate(names):
-            for kind in ("train", held_out):
-                found = [(x["epoch"], x[name]) for x in metrics if x["kind"] == kind and name in x]
-                if found:
-                    label = f"{name.replace('_', ' ')}, {kind}"
-                    style = thin if kind == "train" else dotted
-                    axes.plot(*zip(*found, strict=True), color=f"C{colour}", label=label, **style)
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=7)
+            label, colour = name.replace("_", " "), f"C{colour}"
+            thin = {"alpha": 0.5, "lw": 1, "color": colour}
+            _curve(axes, metrics, "train", name, f"{label}, train", **thin)
+            _curve(axes, metrics, held_out, name, f"{label}, {held_out}", marker=".", color=colour)
+        axes.set_title(title)
+        _finish(axes)
+    for axes in places[len(shown) :]:
+        axes.set_axis_off()
     return drawn(whole)
+
+
+def _curve(
+    axes: "Axes",
+    metrics: Sequence[dict[str, Any]],
+    kind: str,
+    name: str,
+    label: str | None = None,  # the kind by default
+    **style: Any,
+) -> None:
+    """A value of the lines of one kind over the epochs; nothing where there is none."""
+    points = [
+        (line["epoch"], line[name]) for line in metrics if line["kind"] == kind and name in line
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label or kind, **style)
+
+
+def _finish(axes: "Axes", title: str = "") -> None:
+    """Labels, legend, and a frame that the first values, far from all others, do not flatten."""
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.3)
+    if not axes.lines:
+        return
+    axes.legend(fontsize=9)
+    epochs, values = (
+        np.concatenate([np.asarray(part, float) for part in parts])
+        for parts in zip(*(line.get_data() for line in axes.lines), strict=True)
+    )
+    finite = np.isfinite(values)
+    beginning = BEGINNING * epochs.max()
+    later = values[finite & (epochs > beginning)]
+    if not len(later):
+        return
+    margin = 0.05 * (later.max() - later.min()) or 0.05 * max(abs(later.max()), 1)
+    low, high = later.min() - margin, later.max() + margin
+    if ((values[finite] < low) | (values[finite] > high)).any():
+        axes.set_ylim(low, high)
+        axes.text(
+            *(0.01, 1.01),
+            f"values before epoch {beginning:.2g} leave the frame",
+            transform=axes.transAxes,
+            fontsize=7,
+            color="0.4",
+        )
 
 
 def layer_bars(
@@ -192,13 +251,13 @@ def layer_bars(
 
 def prd_curves(curves: dict[str, tuple[Tensor, Tensor]], title: str) -> "Image":
     """Precision over recall for each set: (angles,) of recall and of precision."""
-    axes = figure(4.8, 4.8).add_subplot()
+    axes = figure(4.8, 4.8 + 0.25 * -(-len(curves) // 2)).add_subplot()
     for name, (recall, precision) in curves.items():
         axes.plot(recall.tolist(), precision.tolist(), label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title=title)
     axes.set_aspect("equal")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return drawn(axes.figure)
 
 
@@ -251,11 +310,26 @@ def tile_columns(n: int) -> int:
     return round(n**0.5) or 1
 
 
-def save(picture: "Image", path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+def save(picture: "Image", path: Path, subject: str = "") -> Path:
+    """Write a PNG, whole or not at all; the subject, such as the run, stands in a line below."""
+    if subject:
+        picture = signed(picture, subject)
     with written_whole(path) as temporary:
         picture.save(temporary, format="PNG")
     return path
+
+
+def signed(picture: "Image", subject: str) -> "Image":
+    """The picture with a small line below it that says what it is of."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(SMALL)
+    width = max(picture.width, round(font.getlength(subject)) + 2 * MARGIN)
+    canvas = Image.new("RGB", (width, picture.height + SMALL + MARGIN), "white")
+    canvas.paste(picture)
+    place = (MARGIN, canvas.height - MARGIN // 2)
+    ImageDraw.Draw(canvas).text(place, subject, GREY, font, anchor="ls")
+    return canvas
 
 
 def save_each(images: Tensor, folder: Path, first: int = 0) -> None:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained.model, split, index, trained.seed, f", {loss:.2f} {unit}"
     )
     name = "reconstructions" if options.split == "test" else "reconstructions-train"
-    say(f"picture: {plots.save(picture, trained.place(options.out, name))}")
+    say(f"picture: {trained.draw(picture, trained.place(options.out, name))}")
     if options.folder is not None:
         write_all(trained, options, chosen)
 

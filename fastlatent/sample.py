@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     picture = plots.samples(
         decode(trained.model, shown, trained.batch), f"samples: {NAMES[method]}"
     )
-    path = plots.save(picture, trained.place(options.out, f"samples-{method}"))
+    path = trained.draw(picture, trained.place(options.out, f"samples-{method}"))
     some = "" if len(shown) == options.n else f", the first {len(shown)} of them"
     say(f"{options.n} samples{some}: {path}")
 

@@ -43,6 +43,7 @@ class Panel:
     dots: Tensor  # (n, 2) latents of images
     weights: Tensor  # (k,) of the components
     outlines: Tensor  # (k, m, 2), around two deviations of each component
+    latent: str = "latent"  # what an axis shows
 
 
 def aggregate_posterior(title: str, mean: Tensor, std: Tensor, dots: Tensor) -> Panel:
@@ -157,9 +158,15 @@ def window_of(dots: Sequence[Tensor], margin: float = 0.25) -> tuple[float, floa
 def _axes(panels: Sequence[Panel], rows: int):  # type: ignore[no-untyped-def]
     columns = -(-len(panels) // rows)
     # Panels are square, below a title each, beside a scale of colours where there is one.
-    figure = plots.figure(2.5 * columns + 0.7, 2.75 * rows + 0.2)
+    lines = max(panel.title.count("\n") for panel in panels)
+    figure = plots.figure(2.5 * columns + 1, (2.75 + 0.2 * lines) * rows + 0.4)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for place, panel in zip(axes, panels, strict=True):
         place.set_title(panel.title, fontsize=10)
         place.tick_params(labelsize=8)
+        edge = place.get_subplotspec()
+        if edge.is_last_row():
+            place.set_xlabel(f"first {panel.latent}", fontsize=9)
+        if edge.is_first_col():
+            place.set_ylabel(f"second {panel.latent}", fontsize=9)
     return figure, list(axes)

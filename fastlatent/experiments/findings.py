@@ -211,4 +211,5 @@ class Files:
         write_values(self._place(f"{name}.json", self.run.path), values)
 
     def draw(self, name: str, picture: "Image") -> None:
-        say(f"picture: {plots.save(picture, self._place(f'{name}.png', self.run.images))}")
+        place = self._place(f"{name}.png", self.run.images)
+        say(f"picture: {plots.save(picture, place, self.run.path.name)}")

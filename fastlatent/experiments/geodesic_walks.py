@@ -38,7 +38,7 @@ SPANS = 2, 8, 16
 POINTS = 20
 PUBLISHED_EPOCHS = 50
 CORRELATED = 40  # points of a curve between which cosines are taken
-DRAWN = 8  # walks whose cosines are drawn, at most
+DRAWN = 3  # walks whose cosines are drawn, at most
 
 
 def walk_shorter(
@@ -99,15 +99,23 @@ def walk_shorter(
     if feature is not None:
         caption += f" between {feature_name(feature, metric)}"
     notes = length_notes(found, rows.tolist())
-    picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
-    say(f"picture: {plots.save(picture, place)}")
+    picture = plots.walks(first, images.flatten(0, 1), last, caption, notes, together=2)
+    say(f"picture: {trained.draw(picture, place)}")
     picture = pictures.length_history(found, "walks while they are shortened")
-    say(f"picture: {plots.save(picture, place.with_name(f'{place.stem}-history.png'))}")
+    say(f"picture: {trained.draw(picture, place.with_name(f'{place.stem}-history.png'))}")
     for what, values in cosine.items():
-        picture = pictures.correlations(*values[:DRAWN].unbind(1), what)
-        saved = plots.save(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
+        shown = most_changed(values)
+        picture = pictures.correlations(*values[shown].unbind(1), what, shown.tolist())
+        saved = trained.draw(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
         say(f"picture: {saved}")
     return images
+
+
+def most_changed(cosine: Tensor) -> Tensor:  # (k, 2, m, m) -> (at most DRAWN,), in their order
+    """The walks along which the variance of the cosines changes most."""
+    straight, shorter = cosine.flatten(2).var(2, correction=0).unbind(1)
+    change = (straight - shorter).abs().nan_to_num()
+    return change.topk(min(DRAWN, len(change))).indices.sort().values
 
 
 def report(

@@ -187,15 +187,15 @@ def walk_likely(
         for name, part in numbers.items()
         if part.terms is not None
     ]
-    picture = plots.walks(first, images.flatten(0, 1), last, caption, notes)
-    say(f"picture: {plots.save(picture, place)}")
+    picture = plots.walks(first, images.flatten(0, 1), last, caption, notes, together=2)
+    say(f"picture: {trained.draw(picture, place)}")
     history = history_picture(found, joined.names[:CHECKED])
-    saved = plots.save(history, place.with_name(f"{place.stem}-history.png"))
+    saved = trained.draw(history, place.with_name(f"{place.stem}-history.png"))
     say(f"picture: {saved}")
     if likely.space.dim == 2:
         encoded = likely.nodes()
         drawn = density_picture(likely.space.log_prob, found, encoded, likely.about)
-        saved = plots.save(drawn, place.with_name(f"{place.stem}-density.png"))
+        saved = trained.draw(drawn, place.with_name(f"{place.stem}-density.png"))
         say(f"picture: {saved}")
     return images
 

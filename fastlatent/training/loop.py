@@ -216,7 +216,8 @@ class Training:
                 model, self.test, self.config.seed, self.config.test_batch, copula
             )
             for name, picture in pictures.items():
-                save(picture, self.run.images / f"step-{self.done:08}-{name}.png")
+                path = self.run.images / f"step-{self.done:08}-{name}.png"
+                save(picture, path, self._subject())
                 self.log.picture(name, self.done, picture)
         self.accelerator.wait_for_everyone()
 
@@ -305,11 +306,12 @@ class Training:
                 say("\n".join(quality.lines()))
         pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
         metrics = read_metrics(self.out)
-        pictures["loss"] = loss_curve(metrics, model.loss_unit)
+        turns = {f"{turn.name}_loss": turn.unit for turn in model.turns}
+        pictures["loss"] = loss_curve(metrics, model.loss_unit, turns)
         if model.terms:
             pictures["terms"] = term_curves(metrics, model.terms)
         for name, picture in pictures.items():
-            save(picture, self.run.images / f"{name}.png")
+            save(picture, self.run.images / f"{name}.png", self._subject())
             self.log.picture(name, self.done, picture)
         say(f"pictures in {self.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
         say("next:")
@@ -352,6 +354,9 @@ class Training:
 
     def _position(self) -> str:
         return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"
+
+    def _subject(self) -> str:
+        return f"{self.run.path.name}: {self.config.name}, {self._position()}"
 
     def _record(self, kind: str, numbers: dict[str, float]) -> None:
         if self.log is not None:
