@@ -23,7 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"graphs", "nn", "noise", "pictures", "subset"},
+    {"graphs", "nn", "noise", "pictures", "subset", "untouched"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
     {"patches", "presets", "progress"},

@@ -38,7 +38,9 @@ def exact_discrepancy(x, y, degree, paired):
 
     n, apart = len(x), list(itertools.permutations(range(len(x)), 2))
     own = sum(k(part[i], part[j]) for part in (x, y) for i, j in apart) / len(apart)
-    across = [k(x[i], y[j]) for i, j in (apart if paired else itertools.product(range(n), repeat=2))]
+    across = [
+        k(x[i], y[j]) for i, j in (apart if paired else itertools.product(range(n), repeat=2))
+    ]
     return float(own - 2 * sum(across) / len(across))
 
 

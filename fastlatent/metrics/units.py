@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 LARGEST = 2.0**1000  # scale
 
 

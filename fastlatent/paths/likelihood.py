@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlatent.paths.objective import LogProb, Objective, Reduction, Terms
 from fastlatent.paths.starts import Start, first_points, straight_points
+from fastlatent.untouched import Untouched
 
 Method = Literal["adam", "original"]
 
@@ -96,6 +97,7 @@ def likelihood_path(
     float64 for paths that are to be the same in any company. `report` is called with the number of
     pairs done. Raises TypeError or ValueError for what does not fit.
     """
+    log_prob = Untouched(log_prob)
     _check(log_prob, start, end, n)
     _check_settings(
         method, reduction, length_weight, spread_weight, typical, iterations, rate, chunk

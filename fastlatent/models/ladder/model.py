@@ -15,6 +15,7 @@ from fastlatent.models.ladder.prior import build_prior, start_scale_
 from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Normal, Prior
 from fastlatent.priors.gaussian import entropy
+from fastlatent.untouched import slots
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over images, above which it is in use
 
@@ -272,8 +273,8 @@ class LaDDer(LatentModel):
         """Mean and deviation of pseudo-images' posteriors: (k, c, h, w) -> (k, d) each."""
         if not self._encoder_apart:
             return self.encoder(images)
-        weights = {name: value.detach() for name, value in self.encoder.named_parameters()}
-        return functional_call(self.encoder, weights, (images,))
+        weights = {name: weight.detach() for name, weight in slots(self.encoder)[0].items()}
+        return functional_call(self.encoder, weights, (images,), tie_weights=False)
 
     # What others ask of it
 
