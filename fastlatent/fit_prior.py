@@ -119,7 +119,7 @@ def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
         return train.to(trained.device), stored[order[:held].to(stored.device)].to(trained.device)
     split = trained.split("train")
     images = min(len(split), options.n or len(split))
-    # With a single draw of few images, components close in on what chance made of them.
+    # A single draw of few images says little of how wide their posteriors are.
     single = options.means or not draws_differ(trained)
     train = encoded(trained, split, images, options.means, 1 if single else -(-ENOUGH // images))
     return train, encoded(trained, trained.split("test"), None, options.means)

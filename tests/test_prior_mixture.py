@@ -238,6 +238,62 @@ def test_the_fit_does_not_depend_on_units():
     torch.testing.assert_close(shrunk.log_prob(z / 4096), moved, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_one_component_keeps_the_variance(covariance):
+    z = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)).double()
+    fits = [MixtureFit(), MixtureFit("em")]
+    mine, em = (GaussianMixture(64, 1, covariance, fit).double().fit(z) for fit in fits)
+    torch.testing.assert_close(mine.covariances(), em.covariances(), rtol=0, atol=0.01)
+    assert float(em.covariances()[0].diagonal().mean()) == pytest.approx(0.99, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "d", "weight"), [("full", 1, 1), ("full", 8, 8), ("diagonal", 8, 3)]
+)
+def test_the_prior_of_covariances_is_a_part_of_that_of_the_latents(covariance, d, weight):
+    """A mean, weighted by numbers of latents, of the prior's covariance and the component's own."""
+    n, part = 30, 0.2
+    scales = torch.linspace(1, 40, d).double()
+    z = scales * torch.randn(n, d, generator=torch.Generator().manual_seed(0)).double()
+    options = MixtureFit(covariance_prior=part)
+    found = GaussianMixture(d, 1, covariance, options).double().fit(z).covariances()[0]
+    spread = z.T.cov().reshape(d, d)
+    expected = (weight * part + n - 1) / (weight + n) * spread
+    expected = expected if covariance == "full" else expected.diagonal().diag()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+def held_out_nats(z: Tensor, held_out: Tensor, *arguments: object) -> float:
+    return -cross_entropy(GaussianMixture(z.shape[1], *arguments).fit(z), held_out).value
+
+
+def test_the_default_fit_beats_em_on_held_out_latents():
+    """50 components in 16 dimensions have 7,600 numbers, 500 latents 8,000."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 16, generator=generator)
+
+    def clusters(n: int) -> Tensor:
+        which = torch.randint(10, (n,), generator=generator)
+        return centres[which] + 0.3 * torch.randn(n, 16, generator=generator)
+
+    for z, held_out, least in (
+        (*torch.randn(2, 500, 16, generator=generator), -1.0),  # nats more than N(0, I)
+        (clusters(500), clusters(500), 12.0),
+    ):
+        mine = held_out_nats(z, held_out, 50)
+        plain = -cross_entropy(Normal(16), held_out).value
+        assert mine > held_out_nats(z, held_out, 50, "full", MixtureFit("em")) + 3
+        assert mine > plain + least
+
+
+def test_few_latents_of_many_dimensions_are_not_fitted_too_closely():
+    z, held_out = torch.randn(2, 20, 256, generator=torch.Generator().manual_seed(0))
+    prior = GaussianMixture(256, 10, "diagonal").fit(z)
+    one = -cross_entropy(Normal(256, "diagonal").fit(z), held_out).value
+    assert abs(prior.report.log_prob - one) < 150
+    assert -cross_entropy(prior, held_out).value > one - 100
+
+
 def test_more_latents_fit_no_worse():
     held_out = three_clusters(4000, seed=9)
     few = GaussianMixture(2, 20).fit(three_clusters(2048))

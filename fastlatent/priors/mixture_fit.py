@@ -1,4 +1,8 @@
-"""Fits of Gaussian mixtures by scikit-learn, in float64 on the CPU."""
+"""Fits of Gaussian mixtures by scikit-learn, in float64 on the CPU.
+
+The priors of the variational fit follow C. Fraley and A. E. Raftery, "Bayesian Regularization for
+Normal Mixture Estimation and Model-Based Clustering", Journal of Classification 24, 2007.
+"""
 
 import math
 import warnings
@@ -10,9 +14,14 @@ from torch import Tensor
 
 Covariance = Literal["full", "diagonal"]
 
-# Added to the variances, of latents whose mean variance is 1: without it latents that fill only a
+# Added to the variances, as a part of each latent's own: without it latents that fill only a
 # subspace have no precision.
 LEAST_VARIANCE = 1e-6
+
+# What the priors of a component weigh, in latents. Covariances weigh as many as there are
+# dimensions, the least that scikit-learn takes.
+MEAN_WEIGHT = 0.01  # the mean of all latents, against the component's own
+VARIANCE_WEIGHT = 3  # the prior of a diagonal covariance, against the component's own
 
 # What scikit-learn goes on from.
 WARM = {
@@ -41,8 +50,9 @@ class MixtureFit:
     """Variational (few components where few are enough), or expectation maximisation."""
     concentration: float = 0.1
     """Of the Dirichlet process (bayesian): the smaller, the fewer components."""
-    covariance_prior: float = 0.1
-    """Part of the latents' covariance that those of the components are drawn to (bayesian)."""
+    covariance_prior: float | None = None
+    """Part of the latents' covariance that those of the components are drawn to (bayesian), by the
+    weight of `dim` latents, of 3 where they are diagonal; default: components^(-2 / dim)."""
     max_latents: int = 20_000
     """Latents to fit to at most, drawn at random from those given."""
     max_iter: int = 200
@@ -63,8 +73,9 @@ class MixtureFit:
                     f"MixtureFit: {name} must be at least {least}; got {getattr(self, name)}"
                 )
         for name in ("concentration", "covariance_prior", "tol"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"MixtureFit: {name} must be positive; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"MixtureFit: {name} must be positive; got {value}")
         if not 0 <= self.prune < 1:
             raise ValueError(f"MixtureFit: prune must lie in [0, 1); got {self.prune}")
         if not 0 <= self.ridge < math.inf:
@@ -97,10 +108,10 @@ def fit_mixture(
         z = z[torch.randperm(len(z), generator=generator)[: options.max_latents].to(z.device)]
     z = z.double().cpu()
     original = options.mode == "original"
-    centre, scale = torch.zeros(z.shape[1]).double(), 1.0
+    centre, scale = torch.zeros(z.shape[1]).double(), torch.ones(z.shape[1]).double()
     if not original:
-        # LEAST_VARIANCE is then a part of that of the latents.
-        centre, scale = z.mean(0), float(z.var(0).mean().sqrt())
+        # Each dimension in its own units, so that those of the latents change nothing.
+        centre, scale = z.mean(0), z.std(0)
     points = ((z - centre) / scale).numpy()
     estimator = _estimator(points, components, covariance, options, seed, warm is not None)
     if warm:
@@ -145,10 +156,16 @@ def _estimator(
 
         # The bound is a sum over points, and so is its gain.
         common["tol"] = options.tol * len(points)
-        spread = np.cov(points.T, ddof=1).reshape(points.shape[1], points.shape[1])
-        spread = spread if covariance == "full" else spread.diagonal()
-        least = LEAST_VARIANCE * np.eye(len(spread)) if covariance == "full" else LEAST_VARIANCE
-        common["covariance_prior"] = options.covariance_prior * spread + least
+        dim = points.shape[1]
+        part = options.covariance_prior or components ** (-2 / dim)
+        target = part * np.cov(points.T).reshape(dim, dim) + LEAST_VARIANCE * np.eye(dim)
+        # It is added to sums of squares, and divided by the degrees of freedom with them.
+        scatter = dim * (target if covariance == "full" else target.diagonal())
+        common |= {
+            "covariance_prior": scatter,
+            "degrees_of_freedom_prior": dim,
+            "mean_precision_prior": MEAN_WEIGHT,
+        }
     kind = "dirichlet_distribution" if fast else "dirichlet_process"
     return BayesianGaussianMixture(
         weight_concentration_prior_type=kind,
@@ -157,10 +174,13 @@ def _estimator(
     )
 
 
-def _fitted(estimator: Any, centre: Tensor, scale: float, options: MixtureFit) -> Fitted:
+def _fitted(estimator: Any, centre: Tensor, scale: Tensor, options: MixtureFit) -> Fitted:
     weights = torch.from_numpy(estimator.weights_).double()
     means = torch.from_numpy(estimator.means_) * scale + centre
-    p = torch.from_numpy(estimator.precisions_cholesky_) / scale
+    p = torch.from_numpy(estimator.precisions_cholesky_)
+    if p.dim() == 2 and options.method == "bayesian" and options.mode == "default":
+        p = _reweighted(estimator) ** -0.5
+    p = p / (scale if p.dim() == 2 else scale[:, None])
     warm = {}
     if estimator.warm_start:
         names = WARM[options.method]
@@ -182,6 +202,18 @@ def _fitted(estimator: Any, centre: Tensor, scale: float, options: MixtureFit) -
         dropped,
         warm,
     )
+
+
+def _reweighted(estimator: Any) -> Tensor:  # (k, d)
+    """Diagonal variances whose prior weighs VARIANCE_WEIGHT latents.
+
+    A variance has one degree of freedom, and scikit-learn gives its prior that of d of them.
+    """
+    dim = estimator.means_.shape[1]
+    freedom = torch.from_numpy(estimator.degrees_of_freedom_)[:, None]
+    prior = torch.from_numpy(estimator.covariance_prior_)
+    squares = torch.from_numpy(estimator.covariances_) * freedom - prior
+    return (squares + VARIANCE_WEIGHT * prior / dim) / (VARIANCE_WEIGHT + freedom - dim)
 
 
 def _with_ridge(precisions_cholesky: Tensor, ridge: float) -> Tensor:
