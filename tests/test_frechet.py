@@ -219,6 +219,48 @@ def test_ranks_share_their_moments(tmp_path):
         torch.testing.assert_close(loaded.sigma, torch.cov(x.T))
 
 
+def unsymmetric(kind):
+    sigma = torch.cov(normal(500, 6, 0).T) * torch.logspace(0, 8, 6).outer(torch.logspace(0, 8, 6))
+    if kind == "a triangle":
+        return sigma.triu()
+    if kind == "a small feature":
+        sigma[0, 1] += 0.01 * (sigma[0, 0] * sigma[1, 1]).sqrt()
+    if kind == "a dead feature":
+        sigma[2, :], sigma[:, 2] = 0, 0
+        sigma[2, 5] = 1e-3 * sigma[5, 5]
+    return sigma
+
+
+@pytest.mark.parametrize("kind", ["a triangle", "a small feature", "a dead feature"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_sigma_that_is_not_symmetric_is_refused(kind, dtype, tmp_path):
+    sigma, mu = unsymmetric(kind).to(dtype), torch.zeros(6, dtype=dtype)
+    eye = torch.eye(6, dtype=dtype)
+    for name, arguments in (("sigma1", (mu, sigma, mu, eye)), ("sigma2", (mu, eye, mu, sigma))):
+        with pytest.raises(ValueError, match=f"^frechet_distance: {name} must be symmetric; its"):
+            frechet_distance(*arguments)
+        with pytest.raises(ValueError, match=f"^frechet_distance: {name} must be symmetric"):
+            frechet_distance(*(part[None] for part in arguments), diagnostics=True)
+    np.savez(tmp_path / "moments.npz", mu=mu.numpy(), sigma=sigma.numpy())
+    with pytest.raises(ValueError, match=r"moments.npz must hold a symmetric sigma"):
+        FeatureStatistics.load(tmp_path / "moments.npz")
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_sigma_that_rounding_in_float32_made_unsymmetric_counts_by_its_symmetric_part(double):
+    x = (normal(50_000, 8, 0) * torch.logspace(-3, 3, 8)).float()
+    centred = x - x.mean(0)
+    sigma = torch.zeros(8, 8)
+    for part in centred.split(100):  # as sums that grow round
+        sigma += torch.stack([(part * column[:, None]).sum(0) for column in part.T])
+    sigma = (sigma.triu() * (1 + 2e-6) + sigma.tril(-1)) / (len(x) - 1)
+    assert not torch.equal(sigma, sigma.T)
+    mu, eye = torch.zeros(8), torch.eye(8)
+    arguments = [part.double() if double else part for part in (mu, sigma, mu, eye)]
+    want = frechet_distance(mu.double(), torch.cov(x.double().T), mu.double(), eye.double())
+    torch.testing.assert_close(frechet_distance(*arguments), want, rtol=1e-4, atol=0)
+
+
 X = normal(10, 3, 0)
 EYE, ZERO = torch.eye(3, dtype=F64), torch.zeros(3, dtype=F64)
 BAD = [

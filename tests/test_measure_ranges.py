@@ -9,7 +9,13 @@ import torch
 
 from fastlatent.metrics import (
     Neighbourhoods,
+    frechet_distance,
+    frechet_from_features,
+    frechet_infinity,
+    frechet_standard_error,
     kernel_distance,
+    prd_curve,
+    prd_f_beta,
 )
 
 F32, F64 = torch.float32, torch.float64
@@ -36,11 +42,10 @@ def exact_discrepancy(x, y, degree, paired):
     def k(a, b):
         return (sum(map(Fraction.__mul__, a, b)) / len(a) + 1) ** degree
 
-    n, apart = len(x), list(itertools.permutations(range(len(x)), 2))
+    apart = list(itertools.permutations(range(len(x)), 2))
     own = sum(k(part[i], part[j]) for part in (x, y) for i, j in apart) / len(apart)
-    across = [
-        k(x[i], y[j]) for i, j in (apart if paired else itertools.product(range(n), repeat=2))
-    ]
+    both = apart if paired else itertools.product(range(len(x)), repeat=2)
+    across = [k(x[i], y[j]) for i, j in both]
     return float(own - 2 * sum(across) / len(across))
 
 
@@ -82,7 +87,7 @@ def test_a_linear_kernel_knows_no_offset(paired):
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_the_error_far_from_0_is_that_of_the_linear_and_quadratic_part(dtype):
-    """With an offset of many spreads (1 + x.y / d)^3 is a square of a linear kernel, but for 1 %."""
+    """An offset of 1,000 spreads leaves of (1 + x.y / d)^3 what is at most linear in x and in y."""
     make = torch.Generator().manual_seed(3)
     found = []
     for _ in range(100):
@@ -128,3 +133,51 @@ def test_neighbourhoods_know_no_offset():
     near = [Neighbourhoods(*pair(F64, offset=offset)) for offset in (0.0, -1e3, 1e6)]
     first, *others = ([*n.precision_recall(3), *n.density_coverage(5)] for n in near)
     assert all(other == first for other in others)
+
+
+# --- Frechet distance ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("n", "d"), [(40, 3), (10, 20)])
+def test_frechet_distances_and_errors_grow_with_the_square_of_the_scale(dtype, n, d):
+    def measured(scale):
+        x, y = pair(dtype, n, d, scale)
+        moments = (x.double().mean(0), x.double().T.cov(), y.double().mean(0), y.double().T.cov())
+        return [
+            float(frechet_from_features(x, y)),
+            float(frechet_distance(*moments)),
+            float(frechet_standard_error(x, y)),
+            *frechet_infinity(x, y, 5)[:2],
+        ]
+
+    plain = measured(1.0)
+    for scale in (*SCALES, 1e37, 1e-37):
+        want = [value * scale**2 for value in plain]
+        assert measured(scale) == pytest.approx(want, rel=1e-5 if dtype == F32 else 1e-9)
+
+
+def test_frechet_distances_and_errors_know_no_offset():
+    plain, moved = (pair(F64, offset=offset) for offset in (0.0, 1e6))
+    for measure in (frechet_from_features, frechet_standard_error):
+        assert float(measure(*moved)) == pytest.approx(float(measure(*plain)), rel=1e-9)
+
+
+# --- curves of precision and recall --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_curves_know_no_scale_and_no_offset(dtype):
+    def measured(scale, offset=0.0):
+        return prd_curve(*pair(dtype, 60, 3, scale, offset), angles=51, runs=2)
+
+    plain = measured(1.0)
+    assert prd_f_beta(plain).recall.value < 0.99
+    for scale in (1e-30, 1e20, EDGES[dtype][1]):
+        exact = 2.0 ** int(math.log2(scale))
+        for part, same in zip(plain, measured(exact), strict=True):
+            assert torch.equal(part, same)
+    # Features in eighths, which an offset leaves as they are.
+    x, y = ((8 * part).round() / 8 for part in pair(dtype, 60))
+    for offset in (1e3, 1e6):
+        assert torch.equal(prd_curve(x, y, runs=1)[0], prd_curve(x + offset, y + offset, runs=1)[0])

@@ -21,6 +21,7 @@ from fastlatent.metrics import (
     prd_of_histograms,
     precision_recall,
     realism,
+    score,
 )
 from fastlatent.metrics.sets import plain_arithmetic, product_dtype
 
@@ -370,6 +371,24 @@ def test_a_curve_of_distant_modes_counts_the_missing_one():
     assert curve.precision.shape == (1001,)
     again = prd_curve(real, fake, clusters=2, runs=3)
     assert all(torch.equal(*pair) for pair in zip(curve, again, strict=True))
+
+
+@pytest.mark.parametrize("order", ["classes", "rounds"])
+def test_sets_of_different_sizes_are_compared_by_rows_from_everywhere(order):
+    """Ten classes one after another, as folders have them, or in turn, as walks have them."""
+    make = generator(0)
+    places = 20 * torch.eye(10)
+
+    def of(n):
+        label = torch.arange(n) * 10 // n if order == "classes" else torch.arange(n) % 10
+        return places[label] + torch.randn(n, 10, generator=make)
+
+    large, small = of(800), of(160)
+    for real, fake in ((large, small), (small, large)):
+        found = score(real, fake)
+        assert found.metrics["prd_f8"].value > 0.9 and found.metrics["prd_f1/8"].value > 0.9
+        assert "PRD of 160 of each set, drawn at random from the larger" in found.notes
+        assert found.metrics == score(real, fake).metrics
 
 
 def f_scores_by_the_paper(real_counts, fake_counts, beta=8.0, angles=1001):

@@ -22,6 +22,7 @@ from fastlatent.priors import (
     VampPrior,
     aggregate_log_prob,
 )
+from fastlatent.subset import spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,7 +137,7 @@ def circles(
     """Latents as dots, components as outlines; the wider the line, the greater the weight."""
     figure, axes = _axes(panels, rows)
     for place, panel in zip(axes, panels, strict=True):
-        dots = panel.dots[:DOTS].cpu()
+        dots = panel.dots[spread(len(panel.dots), DOTS)].cpu()
         place.scatter(*dots.T, s=2, color="0.55", alpha=0.5, linewidths=0, rasterized=True)
         heaviest = panel.weights.max() if len(panel.weights) else 1
         for weight, outline in zip(panel.weights, panel.outlines.cpu(), strict=True):

@@ -12,9 +12,16 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.sets import check_paired, check_sets
+from fastlatent.metrics.sets import check_paired, check_sets, plain_arithmetic
+from fastlatent.metrics.statistics import asymmetry
+from fastlatent.metrics.units import unit_scale
 from fastlatent.ops import project_psd, trace_sqrtm
-from fastlatent.ops.roots import Diagnostics, Factor, nuclear_norm_of_product
+from fastlatent.ops.roots import (
+    Diagnostics,
+    Factor,
+    nuclear_norm_of_product,
+    trace_sqrtm_gradients,
+)
 
 
 @overload
@@ -37,7 +44,8 @@ def frechet_distance(
     With `diagnostics` also how fastlatent.ops.trace_sqrtm found its part. Rounding that would make
     the distance negative is cut off. Raises TypeError for other dtypes than float32 and float64,
     ValueError for shapes that do not fit, values that are not finite, or a sigma that is no
-    covariance: how far from it, and what repairs it.
+    covariance: how far from it, and what repairs it. Of a sigma that is symmetric up to rounding
+    the symmetric part counts; `fastlatent.metrics.statistics.asymmetry` says how far that goes.
     """
     arguments = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2}
     for name, value in arguments.items():
@@ -51,7 +59,14 @@ def frechet_distance(
             "frechet_distance: both mu must have shape (..., d) and both sigma (..., d, d); got "
             + ", ".join(f"{name} {tuple(value.shape)}" for name, value in arguments.items())
         )
-    wide1, wide2 = _wide("sigma1", sigma1), _wide("sigma2", sigma2)
+    for name in ("sigma1", "sigma2"):
+        excess = asymmetry(arguments[name])
+        if excess > 1:
+            raise ValueError(
+                f"frechet_distance: {name} must be symmetric; its two triangles differ by "
+                f"{excess:.3g} times what rounding explains"
+            )
+    wide1, wide2 = _wide(sigma1), _wide(sigma2)
     how = None
     try:
         if diagnostics:
@@ -69,7 +84,7 @@ def frechet_distance(
     return distance if how is None else (distance, how)
 
 
-def _wide(name: str, sigma: Tensor) -> Tensor:
+def _wide(sigma: Tensor) -> Tensor:
     """In float64; eigenvalues below 0 that rounding in float32 explains are 0."""
     wide = sigma.double()
     if sigma.dtype == torch.float64 or not torch.linalg.cholesky_ex(wide.detach()).info.any():
@@ -122,7 +137,8 @@ def frechet_from_features(
     frechet_distance, and for fewer than 2 rows.
     """
     check_sets("frechet_from_features", real, fake)
-    x, y = (_centred(features.double()) for features in (real, fake))
+    scale = unit_scale(real, fake)
+    x, y = (_centred(features.double() * scale) for features in (real, fake))
     means = (x.mean - y.mean).square().sum()
     d, how = real.shape[1], None
     if min(len(x.rows), len(y.rows)) >= d:
@@ -140,7 +156,7 @@ def frechet_from_features(
         root, found = _low_rank(x.rows, y.rows)
         how = found if diagnostics else None
     distance = means + x.rows.square().sum() + y.rows.square().sum() - 2 * root
-    distance = distance.clamp_min(0)
+    distance = distance.clamp_min(0) / scale / scale
     return distance if how is None else (distance, how)
 
 
@@ -161,6 +177,7 @@ def _factor(rows: Tensor) -> Factor:
     return Factor(torch.linalg.qr(rows, mode="r").R.mT, False)
 
 
+@plain_arithmetic
 def frechet_standard_error(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
@@ -186,7 +203,8 @@ def frechet_standard_error(
             f"frechet_standard_error: the {len(fake)} rows of fake must be a multiple of together; "
             f"got {together}"
         )
-    real, fake = real.double(), fake.double()
+    scale = unit_scale(real, fake)
+    real, fake = real.double() * scale, fake.double() * scale
     x, y = real - real.mean(0), fake - fake.mean(0)
     apart = real.mean(0) - fake.mean(0)
     transports = _transports(x / math.sqrt(len(x)), y / math.sqrt(len(y)))
@@ -196,7 +214,8 @@ def frechet_standard_error(
     )
     draws = [of_real + of_fake] if paired else [of_real, of_fake]
     draws[-1] = draws[-1].unflatten(0, (-1, together)).mean(1)
-    return torch.stack([drawn.var(correction=0) / len(drawn) for drawn in draws]).sum().sqrt()
+    variance = torch.stack([drawn.var(correction=0) / len(drawn) for drawn in draws]).sum()
+    return variance.sqrt() / scale / scale
 
 
 def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,9 +223,7 @@ def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     n, m, d = len(x), len(y), x.shape[1]
     if n > d and m > d:
         a, b = (z.mT @ z for z in (x, y))
-        with torch.enable_grad():
-            a.requires_grad_(), b.requires_grad_()
-            maps = torch.autograd.grad(trace_sqrtm(a, b), (a, b))
+        maps = trace_sqrtm_gradients(a, b)
         return tuple(2 * len(z) * ((z @ t) * z).sum(1) for z, t in zip((x, y), maps, strict=True))
     (basis_x, x), (basis_y, y) = map(_thin, (x, y))
     p, s, q = torch.linalg.svd(x @ y.mT, full_matrices=False)
@@ -229,6 +246,7 @@ class Extrapolated(NamedTuple):
     distances: list[float]
 
 
+@plain_arithmetic
 def frechet_infinity(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
@@ -253,14 +271,13 @@ def frechet_infinity(
     make = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(smallest, len(fake), points).round().long()
     distances = []
-    with torch.no_grad():
-        for size in sizes.tolist():
-            chosen = torch.randperm(len(fake), generator=make)[:size].to(fake.device)
-            distances.append(float(frechet_from_features(real, fake[chosen])))
+    for size in sizes.tolist():
+        chosen = torch.randperm(len(fake), generator=make)[:size].to(fake.device)
+        distances.append(float(frechet_from_features(real, fake[chosen])))
     line = torch.stack([torch.ones(points), 1 / sizes], 1).double()
     y = torch.tensor(distances, dtype=torch.float64)
     inverse = torch.linalg.inv(line.mT @ line)
     fit = inverse @ (line.mT @ y)
-    variance = (y - line @ fit).square().sum() / (points - 2) * inverse[0, 0]
-    error = math.hypot(math.sqrt(variance), float(frechet_standard_error(real, fake)))
+    spread = (y - line @ fit).norm() * (inverse[0, 0] / (points - 2)).sqrt()
+    error = math.hypot(float(spread), float(frechet_standard_error(real, fake)))
     return Extrapolated(float(fit[0]), error, sizes.tolist(), distances)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.sets import Estimate, check_counts, check_sets
+from fastlatent.metrics.sets import Estimate, check_counts, check_sets, plain_arithmetic
+from fastlatent.metrics.units import common_units
 
 _EDGE = 1e-10  # angles keep this distance from 0 and from a right angle; also added to quotients
 _RESAMPLINGS = 100  # which leaves an error of 7 % in a standard error
@@ -36,6 +37,7 @@ class PRDScore(NamedTuple):
     precision: Estimate  # F_1/beta
 
 
+@plain_arithmetic
 def prd_curve(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (n, d): as many
@@ -70,7 +72,8 @@ def prd_curve(
             f"got {clusters}"
         )
     dtype = torch.float64 if torch.float64 in (real.dtype, fake.dtype) else torch.float32
-    union = torch.cat([part.detach().cpu().to(dtype) for part in (fake, real)]).numpy()
+    units = common_units(real, fake)
+    union = torch.cat([units.rows(part, dtype).cpu() for part in (fake, real)]).numpy()
     draws = np.random.SeedSequence(seed).generate_state(runs)
     labels = []
     for state in draws.tolist():
@@ -114,6 +117,7 @@ def prd_of_histograms(
     return precision.clamp(0, 1), (precision / slope).clamp(0, 1)
 
 
+@plain_arithmetic
 def prd_f_beta(curve: PRDCurve, beta: float = 8.0) -> PRDScore:
     """The largest F_beta and F_1/beta on the curve, as its authors report it with beta = 8.
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlatent.metrics.sets import plain_arithmetic
+
 
 class MomentError(NamedTuple):
     """Errors of E[b_i b_j] over the pairs i < j of bits +/-1."""
@@ -18,6 +20,7 @@ class MomentError(NamedTuple):
     rms: float
 
 
+@plain_arithmetic
 def moment_error(
     agreement: Tensor,  # (d, d) fraction of the samples with equal bits at i and j
     expected: Tensor,  # (d, d) what it should be
@@ -38,6 +41,7 @@ def moment_error(
     return MomentError(float(error.abs().max()), float(error.square().mean().sqrt()))
 
 
+@plain_arithmetic
 def nearest_distance(
     images: Tensor,  # (n, c, h, w) in [0, 1]
     references: Iterable[Tensor],  # each (m, c, h, w) in [0, 1]

@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastlatent.metrics.frechet import frechet_from_features, frechet_standard_error
 from fastlatent.metrics.kernel import KernelDistance, kernel_distance
 from fastlatent.metrics.prd import PRDCurve, prd_curve, prd_f_beta
 from fastlatent.metrics.precision_recall import Neighbourhoods
-from fastlatent.metrics.sets import SEED, Estimate
+from fastlatent.metrics.sets import SEED, Estimate, plain_arithmetic
 
 NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage
 CLUSTERS = 20
@@ -23,6 +24,7 @@ class Scores(NamedTuple):
     kernel: KernelDistance | None = None  # with the subsets it was taken over
 
 
+@plain_arithmetic
 def score(
     real: Tensor,  # (n, d)
     fake: Tensor,  # (m, d)
@@ -34,10 +36,11 @@ def score(
 
     With the settings of their papers: 3 nearest neighbours for precision and recall, 5 for density
     and coverage, 20 clusters, and subsets of 1,000 for the kernel distance, of which there are 100.
-    PRD compares the first rows of both where they are of different sizes. What needs more samples
-    than there are is left out, which `notes` says. Errors take samples as independent, or pairs of
-    them where they are paired. Raises ValueError for sets that do not fit each other, are not
-    finite or have fewer than 2 rows.
+    PRD takes as many rows of the larger set as the smaller has, drawn by the seed. What needs more
+    samples than there are is left out, which `notes` says. Errors take samples as independent, or
+    pairs of them where they are paired; those of precision, recall, density and coverage need
+    16 and 24 samples of each set, 4 for each sample that a ball holds, and are NaN below. Raises
+    ValueError for sets that do not fit each other, are not finite or have fewer than 2 rows.
     """
     distance = float(frechet_from_features(real, fake))
     error = float(frechet_standard_error(real, fake, paired=paired))
@@ -56,11 +59,20 @@ def score(
         notes.append(f"precision to coverage need {max(NEIGHBOURS) + 1} samples of each set")
     curve = None
     if 2 * few >= CLUSTERS:
-        curve = prd_curve(real[:few], fake[:few], CLUSTERS, seed=seed, paired=paired)
+        drawn = (_drawn(part, few, seed) for part in (real, fake))
+        curve = prd_curve(*drawn, CLUSTERS, seed=seed, paired=paired)
         f = prd_f_beta(curve)
         metrics |= {"prd_f8": f.recall, "prd_f1/8": f.precision}
         if len(real) != len(fake):
-            notes.append(f"PRD of the first {few:,} of each set")
+            notes.append(f"PRD of {few:,} of each set, drawn at random from the larger")
     else:
         notes.append(f"PRD needs {CLUSTERS // 2} samples of each set")
     return Scores(metrics, curve, notes, kernel)
+
+
+def _drawn(x: Tensor, n: int, seed: int) -> Tensor:
+    """n of the rows, in their order; rows may be sorted, or come in rounds."""
+    if len(x) == n:
+        return x
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order[:n].sort().values.to(x.device)]

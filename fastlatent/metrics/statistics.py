@@ -1,5 +1,6 @@
 """Mean and covariance of features that arrive in batches, in float64."""
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,26 @@ from torch import Tensor
 from fastlatent.ops.roots import lower_gram
 
 BUFFER = 1024  # rows gathered before a product of them is taken
+ASYMMETRY = 1e-4  # of a correlation: what a sum of 10^6 products rounded in float32 leaves
+
+
+def asymmetry(sigma: Tensor) -> float:
+    """How far covariances (..., d, d) are from symmetric; above 1 rounding does not explain it.
+
+    An entry and its mirror image may differ by ASYMMETRY of the product of both standard
+    deviations, whatever the dtype: float64 often holds what was summed in float32. The symmetric
+    part changes each by half of that. A feature that hardly varies counts as if it did by what
+    float32 rounds off the largest deviation.
+    """
+    sigma = sigma.detach().double()
+    if not sigma.numel():
+        return 0.0
+    deviation = sigma.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    least = torch.finfo(torch.float32).eps * deviation.amax(-1, keepdim=True)
+    deviation = deviation.maximum(least)
+    allowed = ASYMMETRY * deviation[..., :, None] * deviation[..., None, :]
+    excess = (sigma - sigma.mT).abs() / allowed  # 0 / 0 where nothing varies
+    return float(excess.nan_to_num(0, math.inf).amax())
 
 
 class FeatureStatistics:
@@ -28,8 +49,9 @@ class FeatureStatistics:
             raise ValueError(f"FeatureStatistics: dim must be at least 1; got {dim!r}")
         self.dim = dim
         self._count: int | None = 0  # None: of loaded moments that do not say; spread = covariance
-        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._spread = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # so that either mode may count further rows
+            self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+            self._spread = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         self._waiting: list[Tensor] = []
 
     def update(self, features: Tensor) -> None:
@@ -75,7 +97,8 @@ class FeatureStatistics:
         apart = self._mean - mean
         self._spread.addr_(apart, apart, alpha=own)
         dist.all_reduce(self._spread)
-        self._count, self._mean = int(count), mean
+        self._count = int(count)
+        self._mean.copy_(mean)
 
     @property
     def count(self) -> int:
@@ -145,6 +168,12 @@ class FeatureStatistics:
             raise ValueError(
                 f"FeatureStatistics: {path} must hold floating-point mu (d,) and sigma (d, d); "
                 f"got {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}"
+            )
+        excess = asymmetry(torch.from_numpy(sigma))
+        if excess > 1:
+            raise ValueError(
+                f"FeatureStatistics: {path} must hold a symmetric sigma; its two triangles differ "
+                f"by {excess:.3g} times what rounding explains"
             )
         if n is not None and (n.shape != () or n.dtype.kind not in "iu" or n < 2):
             raise ValueError(

@@ -52,5 +52,5 @@ def _reach(x: Tensor, units: Units) -> Tensor:
 
 def _exponent(*sets: Tensor) -> int:
     """Of the largest number in size, 0 where all are 0; kept within what a power of two can be."""
-    largest = max(float(torch.stack(x.aminmax()).abs().max()) for x in sets)
+    largest = max(float(torch.stack(x.detach().aminmax()).abs().max()) for x in sets)
     return min(max(math.frexp(largest)[1], -1000), 1000)

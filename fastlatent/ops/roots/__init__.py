@@ -4,7 +4,7 @@ from fastlatent.ops.roots.factors import Factor
 from fastlatent.ops.roots.matrices import lower_gram
 from fastlatent.ops.roots.nuclear import nuclear_norm_of_product
 from fastlatent.ops.roots.square_root import project_psd, sqrtm_psd
-from fastlatent.ops.roots.trace import Diagnostics, trace_sqrtm
+from fastlatent.ops.roots.trace import Diagnostics, trace_sqrtm, trace_sqrtm_gradients
 
 __all__ = [
     "Diagnostics",
@@ -14,4 +14,5 @@ __all__ = [
     "project_psd",
     "sqrtm_psd",
     "trace_sqrtm",
+    "trace_sqrtm_gradients",
 ]

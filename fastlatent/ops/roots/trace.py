@@ -130,6 +130,14 @@ _derivative = register(
 )
 
 
+def trace_sqrtm_gradients(
+    a: Tensor,  # (..., d, d), positive semi-definite
+    b: Tensor,  # (..., d, d), likewise
+) -> tuple[Tensor, Tensor]:  # (..., d, d) each
+    """The derivatives of trace_sqrtm by both of its arguments, without autograd."""
+    return _derivative(a, b)
+
+
 def _backward(args: tuple, grads: tuple) -> tuple:
     up = grads[0][..., None, None]
     ga, gb = _derivative(*args)
