@@ -6,6 +6,7 @@ by name, before or after, is served too. It is one assignment: no patch is ever 
 
 import importlib.metadata
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType, TracebackType
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 
 from fastlatent.metrics.frechet import frechet_distance
+from fastlatent.metrics.statistics import asymmetry
 from fastlatent.ops.roots import project_psd
+
+Array = np.ndarray[Any, Any]
 
 
 class Change(NamedTuple):
@@ -97,6 +101,10 @@ def patch(name: str) -> Patch:
     their arguments and the type of their result; `eps`, which some add to singular covariances, no
     longer has an effect. Features and statistics stay those of the package.
 
+    Moments that are not finite give NaN, or infinity where only the means are infinite, with a
+    RuntimeWarning. What `frechet_distance` refuses, as sigmas that are no covariances, goes to the
+    package's own code, with a RuntimeWarning that says why.
+
     Raises ValueError for another name, ModuleNotFoundError where the package is not installed, and
     RuntimeError where its version or its function is not one whose code is known here.
     """
@@ -149,56 +157,80 @@ def _torch_fidelity() -> ModuleType:
 # may use none of this one's.
 
 
-def _of_arrays(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6) -> Any:
-    from fastlatent.patches import distance_of_arrays
+def _of_pytorch_fid(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6) -> Any:
+    from fastlatent.patches import TARGETS
 
-    return distance_of_arrays(mu1, sigma1, mu2, sigma2)
-
-
-def _of_tensors(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> Any:
-    from fastlatent.patches import distance_of_tensors
-
-    return distance_of_tensors(mu1, sigma1, mu2, sigma2)
+    return TARGETS["pytorch_fid"].answer(mu1, sigma1, mu2, sigma2, eps)
 
 
-def _of_dictionaries(stat_1: Any, stat_2: Any, verbose: Any) -> Any:
+def _of_cleanfid(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6) -> Any:
+    from fastlatent.patches import TARGETS
+
+    return TARGETS["cleanfid"].answer(mu1, sigma1, mu2, sigma2, eps)
+
+
+def _of_torchmetrics(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> Any:
+    from fastlatent.patches import TARGETS
+
+    return TARGETS["torchmetrics"].answer(mu1, sigma1, mu2, sigma2)
+
+
+def _of_torch_fidelity(stat_1: Any, stat_2: Any, verbose: Any) -> Any:
+    from fastlatent.patches import TARGETS
+
+    return TARGETS["torch_fidelity"].answer(stat_1, stat_2, verbose)
+
+
+def _arrays(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float) -> np.floating[Any]:
+    arrays = [np.asanyarray(part) for part in (mu1, sigma1, mu2, sigma2)]
+    dtype = np.result_type(*arrays, np.float32)
+    return dtype.type(_distance_of_arrays(*arrays))
+
+
+def _dictionaries(stat_1: Any, stat_2: Any, verbose: Any) -> dict[str, float]:
     from torch_fidelity.helpers import vprint
     from torch_fidelity.metric_fid import KEY_METRIC_FID
 
-    from fastlatent.patches import distance_of_arrays
-
     moments = (stat_1["mu"], stat_1["sigma"], stat_2["mu"], stat_2["sigma"])
-    out = {KEY_METRIC_FID: float(distance_of_arrays(*moments))}
+    out = {KEY_METRIC_FID: _distance_of_arrays(*map(np.asanyarray, moments))}
     vprint(verbose, f"Frechet Inception Distance: {out[KEY_METRIC_FID]:.7g}")
     return out
 
 
-def distance_of_arrays(
-    mu1: Any,  # (d,), or a number
-    sigma1: Any,  # (d, d), or a number
-    mu2: Any,
-    sigma2: Any,
-) -> np.float64:
-    """The Frechet distance of statistics in NumPy arrays."""
-    means = (np.atleast_1d(np.array(mu, np.float64)) for mu in (mu1, mu2))
-    covariances = (np.atleast_2d(np.array(sigma, np.float64)) for sigma in (sigma1, sigma2))
-    (m1, m2), (s1, s2) = map(torch.from_numpy, means), map(torch.from_numpy, covariances)
+def _distance_of_arrays(
+    mu1: Array,  # (d,), or a number
+    sigma1: Array,  # (d, d), or a number
+    mu2: Array,
+    sigma2: Array,
+) -> float:
+    arrays = (mu1, sigma1, mu2, sigma2)
+    if any(np.iscomplexobj(array) for array in arrays):
+        raise TypeError("the moments must be real numbers")
+    m1, m2 = (torch.from_numpy(np.atleast_1d(np.array(mu, np.float64))) for mu in (mu1, mu2))
+    s1, s2 = (torch.from_numpy(np.atleast_2d(np.array(s, np.float64))) for s in (sigma1, sigma2))
+    if m1.dim() != 1:
+        raise ValueError("the means must be of one set each")
     with torch.no_grad():
-        return np.float64(_distance(m1, s1, m2, s2).item())
+        return float(_distance(m1, s1, m2, s2))
 
 
-def distance_of_tensors(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
-    """The Frechet distance of statistics in tensors, on their device and in their precision."""
+def _tensors(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
+    """On their device and in their precision."""
+    if not mu1.is_floating_point():
+        raise TypeError("the moments must be floating-point numbers")
     return _distance(mu1.double(), sigma1.double(), mu2.double(), sigma2.double()).to(mu1.dtype)
 
 
 def _distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
-    """Of covariances that are so up to what float32 rounds: packages sum and store them as such."""
+    """Covariances may have eigenvalues below 0 by rounding in float32, in which packages sum."""
+    sigmas = [sigma1, sigma2]
+    if not all(part.isfinite().all() for part in (mu1, mu2, *sigmas)):
+        return _not_finite(mu1, sigma1, mu2, sigma2)
     try:
         return frechet_distance(mu1, sigma1, mu2, sigma2)
     except ValueError:
-        sigmas = [sigma1, sigma2]
-        if not all(sigma.dim() == 2 and sigma.isfinite().all() for sigma in sigmas):
+        square = mu1.shape * 2
+        if not all(sigma.shape == square and asymmetry(sigma) <= 1 for sigma in sigmas):
             raise
         nearest = [project_psd(sigma) for sigma in sigmas]
         slack = len(mu1) * torch.finfo(torch.float32).eps
@@ -206,6 +238,18 @@ def _distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tenso
             if torch.linalg.matrix_norm(sigma - near) > slack * torch.linalg.matrix_norm(sigma):
                 raise
         return frechet_distance(mu1, nearest[0], mu2, nearest[1])
+
+
+def _not_finite(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
+    """What arithmetic makes of it: packages give that, and a training that logs it goes on."""
+    warnings.warn(
+        "patch: the moments hold NaN or infinity, so the Frechet distance does, too",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+    value = (mu1 - mu2).square().sum(-1)
+    known = all(sigma.isfinite().all() for sigma in (sigma1, sigma2))
+    return value if known else value * torch.nan
 
 
 _LOCK = threading.Lock()
@@ -221,6 +265,7 @@ class _Target:
     function: str
     before: str
     replacement: FunctionType
+    ours: Callable[..., Any]  # of the function's arguments; TypeError or ValueError: refused
     _changed: FunctionType | None = None
     _original: CodeType | None = None
     _holds: int = 0
@@ -235,6 +280,26 @@ class _Target:
                 f"({', '.join(ours)}): other code has replaced it"
             )
         return function
+
+    def answer(self, *arguments: Any) -> Any:
+        """The distance by ours, or by the package's own code where ours refuses the moments."""
+        try:
+            return self.ours(*arguments)
+        except (TypeError, ValueError) as refusal:
+            assert self._changed is not None and self._original is not None
+            warnings.warn(
+                f"patch: {self.distribution} computes this by its own code: {refusal}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            original = FunctionType(self._original, self._changed.__globals__)
+            try:
+                return original(*arguments)
+            except TypeError as broken:
+                if "disp" not in str(broken):
+                    raise
+            # SciPy has taken away the argument by which it calls the root.
+            raise refusal
 
     def hold(self) -> None:
         with _LOCK:
@@ -262,7 +327,8 @@ TARGETS = {
         _pytorch_fid,
         "calculate_frechet_distance",
         "scipy.linalg.sqrtm",
-        _of_arrays,
+        _of_pytorch_fid,
+        _arrays,
     ),
     "cleanfid": _Target(
         "clean-fid",
@@ -270,7 +336,8 @@ TARGETS = {
         _cleanfid,
         "frechet_distance",
         "scipy.linalg.sqrtm",
-        _of_arrays,
+        _of_cleanfid,
+        _arrays,
     ),
     "torchmetrics": _Target(
         "torchmetrics",
@@ -281,7 +348,8 @@ TARGETS = {
         _torchmetrics,
         "_compute_fid",
         "torch.linalg.eigvals",
-        _of_tensors,
+        _of_torchmetrics,
+        _tensors,
     ),
     "torch_fidelity": _Target(
         "torch-fidelity",
@@ -289,6 +357,7 @@ TARGETS = {
         _torch_fidelity,
         "fid_statistics_to_metric",
         "numpy.linalg.eigvals",
-        _of_dictionaries,
+        _of_torch_fidelity,
+        _dictionaries,
     ),
 }
