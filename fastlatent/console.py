@@ -137,10 +137,12 @@ def parse(
     """The command line as a dataclass of type `form`; what does not fit is a UsageError."""
     import tyro
 
+    from fastlatent.options import REGISTRY
+
     complaint = io.StringIO()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), REGISTRY:
             return tyro.cli(
                 form,
                 prog=f"python -m fastlatent.{prog}",
@@ -169,7 +171,9 @@ def _unboxed(box: str) -> str:
     # A title, the message, what else there is to say.
     if len(sections) < 3:
         return " ".join(box.split())
-    return " ".join(sections[1]).rstrip(".")
+    message = " ".join(sections[1]).rstrip(".")
+    # Of an option tyro names the option, of a whole form its class.
+    return re.sub(r"^Error parsing (?:[A-Z]+[a-z]\w*: )?", "", message)
 
 
 def choose_device(device: Device) -> torch.device:

@@ -26,7 +26,7 @@ FLOORS = (
     {"graphs", "nn", "noise", "pictures", "subset", "untouched"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
-    {"patches", "presets", "progress"},
+    {"options", "patches", "presets", "progress"},
     {"console"},
     {"passes", "runs"},
     {"latents", "plots"},

@@ -146,7 +146,7 @@ def test_priors_that_do_not_fit_are_named(run, capsys):
         (("--components", "5000", "--n", "20", "--means"), "at least 5000 latents are needed"),
         (("--components", "0"), "--components must be at least 1"),
         (("--prior", "copula"), "sample and interpolate fit the copula of a run of bits"),
-        (("--prior", "beta"), "invalid choice"),
+        (("--prior", "beta"), "must be one of"),
     ],
 )
 def test_bad_options_are_one_sentence(run, words, message, capsys):

@@ -77,6 +77,7 @@ def test_config_round_trip(name: str, tmp_path: Path) -> None:
         ({"data": {"root": 3}}, "root must be a path; got 3"),
         ({"data": 3}, "data must be a JSON object; got 3"),
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"model": {"family": "gan"}}, "model: family must be one of .*, glo.*; got .gan."),
     ],
 )
 def test_config_is_strict(change: dict, complaint: str) -> None:

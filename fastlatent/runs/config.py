@@ -80,8 +80,12 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     if isinstance(value, dict) and "family" in value:
-        named = [option for option in options if _family(option) == value["family"]]
-        options = tuple(named) or options
+        families = {_family(option): option for option in options if _family(option) is not None}
+        if value["family"] not in families:
+            raise ValueError(
+                f"{where}: family must be one of {', '.join(families)}; got {value['family']!r}"
+            )
+        options = (families[value["family"]],)
     complaint: ValueError | None = None
     for option in options:
         if option is not type(None):

@@ -35,6 +35,7 @@ from fastlatent.training.plan import Plan, film_index
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+ROUNDING = 1e-9  # below this a logged number is rounding alone
 # Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
 MOST_LATENTS = 128
 
@@ -131,7 +132,7 @@ class Training:
                     self._evaluate()
                 if "bound" in events:
                     self._bound()
-                if "pictures" in events:
+                if "pictures" in events and self.done < last:  # the end draws its own
                     self._draw()
                 if "film" in events:
                     self._film()
@@ -171,7 +172,7 @@ class Training:
         self.learner.copy_buffers()
         if numbers:
             self._record("refit", numbers)
-            told = (f"{name.replace('_', ' ')} {value:.5g}" for name, value in numbers.items())
+            told = (f"{name.replace('_', ' ')} {_short(value)}" for name, value in numbers.items())
             say(f"{self._position()}: prior fitted anew: {', '.join(told)}")
 
     def _evaluate(self) -> None:
@@ -365,6 +366,11 @@ class Training:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+
+
+def _short(value: float) -> str:
+    """To five digits; what is rounding alone is 0."""
+    return f"{0 if abs(value) < ROUNDING else value:.5g}"
 
 
 def check_same_images(state: State, count: int) -> None:

@@ -99,6 +99,6 @@ def _downloaded() -> Path:
         except (URLError, OSError) as error:
             raise ConnectionError(
                 f"inception: cannot download {WEIGHTS_URL} ({error}); fetch it where there is a "
-                "network and give its path as weights"
+                "network and give its path, on the command line by --feature-weights"
             ) from None
     return path

@@ -1,0 +1,85 @@
+"""What --help says of options, and what is said of values that do not fit."""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from fastlatent.__main__ import COMMANDS
+from fastlatent.console import UsageError, parse
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    """How fast."""
+
+
+@dataclass(frozen=True)
+class Base:
+    seed: int | None = None
+    """Seed of everything random; default: the
+    run's."""
+
+
+@dataclass(frozen=True)
+class Form(Base):
+    kind: Literal["b", "a"] | Literal["auto"] | None = None
+    """Which
+    kind."""
+    sure: bool | None = None
+    sizes: tuple[int, ...] = ()
+    """Sizes."""
+    inner: Inner = field(default_factory=Inner)
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed == 13:
+            raise ValueError("--seed must not be 13")
+
+
+def options(*words: str) -> Form:
+    return parse(Form, words, "x", "About x.")
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor"}))
+def test_help_speaks_of_no_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_module(f"fastlatent.{command}").main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage" in shown and "None" not in shown and "(default: )" not in shown
+
+
+def test_help_is_the_docstring_in_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options("--help")
+    shown = capsys.readouterr().out
+    assert "Seed of everything random; default: the run's." in " ".join(shown.split())
+    assert "--kind {b,a,auto}" in shown and "--seed INT" in shown
+    assert "(default: 0.5)" in shown
+
+
+def test_values_become_what_the_fields_say() -> None:
+    found = options("--kind", "a", "--sure", "False", "--sizes", "1", "2", "--out", "x")
+    assert (found.kind, found.sure, found.sizes, found.out) == ("a", False, (1, 2), Path("x"))
+    assert options("--seed", "None", "--inner.rate", "2").inner == Inner(2.0)
+    start = Form(seed=3, inner=Inner(0.1))
+    assert parse(Form, ["--kind", "b"], "x", "", start) == Form(3, "b", inner=Inner(0.1))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--kind", "c"), "--kind: must be one of b, a, auto; got 'c'"),
+        (("--sure", "maybe"), "--sure: must be one of True, False; got 'maybe'"),
+        (("--seed", "x"), "--seed: must be a whole number; got 'x'"),
+        (("--seed", "1.5"), "--seed: must be a whole number; got '1.5'"),
+        (("--inner.rate", "fast"), "--inner.rate: must be a number; got 'fast'"),
+        (("--seed", "13"), "--seed must not be 13"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_sentence(words: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        options(*words)
+    assert str(caught.value) == f"{sentence} (see --help)"
