@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from fastlatent.comparison import columns_of, page, screen_table, subjects
+from fastlatent.comparison import columns_of, page, rivals, screen_table, subjects
 from fastlatent.comparison.pictures import Picture, pictures_of
 from fastlatent.console import command, parse
 from fastlatent.progress import say, track
@@ -49,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What evaluations leave beside the runs, as in runs/*.
     runs = subjects([path for path in options.runs if path.name != RESULTS])
     columns = columns_of(runs)
-    say("\n".join(screen_table(columns, [run.label for run in runs], screen_width())))
+    labels = [run.label for run in runs]
+    say("\n".join(screen_table(columns, labels, screen_width())))
     say("* best of the runs that can be compared, ~ by less than two standard errors")
+    for line in rivals(columns, labels):
+        say(f"  among {line}")
     pictures = [pictures_of(run) for run in track(runs, "pictures", len(runs), "run")]
     path = options.out.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

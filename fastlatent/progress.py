@@ -122,7 +122,11 @@ def say(line: str = "") -> None:
     if Progress._screen is not None:
         Progress._screen.console.print(line, markup=False, highlight=False, soft_wrap=True)
     elif is_main_process():
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            # The reader of our output has left: the work goes on unheard, and exit stays silent.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_main_process() -> bool:

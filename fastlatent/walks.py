@@ -106,23 +106,26 @@ def compare_walks(options: Options, path: Path) -> list[Row]:
             f"{path}; got {options.pairs}"
         )
     say(f"{path}: {options.pairs} walks between {options.split} images")
-    likely = likely_of(trained, options)
+    likely, why_not = likely_of(trained, options)
     features = features_for(trained, options) if options.features else None
-    return rows_of(trained, joined, options.steps, likely, features, options.repair)
+    rows = rows_of(trained, joined, options.steps, likely, features, options.repair)
+    if why_not:
+        rows.append(Row(path.name, "likelihood", None, None, None, why_not))
+    return rows
 
 
-def likely_of(trained: Trained, options: Options) -> Likely | None:
-    """The density that counts; None where latents are bits, or where a sentence says why not."""
+def likely_of(trained: Trained, options: Options) -> tuple[Likely | None, str]:
+    """The density that counts; None where latents are bits, or for the reason given."""
     if trained.model.latent_kind == "bits":
-        return None
+        return None, ""
     kind = options.prior
     if kind == "auto":
         kind = "gmm" if trained.model.latent_prior is None else "own"
     try:
-        return Likely(trained, LikelyOptions(prior=kind))
+        return Likely(trained, LikelyOptions(prior=kind)), ""
     except (UsageError, RunError) as error:
         say(f"{trained.run.path}: no likely walks and no log p: {error}")
-        return None
+        return None, f"no density: {error}"
 
 
 def features_for(trained: Trained, options: Options) -> tuple[Extractor, Tensor] | None:
@@ -147,7 +150,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
         shown = "".join(
             f"{'' if cell is None else f'{cell.value:.3f} ±{cell.error:.3f}':>20}" for cell in cells
         )
-        table.append(f"  {row.run:{width}}{row.method:12}{shown}")
+        shown = row.note or shown
+        table.append(f"  {row.run:{width}}{row.method:12}{shown}".rstrip())
     return table
 
 

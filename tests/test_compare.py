@@ -5,9 +5,11 @@ import html
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -431,6 +433,28 @@ def test_the_command_prints_the_table_and_names_the_page(
     assert "9 pictures, packed again without loss" in said
     size = (tmp_path / "compare.html").stat().st_size
     assert f"page: compare.html, {size / 1e6:.2f} MB" in said
+
+
+def test_what_was_compared_is_shown(tmp_path: Path, capsys) -> None:
+    """A star stands for the best of some runs where others have numbers of another scale."""
+    vaes = [make_run(tmp_path / f"vae{k}", losses=(940.0 - k,)) for k in range(2)]
+    ladder = make_run(tmp_path / "ladder", "ladder-digits", losses=(-1050.0,))
+    names, out = [*map(str, vaes), str(ladder)], tmp_path / "page.html"
+    assert compare.main([*names, "--out", str(out)]) == 0
+    assert "\n  among vae0, vae1: test loss, best test loss\n" in capsys.readouterr().out
+    assert out.read_text().count('<b title="best of vae0, vae1">★</b>') == 2
+    assert compare.main([*names[:2], "--out", str(out)]) == 0
+    assert "among" not in capsys.readouterr().out
+
+
+def test_the_page_is_written_whoever_stops_reading(tmp_path: Path, monkeypatch) -> None:
+    run, out = make_run(tmp_path / "run"), tmp_path / "page.html"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert compare.main([str(run), "--out", str(out)]) == 0
+    assert out.stat().st_size > 0
 
 
 def test_runs_that_do_not_fit_beside_each_other_follow_below(tmp_path: Path) -> None:

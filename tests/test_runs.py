@@ -486,8 +486,11 @@ def test_resume_from_an_earlier_step(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "changed: steps from 6 to 8" in said
     assert "going on after step 6" in said
     assert Run.open(out).config.steps == 8
+    drawn = out / "images" / "samples-copula.png"
+    drawn.write_bytes(b"what sample drew later")
     assert train.main(["--resume", str(out)]) == 0
     assert "already trained to step 8" in capsys.readouterr().out
+    assert drawn.read_bytes() == b"what sample drew later"
     for option in ("--model.dim", "--batch", "--data.per-class"):
         assert train.main(["--resume", str(out), option, "8"]) == 2
         said = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,7 +322,11 @@ def test_interpolate_says_from_where_points_cost_nothing(runs, tmp_path, capsys)
     # Chi-squared of 2 degrees: its density at the quantile of 95 % sets the error of 10,000 draws.
     error = math.sqrt(0.05 * 0.95 / 10_000) / 0.05
     assert level == pytest.approx(math.log(2 * math.pi) + math.log(20), abs=4 * error)
-    assert f"  Normal, typical from {level:.2f} nats\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"  Normal, typical from {level:.2f} nats\n" in said
+    # All is typical between images of one small run, so no path is better than the line.
+    lines = sum(row["likely_length"] == row["linear_length"] for row in rows)
+    assert f"  {lines} of 3 likely paths are the straight lines: their points" in said
     for row, name in product(rows, ("linear", "likely")):
         length, spread, nll, objective = (
             float(row[f"{name}_{term}"]) for term in ("length", "spread", "nll", "objective")
@@ -401,7 +406,7 @@ def test_table_of_walks(runs, walked, tmp_path, capsys):
     assert float(by_method["geodesic"]["image_length"]) > 0
 
 
-def test_a_table_leaves_out_what_is_not_possible(runs, tmp_path, capsys):
+def test_a_table_says_what_is_not_possible(runs, tmp_path, capsys):
     """A Ladder VAE has no density of all its latents, and no prior is fitted to the VAE."""
     ladder, out = train_ladder(tmp_path, 1), tmp_path / "walks.csv"
     options = ["--pairs", "2", "--steps", "4", "--prior", "vamp", "--no-features"]
@@ -412,7 +417,10 @@ def test_a_table_leaves_out_what_is_not_possible(runs, tmp_path, capsys):
     assert "use spherical or linear or geodesic" in said
     assert f"{runs['vae-digits']}: no likely walks and no log p: no prior 'vamp' is fitted" in said
     rows = list(csv.DictReader(out.open()))
-    assert [row["method"] for row in rows] == ["spherical", "linear", "geodesic"] * 2
+    methods = ["spherical", "linear", "geodesic", "likelihood"]
+    assert [row["method"] for row in rows] == methods * 2
+    assert rows[3]["image_length"] == "" != rows[2]["image_length"]
+    assert re.search(r"likelihood +no density: no prior 'vamp' is fitted", said)
     assert all(row["log_density"] == "" for row in rows)
     assert interpolate.main([str(ladder), "--method", "likelihood"]) == 2
     error = capsys.readouterr().err

@@ -85,20 +85,24 @@ class Column:
         return any(cell is not None and cell.value is None for cell in self.cells)
 
     @property
+    def compared(self) -> list[dict[int, Cell]]:
+        """The cells by their places, those together that are compared with each other."""
+        scales: dict[tuple[object, ...], dict[int, Cell]] = {}
+        if self.better is not None:
+            for place, cell in enumerate(self.cells):
+                if cell is not None and cell.scale is not None and math.isfinite(cell.value):
+                    scales.setdefault(cell.scale, {})[place] = cell
+        return [*scales.values()]
+
+    @property
     def best(self) -> dict[int, bool]:
         """Places of the best values among those that can be compared; of equal values none.
 
         True where it is clear: two standard errors of the difference away from all others, as if
         these had been measured on images of their own. Unknown errors count as none.
         """
-        scales: dict[tuple[object, ...], dict[int, Cell]] = {}
-        for place, cell in enumerate(self.cells):
-            if cell is not None and cell.scale is not None and math.isfinite(cell.value):
-                scales.setdefault(cell.scale, {})[place] = cell
-        if self.better is None:
-            return {}
         found: dict[int, bool] = {}
-        for cells in scales.values():
+        for cells in self.compared:
             values = [cell.value for cell in cells.values()]
             best = min(values) if self.better == "lower" else max(values)
             others = [cell for cell in cells.values() if cell.value != best]
@@ -106,6 +110,18 @@ class Column:
                 if others and cell.value == best:
                     found[place] = all(_differ(cell, other) for other in others)
         return found
+
+
+def rivals(columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
+    """Which runs a mark sets apart, where a column holds others that it is not compared with."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for column in columns:
+        known = sum(cell is not None for cell in column.cells)
+        for cells in column.compared:
+            if column.best.keys() & cells.keys() and len(cells) < known:
+                titles = found.setdefault(tuple(labels[place] for place in cells), [])
+                titles += [] if column.title in titles else [column.title]
+    return [f"{', '.join(runs)}: {', '.join(titles)}" for runs, titles in found.items()]
 
 
 def _differ(a: Cell, b: Cell) -> bool:

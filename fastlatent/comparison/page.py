@@ -92,7 +92,7 @@ def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
             f'<th scope="row" data-value="{escape(label)}">{key_svg(place)}{escape(label)}</th>'
         ]
         for column, first, places in zip(columns, firsts, best, strict=True):
-            cells.append(_cell(column, place, first, places.get(place)))
+            cells.append(_cell(column, place, first, places.get(place), labels))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<div class="wide"><table><thead>'
@@ -116,7 +116,7 @@ def _title(column: Column, classes: str) -> str:
     )
 
 
-def _cell(column: Column, place: int, first: bool, best: bool | None) -> str:
+def _cell(column: Column, place: int, first: bool, best: bool | None, labels: Sequence[str]) -> str:
     """A cell; best is None unless it holds the best value, then whether that is clear."""
     cell = column.cells[place]
     classes = ["start"] * first + ["text"] * column.is_text + ["best"] * (best is not None)
@@ -128,7 +128,11 @@ def _cell(column: Column, place: int, first: bool, best: bool | None) -> str:
     order = "" if value != value else f' data-value="{escape(str(value))}"'
     number, sign, error = escape(cell.text).partition(" ± ")
     shown = f"{number}<small>{sign}{error}</small>" if sign else number
-    star = "" if best is None else f"<b>{'★' if best else '☆'}</b>"
+    star = ""
+    if best is not None:
+        rivals = next(cells for cells in column.compared if place in cells)
+        among = escape(f"best of {', '.join(labels[rival] for rival in rivals)}", quote=True)
+        star = f'<b title="{among}">{"★" if best else "☆"}</b>'
     return f'{opening}{order} title="{escape(cell.note)}">{star}{shown}</td>'
 
 

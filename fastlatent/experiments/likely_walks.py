@@ -30,6 +30,7 @@ Density = Literal["own"] | PriorKind
 NODES = 2_000  # of the graph of encoded images, at most
 LEVEL_DRAWS = 10_000
 TYPICAL_FROM = 9  # dimensions, where the mode is no place for data any more
+ROUNDING = 1e-6  # relative, of lengths
 CHECKED = 8  # walks in the picture of histories, at most
 
 
@@ -225,6 +226,12 @@ def _report(
     say(f"  {likely.about}")
     say(f"  {'':4}" + "".join(f"{name:>{11 * len(titles)}}" for name in numbers))
     say(f"  {'row':4}" + 2 * "".join(f"{title:>11}" for title in titles))
+    straight = int((found.terms.length <= (1 + ROUNDING) * found.line.length).sum())
+    if straight:
+        why = "nothing likelier is worth the way"
+        if likely.level is not None:
+            why = "their points are typical, which costs nothing; --typical False searches on"
+        say(f"  {straight} of {len(joined.names)} likely paths are the straight lines: {why}")
     for k, name in enumerate(joined.names):
         cells = [columns[f"{one}_{term}"][k] for one in numbers for term in headings]
         row = "".join(f"{cell:11.4f}" for cell in cells)

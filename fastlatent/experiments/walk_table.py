@@ -24,9 +24,10 @@ class Row:
 
     run: str
     method: Walking
-    image_length: Estimate  # mean over walks; its error, as all here, is NaN of a single walk
+    image_length: Estimate | None  # mean over walks; its error, as all here, is NaN of one walk
     log_density: Estimate | None  # nats a point, mean over inner points; None without a density
     distance: Estimate | None  # Frechet distance of the inner images; None without features
+    note: str = ""  # why there are no walks
 
     def columns(self) -> dict[str, Any]:
         """As JSON and CSV have them."""

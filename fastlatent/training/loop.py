@@ -96,6 +96,7 @@ class Training:
             check_same_images(resume, len(self.train))
             self.learner.restore(resume)
             self.done, self.test_loss = resume.step, resume.values["test_loss"]
+        self.first = self.done
         # Nothing is written before all that can be wrong with the settings has been seen.
         self.run = Run(out, config)
         self.log: Log | None = None
@@ -312,8 +313,10 @@ class Training:
         if model.terms:
             pictures["terms"] = term_curves(metrics, model.terms)
         for name, picture in pictures.items():
-            save(picture, self.run.images / f"{name}.png", self._subject())
-            self.log.picture(name, self.done, picture)
+            path = self.run.images / f"{name}.png"
+            if self.done > self.first or not path.exists():  # sample may have drawn more since
+                save(picture, path, self._subject())
+                self.log.picture(name, self.done, picture)
         say(f"pictures in {self.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
         say("next:")
         steps, epochs = self.config.steps, self.config.epochs
