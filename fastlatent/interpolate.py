@@ -59,7 +59,8 @@ class Options(CurveOptions, EndOptions):
     """With --set-attribute: set the bits that differ under the attribute from what they usually
     are, or (zero, as published) all that are biased under it."""
     direction: Direction = "margin"
-    """How to turn a code into a direction: margin keeps every bit, split is as published."""
+    """How to turn a code into a direction: margin keeps every bit; split is the published rule, to
+    the bit where the moments needed no repair."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     solver: Method | None = None

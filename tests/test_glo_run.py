@@ -354,15 +354,24 @@ def test_presets_hold_the_settings_of_the_paper(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "alpha", "batch", "side"),
-    [("mnist", 10, 5.0, 32, 28), ("svhn", 25, 10.0, 16, 32), ("cifar10", 35, 10.0, 16, 32)],
+    ("name", "dim", "initial", "alpha", "batch", "side", "rates"),
+    [
+        ("mnist", 10, "pca", 5.0, 32, 28, {"lr": 1e-4, "lr_decay": 1.0}),
+        (
+            *("svhn", 25, "uniform", 10.0, 16, 32),
+            {"lr": 1e-4, "lr_decay": 0.5, "lr_decay_every": "10000 steps"},
+        ),
+        ("cifar10", 35, "gaussian", 10.0, 16, 32, {"lr": 1e-5, "lr_decay": 1.0}),
+    ],
 )
-def test_presets_hold_the_settings_of_the_original_program(name, dim, alpha, batch, side) -> None:
+def test_presets_hold_the_settings_of_the_original_program(
+    name, dim, initial, alpha, batch, side, rates
+) -> None:
     config = PRESETS[f"glo-{name}"].styles["seed"]
     steps = {"batch": batch, "steps": 100_000}
-    rates = {"lr": 1e-4, "lr_decay": 1.0, "betas": (0.9, 0.999), "clip": 20.0}
+    rates |= {"betas": (0.9, 0.999), "clip": 20.0}
     assert holds(config, optimizer="adam", **rates, **steps)
-    codes = {"dim": dim, "projection": "sphere", "initial": "uniform", "alpha": alpha}
+    codes = {"dim": dim, "projection": "sphere", "initial": initial, "alpha": alpha}
     how = {"order": "alternating", "loss": "moments", "sampling": "unit"}
     assert holds(config.model, architecture="seed", **codes, **how)
     assert config.model.image_shape[1:] == (side, side)

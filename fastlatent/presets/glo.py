@@ -1,9 +1,11 @@
 """Generative Latent Optimization, in the paper's style and in that of the original program."""
 
 from dataclasses import replace
+from typing import Any
 
 from fastlatent.data import DataConfig
 from fastlatent.models import GLOConfig
+from fastlatent.models.glo.config import Initial
 from fastlatent.presets.config import Preset, TrainConfig
 
 
@@ -25,10 +27,17 @@ def _paper(name: str, data: DataConfig, channels: int, side: int, epochs: int) -
     )
 
 
-def _seed(paper: TrainConfig, dim: int, alpha: float, batch: int = 16) -> TrainConfig:
+def _seed(
+    paper: TrainConfig,
+    dim: int,
+    alpha: float,
+    batch: int = 16,
+    initial: Initial = "uniform",
+    **settings: Any,  # of training
+) -> TrainConfig:
     """The same data in the style of github.com/clvrai/Generative-Latent-Optimization-Tensorflow.
 
-    Sizes of codes and steps as its page gives them for each data set; 100,000 steps.
+    Codes, their start and rates as its page gives them for each data set; 100,000 steps.
     """
     channels, side, _ = paper.model.image_shape
     grey = channels == 1
@@ -38,13 +47,13 @@ def _seed(paper: TrainConfig, dim: int, alpha: float, batch: int = 16) -> TrainC
         architecture="seed",
         dim=dim,
         projection="sphere",
-        initial="uniform",
+        initial=initial,
         order="alternating",
         alpha=alpha,
         loss="moments",
         sampling="unit",
     )
-    return replace(
+    config = replace(
         paper,
         name=f"{paper.name}-seed",
         model=model,
@@ -56,6 +65,7 @@ def _seed(paper: TrainConfig, dim: int, alpha: float, batch: int = 16) -> TrainC
         clip=20.0,
         log_every="100 steps",
     )
+    return replace(config, **settings)
 
 
 def _preset(description: str, paper: TrainConfig, seed: TrainConfig) -> Preset:
@@ -101,9 +111,17 @@ GLO_PRESETS = (
         "MNIST. Laplacian L1 of training images 0.018 after 11.5 epochs, about 2 minutes each on "
         "one CPU core. Draw samples from `fit_prior --prior gmm`: FD(classifier) 0.69.",
         _MNIST,
-        _seed(_GREY, dim=10, alpha=5.0, batch=32),
+        _seed(_GREY, dim=10, alpha=5.0, batch=32, initial="pca"),
     ),
-    _preset("SVHN. Not trained yet.", _SVHN, _seed(_SVHN, dim=25, alpha=10.0)),
-    _preset("CIFAR-10. Not trained yet.", _CIFAR10, _seed(_CIFAR10, dim=35, alpha=10.0)),
+    _preset(
+        "SVHN. Not trained yet.",
+        _SVHN,
+        _seed(_SVHN, dim=25, alpha=10.0, lr_decay=0.5, lr_decay_every="10000 steps"),
+    ),
+    _preset(
+        "CIFAR-10. Not trained yet.",
+        _CIFAR10,
+        _seed(_CIFAR10, dim=35, alpha=10.0, initial="gaussian", lr=1e-5),
+    ),
     Preset("CelebA faces, 64x64. Not trained yet.", _CELEBA, {"paper": _CELEBA}),
 )

@@ -7,8 +7,8 @@ from fastlatent.models import LaDDerConfig
 from fastlatent.models.ladder import PriorConfig, PriorSchedule
 from fastlatent.presets.config import Preset, TrainConfig
 
-# Sizes of the released weights, settings of the published program (arXiv 2009.00088); where that
-# is known to go wrong, the defaults of LaDDerConfig.
+# Sizes of the released weights of the published program (arXiv 2009.00088) and its settings; where
+# it is known to go wrong, the defaults of LaDDerConfig. docs/ladder.md lists the differences.
 _MNIST = TrainConfig(
     name="ladder-mnist",
     model=LaDDerConfig(schedule=PriorSchedule(warmup_epochs=5)),
