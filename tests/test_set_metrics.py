@@ -181,17 +181,18 @@ def squared_distances(x, y):
     return torch.stack([(row - y).square().sum(1) for row in x.double()])
 
 
-def by_the_definition(real, fake, k):
+def by_the_definition(real, fake, k, closed=False):
     """Precision, recall, density, coverage from all distances in float64."""
     real, fake = real.double(), fake.double()
     # The first of a row's own distances is to itself.
     real_radii = squared_distances(real, real).sort(1).values[:, k, None]
     fake_radii = squared_distances(fake, fake).sort(1).values[:, k]
     between = squared_distances(real, fake)
-    inside = between < real_radii
+    within = torch.le if closed else torch.lt
+    inside = within(between, real_radii)
     return (
         float(inside.any(0).double().mean()),
-        float((between < fake_radii).any(1).double().mean()),
+        float(within(between, fake_radii).any(1).double().mean()),
         float(inside.double().sum(0).mean()) / k,
         float(inside.any(1).double().mean()),
     )
@@ -232,13 +233,14 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("name", PAIRS)
-def test_decisions_are_those_of_float64_distances(name):
+def test_decisions_are_those_of_float64_distances(name, closed):
     real, fake = PAIRS[name]()
-    near = Neighbourhoods(real, fake, (3, 5))
+    near = Neighbourhoods(real, fake, (3, 5), closed=closed)
     scale = 1e-200 if name == "huge" else 1
     for k in (3, 5):
-        truth = by_the_definition(scale * real, scale * fake, k)
+        truth = by_the_definition(scale * real, scale * fake, k, closed)
         assert values(near, k) == pytest.approx(truth, abs=1e-14)
 
 
@@ -262,6 +264,36 @@ def test_precision_and_recall_are_those_of_torch_fidelity(name):
         ours = precision_recall(real, fake, k)
         assert ours.precision.value == pytest.approx(theirs["precision"], abs=1e-7)  # a float32
         assert ours.recall.value == pytest.approx(theirs["recall"], abs=1e-7)
+
+
+def test_equal_distances_are_inside_closed_balls_as_in_torch_fidelity_and_outside_open_ones():
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    prdc = pytest.importorskip("prdc")
+    real, fake = PAIRS["integers"]()
+    options = {"prc_neighborhood": 3, "prc_batch_size": 400, "save_cpu_ram": False}
+    theirs = prc.prc_features_to_metric(fake, real, **options, verbose=False)
+    closed = precision_recall(real, fake, closed=True)
+    assert closed.precision.value == pytest.approx(theirs["precision"], abs=1e-7)  # a float32
+    assert closed.recall.value == pytest.approx(theirs["recall"], abs=1e-7)
+    theirs = prdc.compute_prdc(real.numpy(), fake.numpy(), 3)
+    opened = precision_recall(real, fake)
+    assert opened.precision.value == pytest.approx(theirs["precision"], abs=1e-14)
+    assert opened.precision.value < closed.precision.value
+    dense = [density_coverage(real, fake, closed=closed) for closed in (False, True)]
+    assert dense[0].density.value == pytest.approx(prdc.compute_prdc(real, fake, 5)["density"])
+    assert dense[0].density.value < dense[1].density.value
+
+
+def test_the_errors_of_neighbourhoods_hold_where_distances_are_equal():
+    make = generator(3)
+    found, stated = [], []
+    for _ in range(80):
+        near = Neighbourhoods(*torch.randint(0, 4, (2, 200, 6), generator=make).float())
+        estimates = (*near.precision_recall(3), *near.density_coverage(5))
+        found.append([estimate.value for estimate in estimates])
+        stated.append([estimate.error for estimate in estimates])
+    ratio = np.sqrt(np.mean(np.square(stated), 0)) / np.std(found, 0)
+    assert (ratio > 0.75).all() and (ratio < 1.35).all(), ratio  # known to 8 %
 
 
 def test_one_pass_gives_what_single_calls_give():

@@ -13,7 +13,7 @@ _SAMPLE = 4096  # pairs of a block that stand for all that are more than enough
 
 
 class Balls:
-    """Balls around n centres, each open, and how m points lie in them.
+    """Balls around n centres, open or closed, and how m points lie in them.
 
     Counts are exact for distances and radii in float64: pairs on which the blocks' bound does not
     decide are computed again.
@@ -25,9 +25,10 @@ class Balls:
         points: Tensor,  # (m, d)
         squared: Tensor,  # (n,) float64: radii
         scale: float,  # of lengths to those of the features
+        closed: bool,  # whether points at the distance of the radius lie inside
     ):
         self._centres, self._points, self._scale = centres, points, scale
-        self._squared = squared
+        self._squared, self._closed = squared, closed
         self.inside = squared.new_zeros(len(centres))  # points in each ball
         self.held = squared.new_zeros(len(points))  # balls around each point
 
@@ -63,7 +64,7 @@ class Balls:
         squared[unsure] = pair_distances(
             self._centres, self._points, balls[unsure], points[unsure], self._scale
         )
-        within = squared < radii
+        within = squared <= radii if self._closed else squared < radii
         self.inside += balls[within].bincount(minlength=len(self.inside))
         self.held += points[within].bincount(minlength=len(self.held))
 
@@ -77,8 +78,9 @@ class Halves:
     keep enough pairs to be always held, and the rest are a sample with weights.
     """
 
-    def __init__(self, neighbours: Neighbours, points: int, k: int):
+    def __init__(self, neighbours: Neighbours, points: int, k: int, closed: bool):
         """For balls that reach to the k-th neighbour or a later one."""
+        self._closed = closed
         self._index = neighbours.index  # (n, l)
         self._squared = neighbours.squared.float()
         self._inner = self._squared[:, k - 1]
@@ -108,7 +110,10 @@ class Halves:
         self._keep(block, i[::step], j[::step], step)
 
     def _keep(self, block: Block, i: Tensor, j: Tensor, weight: int) -> None:
-        nearer = (self._squared[block.row + i] <= block.squared[i, j, None]).sum(1)
+        # Equal distances are equal up to the bound, and open balls end before them.
+        slack = block.bound * (block.row_norms[i] + block.column_norms[j]) + TINY
+        distance = block.squared[i, j] + (-slack if self._closed else slack)
+        nearer = (self._squared[block.row + i] <= distance[:, None]).sum(1)
         weights = torch.full_like(nearer, weight, dtype=torch.float32)
         self._pairs.append((block.row + i, block.column + j, nearer, weights))
 

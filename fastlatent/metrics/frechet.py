@@ -189,8 +189,10 @@ def frechet_standard_error(
     The distance is a function of the weights of the samples; its derivatives by them are the
     influences of the samples, and their variances over n and m add up (B. Efron, "Nonparametric
     estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It says
-    nothing of the bias, which is positive and falls with 1 / n, and is too small where both sets
-    come from one distribution: the first order vanishes there. Of dependent fake samples, such as
+    nothing of the bias, which is positive and falls with 1 / n. It is too large where both sets
+    come from one distribution, by 1.2 to 1.5 in simulations: the first order vanishes there, and
+    the derivatives have twice the variance of the second, which makes a factor of 2^(1/2). Of
+    dependent fake samples, such as
     the images along one walk, each `together` in succession count as one draw; of fake samples
     made from the real ones, such as reconstructions, pairs are draws. Raises ValueError where m is
     no multiple of `together`, and for paired sets of different sizes.
