@@ -21,6 +21,7 @@ from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.progress import say
+from fastlatent.single_images import SingleImages
 from fastlatent.walking import Direction, Space, Walk, Walking, walk, walkings
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
@@ -118,23 +119,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} needs --method {needed}")
     check_method("interpolation", method, choices, trained.model)
     set_one = options.set_attribute is not None
+    singles = None if options.folder is None else SingleImages(options.folder, "interpolate")
     joined = first_images_of(trained, options) if set_one else join(trained, options)
     plots.check_count(len(joined.start) * options.steps)
     if method == "geodesic":
         searched = {name: getattr(options, name) for name in GEODESIC}
         images = walk_shorter(trained, joined, options.steps, **searched, out=options.out)
-        save_each(images.flatten(0, 2), options.folder)
+        images = images.flatten(0, 2)
     elif method == "likelihood":
         given = {name: getattr(options, name) for name in LIKELY}
         likely = LikelyOptions(**{name: x for name, x in given.items() if x is not None})
         images = walk_likely(trained, joined, options.steps, likely, options.out)
-        save_each(images.flatten(0, 2), options.folder)
+        images = images.flatten(0, 2)
     else:
-        walk_plainly(trained, options, joined, method)
+        images = walk_plainly(trained, options, joined, method)
+    if singles is not None:
+        singles.add(images)
+        singles.say()
 
 
-def walk_plainly(trained: Trained, options: Options, joined: Joined, method: Walking) -> None:
-    """Walks that need no search, a row for each."""
+def walk_plainly(trained: Trained, options: Options, joined: Joined, method: Walking) -> Tensor:
+    """The images of walks that need no search, a row of the picture for each."""
     copula = trained.copula(options.repair)
     end, name, caption = joined.end, f"interpolation-{method}", f"interpolation ({method})"
     if options.set_attribute is not None:
@@ -150,14 +155,7 @@ def walk_plainly(trained: Trained, options: Options, joined: Joined, method: Wal
     wanted = "" if options.set_attribute is None else f" with {options.set_attribute} set"
     describe(path, [name + wanted for name in joined.names])
     say(f"picture: {saved}")
-    save_each(images, options.folder)
-
-
-def save_each(images: Tensor, folder: Path | None) -> None:
-    """Single images, where a folder for them is asked for."""
-    if folder is not None:
-        plots.save_each(images, folder)
-        say(f"single images: {folder}")
+    return images
 
 
 def find_label(wanted: str, names: tuple[str, ...] | None) -> tuple[int, str]:

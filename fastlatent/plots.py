@@ -332,16 +332,6 @@ def signed(picture: "Image", subject: str) -> "Image":
     return canvas
 
 
-def save_each(images: Tensor, folder: Path, first: int = 0) -> None:
-    """One PNG for each image (n, c, h, w), at its own size: 000000.png and so on."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(to_bytes(images), first):
-        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        picture.save(folder / f"{number:06}.png")
-
-
 def to_bytes(images: Tensor) -> np.ndarray:
     """Images (n, c, h, w) in [0, 1] as uint8 (n, h, w, c), rounded to the nearest."""
     rounded = images.detach().float().clamp(0, 1).mul(255).round()

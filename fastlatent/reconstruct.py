@@ -16,6 +16,7 @@ from fastlatent.gallery import reconstruction_picture
 from fastlatent.noise import Noise
 from fastlatent.passes import evaluating, measure_loss
 from fastlatent.progress import say, track
+from fastlatent.single_images import SingleImages
 
 DESCRIPTION = """Show images next to their reconstructions and measure the loss over all images.
 
@@ -46,6 +47,7 @@ class Options(RunOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and reconstruct."""
     options = parse(Options, argv, "reconstruct", DESCRIPTION)
+    singles = None if options.folder is None else SingleImages(options.folder, "reconstruct")
     trained = Trained(options)
     split = trained.split(options.split)
     chosen = split.find(options.data_id) if options.data_id else None
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     name = "reconstructions" if options.split == "test" else "reconstructions-train"
     say(f"picture: {trained.draw(picture, trained.place(options.out, name))}")
-    if options.folder is not None:
-        write_all(trained, options, chosen)
+    if singles is not None:
+        write_all(trained, options, chosen, singles)
 
 
 def found_how(trained: Trained, split: Split, index: Tensor) -> str:
@@ -77,7 +79,9 @@ def found_how(trained: Trained, split: Split, index: Tensor) -> str:
     return f", {model.search if model.learned_latents(split, index) is None else 'learned codes'}"
 
 
-def write_all(trained: Trained, options: Options, chosen: Tensor | None) -> None:
+def write_all(
+    trained: Trained, options: Options, chosen: Tensor | None, singles: SingleImages
+) -> None:
     """One file for each reconstruction of the split, or of what is chosen, in order from 0."""
     split = trained.split(options.split)
     batches = split.batches(trained.batch, trained.device, order=chosen)
@@ -85,9 +89,8 @@ def write_all(trained: Trained, options: Options, chosen: Tensor | None) -> None
     with evaluating(trained.model):
         for number, batch in enumerate(track(batches, "writing", steps)):
             shown = trained.model.corrupt(batch.images, Noise(trained.seed, number))
-            images = trained.model.reconstruction_of(shown, split, batch.index)
-            plots.save_each(images, options.folder, number * trained.batch)
-    say(f"single images: {options.folder}")
+            singles.add(trained.model.reconstruction_of(shown, split, batch.index))
+    singles.say()
 
 
 if __name__ == "__main__":

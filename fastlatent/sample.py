@@ -28,6 +28,7 @@ from fastlatent.latents import (
 )
 from fastlatent.progress import say, track
 from fastlatent.quality import compare_samplers
+from fastlatent.single_images import SingleImages
 
 DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes
@@ -67,7 +68,8 @@ class Options(RunOptions):
     out: Path | None = None
     """Picture to write, a PNG; default: images/samples-METHOD.png in the run folder."""
     folder: Path | None = None
-    """Also write each image as a PNG of its own into this folder."""
+    """Also write each image as a PNG of its own into this folder, in the place of those that sample
+    has written there before."""
     quality: bool = True
     """Measure how close samples come to training codes and test images (bits)."""
     split: Literal["test", "train"] = "test"
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     copula = trained.copula(options.repair) if method == "copula" else None
     prior = trained.prior(method) if method in FITTED else None
 
+    singles = None if options.folder is None else SingleImages(options.folder, "sample")
     noise = options.noise
     parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, noise, prior)
     first = next(parts)
@@ -104,13 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     some = "" if len(shown) == options.n else f", the first {len(shown)} of them"
     say(f"{options.n} samples{some}: {path}")
 
-    if options.folder is not None:
+    if singles is not None:
         batches = (batch for part in chain([first], parts) for batch in part.split(trained.batch))
-        done = 0
         for batch in track(batches, "writing", -(-options.n // trained.batch)):
-            plots.save_each(decode(trained.model, batch, trained.batch), options.folder, done)
-            done += len(batch)
-        say(f"single images: {options.folder}")
+            singles.add(decode(trained.model, batch, trained.batch))
+        singles.say()
     if options.quality and trained.model.latent_kind == "bits":
         report_quality(trained, options.repair)
 
@@ -145,14 +146,16 @@ def data_set(options: Options) -> tuple[DataConfig, Path] | None:
 
 def write_real(options: Options, config: DataConfig, folder: Path) -> None:
     """The first n images of the split as PNGs, as many of each class where there are classes."""
+    singles = SingleImages(folder, "sample")
     data = load(config)
+    for note in data.notes:
+        say(note)
     split = data.test if options.split == "test" else data.train
     index = first_of_each_class(split, options.n)
     batch = options.batch or BATCH
-    for number, part in enumerate(track(index.split(batch), "writing", -(-options.n // batch))):
-        images = unit_images(split, part, "cpu")
-        plots.save_each(images, folder, number * batch)
-    say(f"{options.n:,} {options.split} images of {data.name}: {folder}")
+    for part in track(index.split(batch), "writing", -(-options.n // batch)):
+        singles.add(unit_images(split, part, "cpu"))
+    singles.say(f"{options.n:,} {options.split} images of {data.name}")
 
 
 def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
