@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from fastlatent.ops import KernelMissing
-from fastlatent.progress import is_main_process
+from fastlatent.progress import is_main_process, printable
 
 Device = Literal["auto", "cpu", "cuda"]
 Parsed = TypeVar("Parsed")
@@ -68,7 +68,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             return _fail(error, 2)
         except Stopped as error:
             if is_main_process():
-                print(error, file=sys.stderr, flush=True)
+                print(printable(str(error)), file=sys.stderr, flush=True)
             return 128 + error.signal_number
         except BrokenPipeError:
             # The reader of our output has left; point stdout elsewhere so that exit stays silent.
@@ -102,7 +102,7 @@ def _fail(error: BaseException, code: int) -> int:
         traceback.print_exception(error)
     if is_main_process() or code != 2:
         where = "" if is_main_process() else f" (rank {os.environ['RANK']})"
-        print(f"error{where}: {_sentence(error)}", file=sys.stderr, flush=True)
+        print(f"error{where}: {printable(_sentence(error))}", file=sys.stderr, flush=True)
     return code
 
 

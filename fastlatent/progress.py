@@ -37,14 +37,15 @@ class Progress:
 
     def _add_bar(self) -> None:
         self._task = Progress._screen.add_task(
-            self.title, total=self.total, completed=self.done, note="", left=""
+            printable(self.title), total=self.total, completed=self.done, note="", left=""
         )
 
     def _open_screen(self) -> None:
         from rich import progress as rich
 
         Progress._screen = rich.Progress(
-            rich.TextColumn("{task.description}"),
+            # Names of files may look like markup.
+            rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(bar_width=20),
             rich.MofNCompleteColumn(),
             rich.TextColumn("{task.fields[note]}"),
@@ -119,6 +120,7 @@ class Stopwatch:
 
 def say(line: str = "") -> None:
     """Print a line, once for all ranks, above whatever bar is on the screen."""
+    line = printable(line)
     if Progress._screen is not None:
         Progress._screen.console.print(line, markup=False, highlight=False, soft_wrap=True)
     elif is_main_process():
@@ -127,6 +129,19 @@ def say(line: str = "") -> None:
         except BrokenPipeError:
             # The reader of our output has left: the work goes on unheard, and exit stays silent.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """The text as a terminal can show it: what commands a terminal is spelled out.
+
+    Names of files and fields may hold escape sequences, and bytes that are no text.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
 
 
 def is_main_process() -> bool:
