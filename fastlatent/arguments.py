@@ -71,10 +71,21 @@ class Trained:
 
     @cached_property
     def data(self) -> Dataset:
-        """The data set of the run; raises what fastlatent.data.load raises."""
+        """The data set of the run; raises what fastlatent.data.load raises.
+
+        ValueError where its images have another shape than those of the model.
+        """
         config = self.run.config.data
         root = self.options.root
-        return load(config if root is None else replace(config, root=root.expanduser()))
+        data = load(config if root is None else replace(config, root=root.expanduser()))
+        for note in data.notes:
+            say(note)
+        if tuple(data.train.shape) != tuple(self.model.image_shape):
+            raise ValueError(
+                f"the model in {self.run.path} takes images {tuple(self.model.image_shape)} "
+                f"(channels, height, width); {data.name} now gives {tuple(data.train.shape)}"
+            )
+        return data
 
     def split(self, name: str) -> Split:
         split = self.data.train if name == "train" else self.data.test

@@ -11,7 +11,7 @@ import tyro
 
 from fastlatent import plots
 from fastlatent.console import RunError, command, parse
-from fastlatent.pictures import open_picture, pixels_of
+from fastlatent.pictures import decode
 from fastlatent.progress import say, track
 from fastlatent.runs import Run
 from fastlatent.runs.files import written_whole
@@ -91,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def images_of(run: Run, path: Path) -> torch.Tensor:  # (n, c, h, w) in [0, 1]
     """The images in a sheet of frames."""
     channels, height, width = run.config.model.image_shape
-    image, _ = open_picture(path)
-    sheet = pixels_of(image.convert("L" if channels == 1 else "RGB")).float() / 255
+    sheet = decode(path, channels).float() / 255
     return plots.untiled(sheet, run.config.film_images, height, width)
 
 

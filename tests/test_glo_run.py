@@ -551,6 +551,29 @@ def test_damaged_data_of_the_original_program(tmp_path: Path, spoil, sentence) -
         load(DataConfig(f"h5:{tmp_path}"))
 
 
+def test_other_layouts_of_h5_files_are_told_which_one_is_read(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        file["images"] = np.zeros((20, 8, 8, 1), np.uint8)
+    sentence = (
+        r"holds the array 'images' of shape \(20, 8, 8, 1\); what is read is a group for each"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load(DataConfig(f"h5:{path}"))
+    with h5py.File(path, "w") as file:
+        for k in range(20):
+            file[f"{k:02}/image"] = np.full((8, 8, 1), k % 2, np.uint8)
+        file["20"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(ValueError, match="has no image of the id '20'"):
+        load(DataConfig(f"h5:{path}"))
+    with h5py.File(path, "a") as file:
+        del file["20"]
+    data = load(DataConfig(f"h5:{path}"))
+    assert data.train.images(torch.arange(3))[:, 0, 0, 0].tolist() == [255, 0, 255]
+    assert data.notes == [f"{path}: uint8 of 0 and 1 alone is taken as black and white"]
+
+
 def test_images_of_two_sizes_in_one_file(tmp_path: Path) -> None:
     write_h5(tmp_path, 12)
     with pytest.importorskip("h5py").File(tmp_path / "data.hdf5", "a") as file:

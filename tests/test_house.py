@@ -23,7 +23,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"graphs", "nn", "noise", "pictures", "subset", "untouched"},
+    {"arrays", "graphs", "nn", "noise", "pictures", "subset", "untouched"},
+    {"image_folders"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
     {"options", "patches", "presets", "progress"},
@@ -31,7 +32,7 @@ FLOORS = (
     {"passes", "runs"},
     {"latents", "plots"},
     {"walking"},
-    {"arguments", "gallery", "quality"},
+    {"arguments", "gallery", "quality", "single_images"},
     {"evaluation", "training"},
     {"comparison", "experiments"},
     {

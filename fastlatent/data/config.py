@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastlatent.pictures import BACKGROUND, check_background
+
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
 BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
@@ -39,6 +41,8 @@ class DataConfig:
     split_seed: int = 0
     # side of a centre crop taken before resizing; default: resize the shorter side, then crop
     crop: int | None = None
+    # what transparent pixels of image files are laid on: white, black or #rrggbb
+    background: str = BACKGROUND
     # device: uint8 images live on the device; stream: worker processes; auto: by size
     resident: Resident = "auto"
     # worker processes when streaming
@@ -62,6 +66,7 @@ class DataConfig:
                 raise ValueError(f"data.{field} must be an integer from 0 up; got {value!r}")
         if not all(_is_integer(label, at_least=0) for label in self.classes):
             raise ValueError(f"data.classes must hold labels from 0 up; got {self.classes!r}")
+        check_background("data.background", self.background)
         if self.resident not in get_args(Resident):
             raise ValueError(f"data.resident must be auto, device or stream; got {self.resident!r}")
         if self.kind in BINARY_SIZES:
@@ -76,6 +81,13 @@ class DataConfig:
             raise ValueError(
                 f"data.download works for {', '.join(DOWNLOADABLE)}; got {self.name!r}"
             )
+
+    @property
+    def short(self) -> str:
+        """The name without the folders that a path lies in, which may tell whose it is."""
+        if self.kind in ("folder", "npz", "h5"):
+            return f"{self.kind}:{Path(self.detail).name}"
+        return self.name
 
     @property
     def kind(self) -> str:

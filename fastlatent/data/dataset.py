@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -37,13 +37,17 @@ class Part(NamedTuple):
 
 @dataclass
 class Dataset:
-    """A data set: splits of images of one shape; `label_names` is None without labels."""
+    """A data set: splits of images of one shape; `label_names` is None without labels.
+
+    `notes` say, in sentences, what was left out of a folder or a file and how the rest was read.
+    """
 
     name: str
     train: Split
     test: Split
     label_names: tuple[str, ...] | None
     validation: Split | None = None  # training images that were set apart
+    notes: list[str] = field(default_factory=list)
 
 
 def load(config: DataConfig) -> Dataset:
@@ -66,11 +70,15 @@ def load(config: DataConfig) -> Dataset:
     if config.validation:
         parts["train"], parts["validation"] = _apart(config, parts["train"])
     fitted: dict[str, Tensor | FileImages] = {}
-    mode = source.mode
+    channels = 3 if source.published else None
+    notes = list(source.notes)
     for name, part in parts.items():
-        fitted[name] = _fitted(part.images, fit, mode)
-        if name == "train":
-            mode = fitted[name].mode if isinstance(fitted[name], FileImages) else None
+        if isinstance(part.images, Tensor):
+            fitted[name] = fit(part.images)
+            continue
+        files = FileImages(part.images, fit, channels, config.background, source.published)
+        fitted[name], channels = files, files.channels  # the training images decide
+        notes += [f"{name} split, {note}" for note in files.notes]
     streams = _streams(config, *fitted.values())
     splits = {
         name: Split(
@@ -89,7 +97,7 @@ def load(config: DataConfig) -> Dataset:
             f"{config.name}: train images are {train.shape} and test images {test.shape} "
             "(channels, height, width); they must be of one shape"
         )
-    return Dataset(config.name, train, test, label_names, splits.get("validation"))
+    return Dataset(config.name, train, test, label_names, splits.get("validation"), notes)
 
 
 def _apart(config: DataConfig, train: Part) -> tuple[Part, Part]:
@@ -159,10 +167,6 @@ def _first_of_each_label(labels: Tensor, config: DataConfig) -> Tensor:
     for label in labels.unique():
         kept[(labels == label).nonzero()[: config.per_class, 0]] = True
     return kept
-
-
-def _fitted(images: Images, fit: Fit, mode: str | None) -> Tensor | FileImages:
-    return fit(images) if isinstance(images, Tensor) else FileImages(images, fit, mode)
 
 
 def _resident(images: Tensor | FileImages) -> Tensor:

@@ -7,25 +7,25 @@ that is damaged or of another kind; the others are to be checked with `check_md5
 import gzip
 import hashlib
 import math
-import os
 import pickle
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
-)
+from fastlatent.arrays import open_npz, read_array
 
 
-def check_md5(path: Path, md5: str) -> None:
-    """Raises unless the file has the md5 that its publisher's copy has."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def check_md5(path: Path, md5: str, content: bytes | None = None) -> None:
+    """Raises unless the file, or what was unpacked from it, has the md5 of its publisher's copy."""
+    if content is not None:
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    else:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        found = digest.hexdigest()
     if found != md5:
         raise ValueError(
             f"{path} has the wrong checksum (md5 {found}, the published file has {md5}): it is "
@@ -33,19 +33,24 @@ def check_md5(path: Path, md5: str) -> None:
         )
 
 
-def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of `ndim` dimensions in an idx file, gzipped if its name ends in .gz.
+def unpacked(path: Path) -> bytes:
+    """The content of a file, which is gzipped if its name ends in .gz."""
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except EOFError:
+        raise ValueError(f"{path} is truncated: its gzip stream breaks off") from None
+    except (OSError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def parse_idx(path: Path, data: bytes, ndim: int) -> np.ndarray:
+    """The uint8 array of `ndim` dimensions in the content of an idx file.
 
     Format: yann.lecun.com/exdb/mnist, "The IDX file format".
     """
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except EOFError:
-            raise ValueError(f"{path} is truncated: its gzip stream breaks off") from None
-        except (OSError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
     header = 4 + 4 * ndim
     if len(data) < header:
         raise ValueError(f"{path} is truncated: {len(data)} bytes are less than an idx header")
@@ -72,30 +77,18 @@ def read_bits_text(path: Path, width: int) -> np.ndarray:
     return (bits - ord("0")).reshape(-1, width)
 
 
-def read_npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those arrays of an .npz file whose names are among `wanted`; at least one must be there."""
-    # A truncated archive has lost the directory at its end, so it is no zip file either.
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz file, or it is truncated")
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    with archive:
-        arrays = {}
-        for key in archive.files:
-            if key not in wanted:
-                continue
-            try:
-                arrays[key] = archive[key]
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(f"{path} is damaged at {key!r}: {error}") from None
-        if not arrays:
-            raise ValueError(
-                f"{path} holds {', '.join(archive.files) or 'nothing'}; "
-                f"expected some of {', '.join(wanted)}"
-            )
-    return arrays
+def read_npz_arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those arrays of an .npz file whose names are among `wanted`, and the names of the others.
+
+    At least one must be there.
+    """
+    with open_npz(path) as archive:
+        arrays = {key: read_array(path, archive, key) for key in archive.files if key in wanted}
+        others = [key for key in archive.files if key not in wanted]
+    if not arrays:
+        held = ", ".join(others) or "nothing"
+        raise ValueError(f"{path} holds {held}; expected some of {', '.join(wanted)}")
+    return arrays, others
 
 
 def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], list[np.ndarray]]:
@@ -112,12 +105,24 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], li
     try:
         with h5py.File(path, "r") as file:
             names = sorted(file) if ids is None else list(ids)
+            images = []
             for name in names:
-                if name not in file or "image" not in file[name]:
+                entry = file.get(name)  # None where a link leads nowhere, too
+                if isinstance(entry, h5py.Dataset):
+                    raise ValueError(
+                        f"{path} holds the array {name!r} of shape {entry.shape}; what is read is "
+                        "a group for each image, with a dataset image (h, w, c) in it. An array "
+                        "of all images can be given as npz:PATH, named x"
+                    )
+                image = None if entry is None else entry.get("image")
+                if not isinstance(image, h5py.Dataset):
                     raise ValueError(f"{path} has no image of the id {name!r}")
-            return names, [np.asarray(file[name]["image"]) for name in names]
-    except (OSError, RuntimeError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+                images.append(np.asarray(image))
+            return names, images
+    except ValueError:
+        raise
+    except Exception as error:  # damage can end in any of them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no h5 file of images, or damaged: {reason}") from None
 
 
@@ -153,16 +158,3 @@ def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     entry = loadmat(path)
     return entry["X"].transpose(3, 2, 0, 1), entry["y"].astype(np.int64).reshape(-1) % 10
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted by path; hidden ones are left out."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        found += [
-            Path(place, name)
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)

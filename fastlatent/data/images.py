@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.pictures import open_picture, pixels_of
+from fastlatent.image_folders import survey
+from fastlatent.pictures import BACKGROUND, decode
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,8 @@ class Fit:
     crop: int | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        self.size_of(*pixels.shape[-2:])
         if self.crop is not None:
-            if self.crop > min(pixels.shape[-2:]):
-                raise ValueError(
-                    f"data.crop is {self.crop}, more than images of {_size(pixels)} have"
-                )
             pixels = _centre_crop(pixels, self.crop)
         height, width = pixels.shape[-2:]
         if self.size is None or height == width == self.size:
@@ -38,19 +36,42 @@ class Fit:
             return torch.nn.functional.pad(pixels, (2, 2, 2, 2))
         return _centre_crop(_resize_shorter_side(pixels, self.size), self.size).contiguous()
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what such images become; ValueError where the crop is larger."""
+        if self.crop is not None and self.crop > min(height, width):
+            raise ValueError(f"data.crop is {self.crop}, more than images of {height}x{width} have")
+        side = self.size or self.crop
+        return (height, width) if side is None else (side, side)
+
 
 class FileImages:
     """Image files, decoded and fitted when read.
 
-    `mode` is "L" (grey) or "RGB"; by default the first file decides. Reading raises ValueError
-    for a file that is no 8-bit image, is damaged, or differs in size from the first.
+    They have 1 or 3 `channels`; by default the first file decides. Transparent pixels are laid on
+    `background`. Raises ValueError for a file that is no 8-bit image or differs in size from the
+    first: at once, for headers are read before anything else. Damage behind a header, and the
+    headers of a set as it was published, are met when a file is read. `notes` say what is done to
+    some of the files.
     """
 
-    def __init__(self, paths: Sequence[Path | str], fit: Fit, mode: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path | str],
+        fit: Fit,
+        channels: int | None = None,
+        background: str = BACKGROUND,
+        published: bool = False,  # the files are known to agree
+    ) -> None:
         self.paths = [str(path) for path in paths]
         self.fit = fit
-        pixels, self.mode = _decode(self.paths[0], mode)
-        self.shape = tuple(self._fitted(0, pixels).shape)  # (c, h, w)
+        self.background = background
+        looked = self.paths[:1] if published else self.paths
+        found = survey(looked, channels, background, every=fit.size is None)
+        self.channels, self.notes = found.channels, found.notes
+        (size, first), *others = found.sizes.items()
+        self.shape = (self.channels, *self._fitted_size(first, size))  # (c, h, w)
+        for size, path in others:
+            self._check(path, self._fitted_size(path, size))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,13 +80,10 @@ class FileImages:
         """The images at `rows`, uint8 (k, c, h, w)."""
         out = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
         for k, row in enumerate(rows):
-            image = self._fitted(row, _decode(self.paths[row], self.mode)[0])
-            if image.shape != self.shape:
-                raise ValueError(
-                    f"{self.paths[row]} is {_size(image)} where {self.paths[0]} is "
-                    f"{self.shape[1]}x{self.shape[2]}; give --data.size to bring all to one size"
-                )
-            out[k] = image
+            path = self.paths[row]
+            pixels = decode(path, self.channels, self.background)
+            self._check(path, self._fitted_size(path, tuple(pixels.shape[1:])))
+            out[k] = self.fit(pixels[None])[0]
         return out
 
     def read_all(self) -> Tensor:
@@ -74,20 +92,18 @@ class FileImages:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return torch.cat(list(pool.map(self.read, chunks)))
 
-    def _fitted(self, row: int, pixels: Tensor) -> Tensor:
+    def _fitted_size(self, path: Path | str, size: tuple[int, int]) -> tuple[int, int]:
         try:
-            return self.fit(pixels[None])[0]
+            return self.fit.size_of(*size)
         except ValueError as error:
-            raise ValueError(f"{self.paths[row]}: {error}") from None
+            raise ValueError(f"{path}: {error}") from None
 
-
-def _decode(path: str, mode: str | None) -> tuple[Tensor, str]:
-    """The image in `path` as uint8 (c, h, w), and its mode."""
-    image, grey = open_picture(path)
-    if mode == "L" and not grey:
-        raise ValueError(f"{path} is a colour image where the first image is grey")
-    mode = mode or ("L" if grey else "RGB")
-    return pixels_of(image.convert(mode)), mode
+    def _check(self, path: Path | str, size: tuple[int, int]) -> None:
+        if size != self.shape[1:]:
+            raise ValueError(
+                f"{path} is {size[0]}x{size[1]} where {self.paths[0]} is "
+                f"{self.shape[1]}x{self.shape[2]}; give --data.size to bring all to one size"
+            )
 
 
 def _resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
@@ -108,7 +124,3 @@ def _centre_crop(pixels: Tensor, side: int) -> Tensor:
     # Half a pixel rounds to even, as torchvision's CenterCrop does.
     top, left = (round((length - side) / 2) for length in pixels.shape[-2:])
     return pixels[..., top : top + side, left : left + side]
-
-
-def _size(pixels: Tensor) -> str:
-    return f"{pixels.shape[-2]}x{pixels.shape[-1]}"

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlatent.arrays import are_binary, images_of
 from fastlatent.data.config import DataConfig
-from fastlatent.data.formats import image_files, read_h5_groups, read_npz_arrays
+from fastlatent.data.formats import read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
+from fastlatent.image_folders import find_images
 
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
 
@@ -25,10 +27,13 @@ def folder(config: DataConfig) -> Source:
             f"folder:{root / present[0]} to have every tenth image held out for testing"
         )
     roots = [root / name for name in present] or [root]
-    files = [image_files(place) for place in roots]
-    for place, found in zip(roots, files, strict=True):
-        if not found:
-            raise ValueError(f"{place} holds no image files")
+    walks = find_images(*roots)
+    notes = [found.left_out for found in walks if found.left_out]
+    for place, found in zip(roots, walks, strict=True):
+        if not found.paths:
+            without = f"; {found.left_out}" if found.left_out else ""
+            raise ValueError(f"{place} holds no image files{without}")
+    files = [found.paths for found in walks]
     classes = [
         [_class_of(path, place) for path in found]
         for place, found in zip(roots, files, strict=True)
@@ -51,8 +56,11 @@ def folder(config: DataConfig) -> Source:
     ]
     label_names = tuple(names) or None
     if len(roots) == 2:
-        return Source(files[0], files[1], labels[0], labels[1], label_names)
-    return hold_out(files[0], labels[0], label_names)
+        source = Source(files[0], files[1], labels[0], labels[1], label_names)
+    else:
+        source = hold_out(files[0], labels[0], label_names)
+    source.notes += notes
+    return source
 
 
 def _class_of(path: Path, root: Path) -> str | None:
@@ -65,12 +73,19 @@ def npz(config: DataConfig) -> Source:
     path = Path(config.detail).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"data.name: there is no file {path}")
-    arrays = read_npz_arrays(path, ("train_x", "test_x", "train_y", "test_y", "x", "y", "classes"))
+    arrays, others = read_npz_arrays(
+        path, ("train_x", "test_x", "train_y", "test_y", "x", "y", "classes")
+    )
     pairs = [("x", "y")] if "x" in arrays else [("train_x", "train_y"), ("test_x", "test_y")]
     for x, _ in pairs:
         if x not in arrays:
             raise ValueError(f"{path} has no array {x}; expected train_x and test_x, or x alone")
-    images = [_npz_images(path, x, arrays[x]) for x, _ in pairs]
+    read = {name for pair in pairs for name in pair} | {"classes"}
+    others += sorted(arrays.keys() - read)
+    names = [x for x, _ in pairs]
+    notes = [f"{path}: images are {' and '.join(names)}; not read: {', '.join(others)}"]
+    notes = notes if others else []
+    images = _images(path, {x: arrays[x] for x in names}, notes)
     labels = [
         _npz_labels(path, y, arrays[y], len(pixels)) if y in arrays else None
         for (_, y), pixels in zip(pairs, images, strict=True)
@@ -79,30 +94,28 @@ def npz(config: DataConfig) -> Source:
         raise ValueError(f"{path}: train_y and test_y must both be there and be of one kind")
     label_names = _npz_label_names(path, arrays.get("classes"), labels)
     if len(pairs) == 2:
-        return Source(images[0], images[1], labels[0], labels[1], label_names)
-    return hold_out(images[0], labels[0], label_names)
+        source = Source(images[0], images[1], labels[0], labels[1], label_names)
+    else:
+        source = hold_out(images[0], labels[0], label_names)
+    source.notes += notes
+    return source
 
 
-def _npz_images(path: Path, key: str, x: np.ndarray) -> Tensor:
-    """(n, h, w), (n, h, w, c) or (n, c, h, w) of uint8, bool or floats in [0, 1] as uint8."""
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[3] in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
-    elif x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{path}: {key} must be (n, h, w), (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; "
-            f"got {x.shape}"
-        )
-    if x.dtype == bool:
-        x = x * np.uint8(255)
-    elif x.dtype.kind == "f":
-        if not (x.size == 0 or (x.min() >= 0 and x.max() <= 1)):
-            raise ValueError(f"{path}: {key} holds floats outside 0 to 1")
-        x = (x * 255).round().astype(np.uint8)
-    elif x.dtype != np.uint8:
-        raise ValueError(f"{path}: {key} must be uint8, bool or float in [0, 1]; got {x.dtype}")
-    return torch.tensor(x)
+def _images(path: Path, arrays: dict[str, np.ndarray], notes: list[str]) -> list[Tensor]:
+    """Each array of images, of any layout and type that `images_of` takes, as uint8."""
+    binary = are_binary(list(arrays.values()))
+    if binary:
+        notes.append(f"{path}: uint8 of 0 and 1 alone is taken as black and white")
+    images = [images_of(f"{path}: {name}", array, binary) for name, array in arrays.items()]
+    return [_in_8_bits(x) for x in images]
+
+
+def _in_8_bits(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images
+    # At least float32: in half precision 255 x would be rounded before.
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    return (wide * 255).round().to(torch.uint8)
 
 
 def _npz_labels(path: Path, key: str, y: np.ndarray, count: int) -> Tensor:
@@ -161,7 +174,10 @@ def h5(config: DataConfig) -> Source:
                 f"{path}: the image of {name!r} is {image.dtype} {image.shape} where that of "
                 f"{names[0]!r} is {images[0].dtype} {images[0].shape}"
             )
-    source = hold_out(_npz_images(path, "image", np.stack(images)), None, None)
+    notes: list[str] = []
+    (pixels,) = _images(path, {"image": np.stack(images)}, notes)
+    source = hold_out(pixels, None, None)
+    source.notes += notes
     source.train_ids = tuple(name for k, name in enumerate(names) if k % 10)
     source.test_ids = tuple(names[::10])
     return source

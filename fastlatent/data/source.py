@@ -1,6 +1,6 @@
 """A data set as it was published or given, before any choice of size or classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ class Source:
     label_names: tuple[str, ...] | None = None
     train_ids: tuple[str, ...] | None = None  # names of images; only of sets without labels
     test_ids: tuple[str, ...] | None = None
-    mode: str | None = None  # of image files: "L", "RGB", or None to follow the first
+    published: bool = False  # image files in colour that are known to agree in size
+    notes: list[str] = field(default_factory=list)  # how it was read, in sentences
 
 
 def take(images: Images, rows: Tensor) -> Images:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastlatent.arrays import read_array
 from fastlatent.ops.roots import lower_gram
 
 BUFFER = 1024  # rows gathered before a product of them is taken
@@ -153,7 +154,8 @@ class FeatureStatistics:
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in ("mu", "sigma", "n") if key in archive.files}
+                there = [key for key in ("mu", "sigma", "n") if key in archive.files]
+                found = {key: read_array(path, archive, key) for key in there}
                 keys = ", ".join(archive.files) or "nothing"
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"FeatureStatistics: {path} is not a readable .npz: {error}") from None

@@ -48,7 +48,10 @@ def train(config: TrainConfig, out: Path, resume: State | None = None) -> None:
     Stopped after a signal.
     """
     with locked(out), accelerated(config) as accelerator:
-        training = Training(config, load(config.data), accelerator, out, resume)
+        data = load(config.data)
+        for note in data.notes:
+            say(note)
+        training = Training(config, data, accelerator, out, resume)
         try:
             training.learn()
             training.conclude()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlatent.metrics.features.images import check_images, resize, to_uint8, to_unit
 from fastlatent.metrics.features.sources import Source, open_source
+from fastlatent.pictures import BACKGROUND
 
 Extractor = Callable[[Tensor], Tensor]
 
@@ -18,6 +19,7 @@ class Features:
 
     Can be iterated over again where the source can. `count` is how many images or features the
     source holds and `batches` how many batches this rank will get, or None where only a pass tells.
+    `notes` say what was left out of a folder or file and how the rest is read.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class Features:
         rank: int,
         world: int,
     ):
-        self.count = source.count
+        self.count, self.notes = source.count, source.notes
         total = None if source.count is None else -(-source.count // batch)
         self.batches = None if total is None else len(range(rank, total, world))
         self._source, self._extractor, self._prepare = source, extractor, prepare
@@ -89,6 +91,7 @@ def extract(
     channels: Literal[1, 3] | None = None,
     recursive: bool = True,
     key: str | None = None,
+    background: str = BACKGROUND,
     limit: int | None = None,
     rank: int = 0,
     world: int = 1,
@@ -99,9 +102,13 @@ def extract(
     * features (n, d), passed through as they are, or images (n, c, h, w), uint8 or in [0, 1];
     * an .npz file of features or images (see `read_npz`; `key` names the array);
     * a folder of image files, with all folders below it if `recursive`. They must agree in size
-      unless `size` (side, or height and width) brings all to one, and the first decides whether
-      they are grey, unless `channels` does;
+      unless `size` (side, or height and width) brings all to one. They are turned upright by
+      EXIF, transparent pixels are laid on the `background` (white, black or #rrggbb), and only the
+      first picture of an animation is read. See `find_images` for what is left out;
     * an iterable of batches: tensors, tuples that start with one, or objects with `images`.
+
+    Images have 1 or 3 `channels`, by default as an array or the first file has them; colours
+    become grey only where all their pixels are grey.
 
     `extractor` is any module or callable from images to features (n, d): float32 in [0, 1], or
     uint8 where it `takes` that. A module runs in evaluation mode, on its own device unless `device`
@@ -127,7 +134,13 @@ def extract(
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise ValueError(f"extract: size must be a side or (height, width); got {size}")
     opened = open_source(
-        source, size=sides, channels=channels, recursive=recursive, key=key, limit=limit
+        source,
+        size=sides,
+        channels=channels,
+        recursive=recursive,
+        key=key,
+        background=background,
+        limit=limit,
     )
 
     def prepare(where: str, images: Tensor) -> Tensor:

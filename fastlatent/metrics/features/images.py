@@ -1,17 +1,11 @@
 """Images as metrics take them: decoded, in 8 bits, through JPEG, of one size."""
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fastlatent.pictures import open_picture, pixels_of
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def check_images(name: str, images: Tensor) -> None:
@@ -72,8 +66,9 @@ def jpeg_round_trip(images: Tensor, quality: int = 75, rgb: bool = False) -> Ten
         picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()))
         stored = io.BytesIO()
         picture.save(stored, "JPEG", quality=quality)
-        with Image.open(stored) as read:
-            row.copy_(pixels_of(read.convert("RGB" if len(row) == 3 else "L")))
+        with Image.open(stored, formats=("JPEG",)) as read:
+            read_back = torch.from_numpy(np.array(read.convert("RGB" if len(row) == 3 else "L")))
+            row.copy_(read_back.view(h, w, len(row)).permute(2, 0, 1))
     return out.to(images.device)
 
 
@@ -90,51 +85,13 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.clamp_(0, 1)
 
 
-def image_files(folder: Path, recursive: bool) -> list[Path]:
-    """The image files in `folder`, or below it, sorted by path; hidden ones are left out."""
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def with_channels(name: str, images: Tensor, channels: int) -> Tensor:
+    """Images (n, c, h, w) with 1 or 3 channels: grey repeated, equal colours as grey.
 
-
-def decode(path: Path, channels: int | None = None) -> Tensor:
-    """The image in a file, uint8 (c, h, w), grey or colour as it is or as `channels` says.
-
-    Transparency is dropped. Raises ValueError, naming the file, where it is no 8-bit image, or
-    a colour one where `channels` is 1.
+    Raises ValueError for colours where `channels` is 1.
     """
-    image, grey = open_picture(path)
-    if channels == 1 and not grey:
-        raise ValueError(
-            f"{path} is a colour image among grey ones; ask for 3 channels to have all in colour"
-        )
-    channels = channels or (1 if grey else 3)
-    return pixels_of(image.convert("L" if channels == 1 else "RGB"))
-
-
-def as_channels_first(name: str, array: np.ndarray) -> Tensor:
-    """Images of an array, (n, h, w), (n, h, w, c) or (n, c, h, w), as a tensor (n, c, h, w)."""
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    images = torch.from_numpy(np.ascontiguousarray(array))
-    check_images(name, images)
-    return images
-
-
-def same_size(paths: Sequence[Path], images: Sequence[Tensor], expected: torch.Size) -> None:
-    """Raise, naming the file, where an image is not of the expected shape (c, h, w)."""
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != expected:
-            found, first = ("x".join(map(str, shape[1:])) for shape in (image.shape, expected))
-            raise ValueError(
-                f"{path} is {found} where the first image is {first}; give a size to bring all to"
-            )
+    if channels == 1 and images.shape[1] == 3:
+        if not (images == images[:, :1]).all():
+            raise ValueError(f"{name}: there are colour images where grey ones are expected")
+        return images[:, :1]
+    return images.expand(-1, channels, -1, -1)

@@ -1,28 +1,21 @@
 """What features are taken of: tensors, .npz files, folders of image files, batches."""
 
 import os
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.features.images import (
-    SUFFIXES,
-    as_channels_first,
-    decode,
-    image_files,
-    resize,
-    same_size,
-    to_unit,
-)
+from fastlatent.arrays import are_binary, images_of, open_npz, read_array
+from fastlatent.image_folders import find_images, survey
+from fastlatent.metrics.features.images import resize, to_unit, with_channels
 from fastlatent.metrics.statistics import FeatureStatistics
+from fastlatent.pictures import BACKGROUND, SUFFIXES, ColourError, check_background, decode
 from fastlatent.subset import spread
 
 FEATURE_KEYS = ("features", "feats")
@@ -36,15 +29,34 @@ class Source(Protocol):
 
     name: str  # for messages
     count: int | None  # images or features in all; None where only a pass can tell
+    shape: tuple[int, ...] | None  # (c, h, w) of images, or None as above
+    notes: list[str]  # what was left out and how the rest is read, in sentences
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         """Every batch whose number is `rank` modulo `world`, in order."""
 
 
 class _Array:
-    def __init__(self, name: str, values: Tensor, limit: int | None):
+    """Images or features that are at hand; images of `channels`, to be brought to `size`."""
+
+    def __init__(
+        self,
+        name: str,
+        values: Tensor,
+        size: tuple[int, int] | None,
+        channels: int | None,
+        limit: int | None,
+        notes: Sequence[str] = (),
+    ):
         chosen = spread(len(values), limit)
-        self.name, self.count = name, len(chosen)
+        self.name, self.count, self.notes = name, len(chosen), list(notes)
+        self.shape = None
+        if values.dim() == 4:
+            if channels is not None and values.shape[1] in (1, 3):
+                values = with_channels(name, values, channels)
+            found = (values.shape[2], values.shape[3])
+            self.shape = (values.shape[1], *(size or found))
+            self.notes += _resized(name, [found], size)
         whole = self.count == len(values)
         self._values = values if whole else values[chosen.to(values.device)]
 
@@ -53,63 +65,108 @@ class _Array:
 
 
 class _Folder:
+    """The image files of a folder; whether they go together is seen before any is used."""
+
     def __init__(
         self,
         folder: Path,
         recursive: bool,
         size: tuple[int, int] | None,
         channels: int | None,
+        background: str,
         limit: int | None,
     ):
         if not folder.is_dir():
             raise FileNotFoundError(f"extract: there is no file or folder {folder}")
         self.name = str(folder)
-        paths = image_files(folder, recursive)
-        self._paths = [paths[k] for k in spread(len(paths), limit).tolist()]
-        if not self._paths:
+        (found,) = find_images(folder, recursive=recursive)
+        if not found.paths:
             where = "in it or below" if recursive else "directly in it"
-            raise ValueError(f"{folder} holds no image files {where} ({' '.join(SUFFIXES)})")
+            without = f"; {found.left_out}" if found.left_out else ""
+            kinds = " ".join(sorted(SUFFIXES))
+            raise ValueError(f"{folder} holds no image files {where} ({kinds}){without}")
+        self._paths = [found.paths[k] for k in spread(len(found.paths), limit).tolist()]
         self.count = len(self._paths)
-        first = decode(self._paths[0], channels)
-        self._channels, self._size = len(first), size
-        self._shape = torch.Size((len(first), *(size or first.shape[1:])))
+        try:
+            looked = survey(self._paths, channels, background, every=size is None)
+        except ColourError as error:
+            if channels is not None:
+                raise
+            more = "ask for 3 channels (--channels 3) to have all in colour"
+            raise ValueError(f"{error}; {more}") from None
+        self.notes = [found.left_out] if found.left_out else []
+        self.notes += [f"{folder}, {note}" for note in looked.notes]
+        self.notes += _resized(self.name, list(looked.sizes), size)
+        self._channels, self._background, self._size = looked.channels, background, size
+        first, *others = looked.sizes
+        for other in others if size is None else ():
+            self._check(looked.sizes[other], other, first)
+        self.shape = (looked.channels, *(size or first))
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         parts = [self._paths[i : i + batch] for i in range(0, len(self._paths), batch)]
-        waiting: deque[tuple[Sequence[Path], list[Future[Tensor]]]] = deque()
+        waiting: deque[list[Future[Tensor]]] = deque()
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             for part in parts[rank::world]:
-                waiting.append((part, [pool.submit(self._read, path) for path in part]))
+                waiting.append([pool.submit(self._read, path) for path in part])
                 if len(waiting) > _AHEAD:
-                    yield self._together(*waiting.popleft())
+                    yield self._together(waiting.popleft())
             while waiting:
-                yield self._together(*waiting.popleft())
+                yield self._together(waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, path: Path) -> Tensor:
-        pixels = decode(path, self._channels)
-        return pixels if self._size is None else resize(pixels[None], self._size)[0]
+        pixels = decode(path, self._channels, self._background)
+        if self._size is not None:
+            return resize(pixels[None], self._size)[0]
+        self._check(path, (pixels.shape[1], pixels.shape[2]), self.shape[1:])
+        return pixels
 
-    def _together(self, paths: Sequence[Path], decoded: list[Future[Tensor]]) -> Tensor:
+    def _together(self, decoded: list[Future[Tensor]]) -> Tensor:
         images = [image.result() for image in decoded]
-        same_size(paths, images, self._shape)
         # Those that had the size already are still in 8 bits.
         if len({image.dtype for image in images}) > 1:
             images = [to_unit(image) for image in images]
         return torch.stack(images)
 
+    def _check(self, path: Path, size: tuple[int, ...], first: tuple[int, ...]) -> None:
+        if size != first:
+            raise ValueError(
+                f"{path} is {_times(size)} where the first image is {_times(first)}; give a size "
+                "to bring all to (--size)"
+            )
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _resized(
+    name: str, sizes: Sequence[tuple[int, int]], size: tuple[int, int] | None
+) -> list[str]:
+    """What to say where images are brought to another size."""
+    others = [_times(found) for found in sizes if size is not None and found != size]
+    if size is None or not others:
+        return []
+    listed = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+    return [f"{name}: images of {listed} are resized to {_times(size)}, bicubic"]
+
 
 class _Stream:
-    def __init__(self, batches: Iterable[Any], limit: int | None):
-        self.name, self.count = "the batches", None
-        self._batches, self._limit = batches, limit
+    def __init__(self, batches: Iterable[Any], channels: int | None, limit: int | None):
+        self.name, self.count, self.shape = "the batches", None, None
+        self.notes: list[str] = []
+        self._batches, self._channels, self._limit = batches, channels, limit
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         number, left = 0, self._limit
         for given in self._batches:
-            for part in _tensor_of(given)[:left].split(batch):
+            images = _tensor_of(given)
+            if self._channels is not None and images.dim() == 4 and images.shape[1] in (1, 3):
+                images = with_channels(self.name, images, self._channels)
+            for part in images[:left].split(batch):
                 if number % world == rank:
                     yield part
                 number += 1
@@ -141,20 +198,24 @@ def open_source(
     channels: int | None = None,
     recursive: bool = True,
     key: str | None = None,
+    background: str = BACKGROUND,
     limit: int | None = None,
 ) -> Source:
-    """A source of batches from whatever `extract` takes."""
+    """A source of batches from whatever `extract` takes, or one that this has opened."""
+    check_background("extract: background", background)
+    if isinstance(source, (_Array, _Folder)):
+        return source
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.suffix != ".npz" or path.is_dir():
-            return _Folder(path, recursive, size, channels, limit)
-        values = read_npz(path, key)
-        if isinstance(values, FeatureStatistics):
+            return _Folder(path, recursive, size, channels, background, limit)
+        stored = read_stored(path, key)
+        if isinstance(stored.values, FeatureStatistics):
             raise ValueError(
                 f"{path} holds statistics (mu and sigma), of which no features can be taken; "
                 "FeatureStatistics.load reads them"
             )
-        return _Array(str(path), values, limit)
+        return array_source(path, stored, size=size, channels=channels, limit=limit)
     if isinstance(source, np.ndarray):
         source = torch.from_numpy(source)
     if isinstance(source, Tensor):
@@ -163,13 +224,33 @@ def open_source(
                 "extract: source must be features (n, d) or images (n, c, h, w); "
                 f"got {tuple(source.shape)}"
             )
-        return _Array("the tensor", source, limit)
+        return _Array("the tensor", source, size, channels, limit)
     if isinstance(source, Iterable):
-        return _Stream(source, limit)
+        return _Stream(source, channels, limit)
     raise TypeError(
         "extract: source must be a tensor, a path or an iterable of batches; "
         f"got {type(source).__name__}"
     )
+
+
+class Stored(NamedTuple):
+    """What an .npz file holds, and how it was read, in sentences."""
+
+    values: FeatureStatistics | Tensor
+    notes: list[str]
+
+
+def array_source(
+    path: Path,
+    stored: Stored,  # a tensor and its notes
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+) -> Source:
+    """The source of an .npz file that has been read."""
+    assert isinstance(stored.values, Tensor)
+    return _Array(str(path), stored.values, size, channels, limit, stored.notes)
 
 
 def read_npz(path: Path | str, key: str | None = None) -> FeatureStatistics | Tensor:
@@ -177,46 +258,46 @@ def read_npz(path: Path | str, key: str | None = None) -> FeatureStatistics | Te
 
     Statistics are `mu` (d,) and `sigma` (d, d), as of pytorch-fid, perhaps with their `n`. Features
     are `features` or `feats`, images `images`, `x` or `samples`, either `arr_0`; `key` names
-    another array, or one of several. Images may be (n, h, w), (n, h, w, c) or (n, c, h, w), uint8,
-    bool or floats in [0, 1].
+    another array, or one of several. Where `arr_0` lies beside `mu` and `sigma`, as in the
+    references of guided-diffusion, it is read, and the statistics by the key `mu`. Images may be
+    (n, h, w), (n, h, w, c) or (n, c, h, w), uint8, bool or floats in [0, 1]; uint8 of 0 and 1 alone
+    is taken as black and white.
 
     Raises FileNotFoundError, and ValueError where the file is damaged or its arrays are not those
     of one of the three: it names what is there.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    # A truncated archive has lost the directory at its end, so it is no zip file either.
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz file, or it is truncated")
-    with np.load(path, allow_pickle=False) as archive:
-        there = ", ".join(sorted(archive.files)) or "nothing"
-        if key is not None and key not in archive.files:
+    return read_stored(Path(path).expanduser(), key).values
+
+
+def read_stored(path: Path, key: str | None = None, images: bool = True) -> Stored:
+    """What `read_npz` reads, and how; without `images`, statistics where they lie beside them."""
+    with open_npz(path) as archive:
+        names = set(archive.files)
+        there = ", ".join(sorted(names)) or "nothing"
+        if key is not None and key not in names:
             raise ValueError(f"{path} has no array {key}; it holds {there}")
         known = (*FEATURE_KEYS, *IMAGE_KEYS, *EITHER_KEYS)
-        arrays = [key] if key is not None else [name for name in known if name in archive.files]
-        statistics = key is None and {"mu", "sigma"} <= set(archive.files)
-        if len(arrays) + statistics > 1:
-            raise ValueError(f"{path} holds {there}; name the array to be read by key")
-        if statistics:
-            return FeatureStatistics.load(path)
+        arrays = [key] if key is not None else [name for name in known if name in names]
+        statistics = {"mu", "sigma"} <= names
+        if statistics and (arrays in ([], ["mu"], ["sigma"]) or (not images and key is None)):
+            return Stored(FeatureStatistics.load(path), [])
+        beside = statistics and key is None
+        if len(arrays) + beside > 1 and arrays != ["arr_0"]:
+            raise ValueError(f"{path} holds {there}; name the array to be read by key (--key)")
         if not arrays:
-            half = {"mu", "sigma"} & set(archive.files)
+            half = {"mu", "sigma"} & names
             wanted = "mu and sigma both" if half else f"mu and sigma, or one of {', '.join(known)}"
-            raise ValueError(f"{path} holds {there}; expected {wanted}")
+            raise ValueError(f"{path} holds {there}; expected {wanted}, or another named by key")
         name = arrays[0]
-        array = _load(path, archive, name)
+        array = read_array(path, archive, name)
+    notes = [f"{path}: {name} is read, and not mu and sigma"] if beside else []
     where = f"{path}: {name}"
-    if name in IMAGE_KEYS or array.ndim > 2:
-        return as_channels_first(where, array)
-    return _features(where, array)
-
-
-def _load(path: Path, archive: Any, name: str) -> np.ndarray:
-    try:
-        return archive[name]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged at {name}: {error}") from None
+    if name not in IMAGE_KEYS and array.ndim <= 2:
+        return Stored(_features(where, array), notes)
+    binary = are_binary([array])
+    if binary:
+        notes.append(f"{where}: uint8 of 0 and 1 alone is taken as black and white")
+    return Stored(images_of(where, array, binary), notes)
 
 
 def _features(where: str, array: np.ndarray) -> Tensor:

@@ -1,0 +1,78 @@
+"""Arrays in files of NumPy, and images in arrays."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
+    """An .npz file; FileNotFoundError where there is no file, ValueError where it is another."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    # A truncated archive has lost the directory at its end, so it is no zip file either.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz file, or it is truncated")
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    with archive:
+        yield archive
+
+
+def read_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndarray:
+    """An array of an .npz file, in a type of PyTorch's; ValueError where it cannot be read."""
+    try:
+        array = archive[name]
+    except Exception as error:  # damage can end in any of them, encryption in a RuntimeError
+        raise ValueError(f"{path} is damaged at {name}: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {name} is not an array")
+    return native(array)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, and in float64 where it is wider: PyTorch's types."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def images_of(where: str, array: np.ndarray, binary: bool = False) -> Tensor:
+    """Images (n, h, w), (n, h, w, c) or (n, c, h, w) as (n, c, h, w), uint8 or floats in [0, 1].
+
+    Bool becomes 0 and 255, and so does uint8 of 0 and 1 if `binary`. Raises ValueError, naming
+    `where`, for other shapes, types and ranges.
+    """
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape[2:]:
+        raise ValueError(
+            f"{where} must be (n, h, w), (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; "
+            f"got {array.shape}"
+        )
+    if array.dtype == bool or (binary and array.dtype == np.uint8):
+        array = array * np.uint8(255)
+    elif array.dtype.kind == "f":
+        if not (array.size == 0 or (array.min() >= 0 and array.max() <= 1)):  # false for NaN
+            raise ValueError(
+                f"{where} holds floats outside 0 to 1: {array.min():.4g} to {array.max():.4g}"
+            )
+    elif array.dtype != np.uint8:
+        raise ValueError(f"{where} must be uint8, bool or float in [0, 1]; got {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def are_binary(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether uint8 arrays, taken together, hold 0 and 1 alone, as bits are often stored."""
+    return all(array.dtype == np.uint8 for array in arrays) and (
+        max((int(array.max(initial=0)) for array in arrays), default=0) == 1
+    )
