@@ -16,10 +16,25 @@ from torch import Tensor
 from fastlatent import plots
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import UsageError, choose_device, command, parse
-from fastlatent.data import DataConfig, load
 from fastlatent.data.config import BINARY_SIZES
-from fastlatent.evaluation.extractors import Extractor, Kind, open_extractor
-from fastlatent.evaluation.given import Given, compare, count_of, read_set
+from fastlatent.evaluation.extractors import (
+    Extractor,
+    Kind,
+    classifier_of,
+    open_extractor,
+)
+from fastlatent.evaluation.given import (
+    Given,
+    Opened,
+    Reading,
+    at_size_of,
+    compare,
+    count_of,
+    open_set,
+    own_folder,
+    take_features,
+    what_is_learnt,
+)
 from fastlatent.evaluation.priors import bounds_under, stored_priors, table_of
 from fastlatent.evaluation.ranks import joined_ranks
 from fastlatent.evaluation.report import Comparisons, Losses
@@ -30,6 +45,7 @@ from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
 from fastlatent.metrics.sets import SEED
 from fastlatent.models import LaDDer, LVAEConfig
 from fastlatent.passes import measure, measure_bound, reconstruction_error
+from fastlatent.pictures import BACKGROUND, check_background
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.progress import is_main_process, say
 from fastlatent.runs.files import RESULTS, fingerprint, read_json, write_json
@@ -91,13 +107,26 @@ class Options(RunOptions):
     """Real images or their features: a folder, or an .npz file."""
     fake: Path | None = None
     """Images or features to compare with them."""
+    size: tuple[int, ...] = ()
+    """With --real and --fake: side, or height and width, that images are resized to; default: as
+    they are, in folders of one size."""
+    channels: Literal[1, 3] | None = None
+    """With --real and --fake: channels of images; default: those of --data, else those of the first
+    image of a set. Colour images become grey only where all their pixels are grey."""
+    key: tuple[str, ...] = ()
+    """Name of the array in .npz files, or one for --real and one for --fake."""
+    recursive: bool = True
+    """Read the folders below a folder of images, too."""
+    background: str = BACKGROUND
+    """What transparent pixels of image files are laid on: white, black or #rrggbb."""
     jpeg: bool = False
     """Store all images as JPEG before their features are taken, as the published protocol of the
     LBAE does; default: in 8 bits."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula (bits)."""
     folder: Path | None = None
-    """With --real and --fake: where the numbers and the picture go; default: evaluation-FAKE."""
+    """With --real and --fake: where the numbers and the picture go; default: evaluation-FAKE, with
+    a number behind it where that holds the numbers of other sets."""
     results: Path | None = None
     """File to which a line of all numbers is added; default: results.jsonl beside the run, or
     beside the folder."""
@@ -116,6 +145,21 @@ class Options(RunOptions):
             raise ValueError("--data goes with --real and --fake; a run knows its data set")
         if self.folder is not None and self.run is not None:
             raise ValueError("--folder goes with --real and --fake; a run has its own")
+        for name, given in (("size", bool(self.size)), ("channels", self.channels is not None)):
+            if given and self.run is not None:
+                raise ValueError(f"--{name} goes with --real and --fake; a run knows its own")
+        for name, given in (
+            ("key", bool(self.key)),
+            ("no-recursive", not self.recursive),
+            ("background", self.background != BACKGROUND),
+        ):
+            if given and self.real is None and self.reference is None:
+                raise ValueError(f"--{name} goes with two sets of images, or with a reference")
+        if len(self.size) > 2 or any(side < 1 for side in self.size):
+            raise ValueError(f"--size must be a side, or height and width; got {self.size}")
+        if len(self.key) > (1 if self.real is None else 2):
+            raise ValueError("--key names one array, or one for --real and one for --fake")
+        check_background("--background", self.background)
         of_runs = {
             "reference": self.reference is not None,
             "samples": self.samples is not None,
@@ -129,6 +173,19 @@ class Options(RunOptions):
             raise ValueError("--feature-weights goes with --features inception or dinov2")
         if self.feature_name is not None and self.features != "dinov2":
             raise ValueError("--feature-name goes with --features dinov2")
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width that images are resized to; None: as they are."""
+        return (self.size[0], self.size[-1]) if self.size else None
+
+    def reading(
+        self, size: tuple[int, int] | None, channels: int | None, place: int = 0
+    ) -> Reading:
+        """How the real set (place 0) or the other is read."""
+        key = (self.key * 2)[place] if self.key else None
+        limit = None if self.real is None else self.limit
+        return Reading(size, channels, key, self.recursive, self.background, limit)
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor]:
@@ -158,6 +215,12 @@ def evaluate_run(options: Options) -> None:
         )
     split = trained.split(options.split)
     images = min(options.limit or len(split), len(split))
+    kind = features_kind(options, trained, images)
+    given = None
+    if options.reference is not None and kind is not None:
+        channels, height, width = model.image_shape
+        reading = options.reading((height, width), channels)
+        given = open_set(options.reference.expanduser(), reading, network=True)
     means = measure(model, split, batch, seed, options.limit)
     pixels = reconstruction_error(model, split, batch, seed, options.limit)
     bound = None
@@ -187,8 +250,9 @@ def evaluate_run(options: Options) -> None:
         under = bounds_under(model, priors, split, batch, seed, options.samples, options.limit)
         say("\n".join(table_of(under)))
         found["priors"] = {name: row.values() for name, row in under.items()}
-    compared = compare_with_real(options, trained, images, priors)
-    if compared is not None:
+    compared = None
+    if kind is not None:
+        compared = compare_with_real(options, trained, kind, given, images, priors)
         found |= {"jpeg": options.jpeg, **compared.values()}
         say("\n".join(compared.lines()))
     if not is_main_process():
@@ -219,10 +283,8 @@ def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def compare_with_real(
-    options: Options, trained: Trained, images: int, priors: dict[PriorKind, Prior]
-) -> Comparisons | None:
-    """The model's sets of images next to the real ones; None where there is nothing to go by."""
+def features_kind(options: Options, trained: Trained, images: int) -> Kind | None:
+    """Whose features sets are compared by; None, said, where there is nothing to go by."""
     labelled = trained.data.label_names is not None
     if options.features == "none" or (options.features == "auto" and not labelled):
         if options.features == "auto":
@@ -231,7 +293,18 @@ def compare_with_real(
     if images < 2:
         say("a single image is no set to compare with")
         return None
-    kind: Kind = "classifier" if options.features == "auto" else options.features
+    return "classifier" if options.features == "auto" else options.features
+
+
+def compare_with_real(
+    options: Options,
+    trained: Trained,
+    kind: Kind,
+    given: Opened | None,  # the reference; None: images of the split
+    images: int,
+    priors: dict[PriorKind, Prior],
+) -> Comparisons:
+    """The model's sets of images next to the real ones."""
     extractor = open_extractor(
         kind,
         options.feature_weights,
@@ -243,21 +316,20 @@ def compare_with_real(
     transform = options.transform
     batch = min(trained.batch, images)
     train, test = trained.split("train"), trained.split(options.split)
-    if options.reference is None:
-        reference = f"{images:,} {options.split} images of {trained.data.name}"
+    if given is None:
+        reference = f"{images:,} {options.split} images of {trained.run.config.data.short}"
         shown = real_images(test, images, batch, trained.device)
         real: Given = features_of(shown, extractor.features, batch, transform)
     else:
-        reference, path = str(options.reference), options.reference.expanduser()
-        shape = trained.model.image_shape
-        real = read_set(path, extractor, transform, trained.device, batch=batch, shape=shape)
+        reference, size = str(options.reference), trained.model.image_shape[1:]
+        real = take_features(given, extractor, transform, trained.device, batch, size)
     copula = trained.copula(options.repair)
     made = made_by_model(trained.model, train, test, images, batch, trained.seed, copula, priors)
     compared = comparisons(extractor, reference, count_of(real))
     for images_of in made:
         fake = features_of(images_of, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
-            paired = images_of.copies and options.reference is None
+            paired = images_of.copies and given is None
             compared.sets[images_of.name] = compare(real, fake, trained.seed, paired=paired)
             compared.counts[images_of.name] = len(fake)
     return compared
@@ -277,41 +349,42 @@ def evaluate_sets(options: Options) -> None:
     """Two sets of images or features that programs of any kind have made."""
     assert options.real is not None and options.fake is not None
     device = choose_device(options.device)
-    extractor = None
-    kind = options.features
+    kind: Kind | Literal["auto", "none"] = options.features
     if kind == "auto" and options.data is not None:
         kind = "classifier"
-    if kind not in ("auto", "none"):
-        data = None
-        if options.data is not None:
-            root = None if options.root is None else options.root.expanduser()
-            config = DataConfig(options.data, root)
-            data = config, load(config)
+    extractor = learnt = None
+    if kind == "classifier" and options.data is not None:
+        # It is trained last, when all that it is to see has been looked at.
+        learnt = what_is_learnt(options.data, options.root, options.channels)
+    elif kind not in ("auto", "none"):
         extractor = open_extractor(
-            kind, options.feature_weights, options.feature_name, data, device
+            kind, options.feature_weights, options.feature_name, None, device
         )
+    channels = options.channels if learnt is None else learnt[1].train.shape[0]
+    network = extractor is not None or learnt is not None
+    sets = [
+        open_set(path.expanduser(), options.reading(options.sides, channels, place), network)
+        for place, path in enumerate((options.real, options.fake))
+    ]
+    if learnt is not None:
+        learnt = at_size_of(sets, *learnt)
+        extractor = classifier_of(*learnt, device)
+    if extractor is not None:
         say(f"features: {extractor.about}")
     real, fake = (
-        read_set(
-            path.expanduser(),
-            extractor,
-            options.transform,
-            device,
-            batch=options.batch,
-            limit=options.limit,
-        )
-        for path in (options.real, options.fake)
+        take_features(opened, extractor, options.transform, device, options.batch, options.sides)
+        for opened in sets
     )
     if options.jpeg and extractor is None:
         raise UsageError(f"--jpeg goes with images; {options.real} holds features already")
     compared = comparisons(extractor, str(options.real), count_of(real))
-    name = options.fake.name
+    name = options.fake.name or str(options.fake)
     seed = SEED if options.seed is None else options.seed
     compared.sets[name] = compare(real, fake, seed)
     compared.counts[name] = count_of(fake)
     say(f"{options.fake} next to {options.real}:")
     say("\n".join(compared.lines()))
-    folder = (options.folder or Path(f"evaluation-{options.fake.stem}")).expanduser()
+    folder = (options.folder or own_folder(options.real, options.fake)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "real": str(options.real),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastlatent import evaluate, train
 from fastlatent.arguments import Trained
-from fastlatent.data import load
+from fastlatent.data import DataConfig, load
 from fastlatent.evaluation import extractors
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.gallery import pick_pairs
@@ -299,7 +299,7 @@ def assert_as_measured(two: dict[str, Any], one: dict[str, Any]) -> None:
 
 
 def test_two_sets_are_compared_by_the_first_of_two_processes(tmp_path: Path) -> None:
-    data = load(evaluate.DataConfig("digits"))
+    data = load(DataConfig("digits"))
     for name, split in (("real", data.test), ("fake", data.train)):
         np.savez(tmp_path / f"{name}.npz", images=split.images(torch.arange(12)).numpy())
     sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
@@ -336,7 +336,7 @@ def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 
 def test_two_folders_of_images(tmp_path: Path, capsys, monkeypatch) -> None:
-    data = load(evaluate.DataConfig("digits"))
+    data = load(DataConfig("digits"))
     for name, split in (("real", data.test), ("fake", data.train)):
         (tmp_path / name).mkdir()
         for k, pixels in enumerate(split.images(torch.arange(12))):

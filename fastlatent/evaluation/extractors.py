@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlatent.data import DataConfig, Dataset, epoch_order
 from fastlatent.evaluation.ranks import main_process_first
 from fastlatent.metrics.features import dinov2, inception, stored_classifier
+from fastlatent.pictures import BACKGROUND
 from fastlatent.progress import say
 
 Kind = Literal["classifier", "inception", "dinov2"]
@@ -59,9 +60,9 @@ def open_extractor(
 
 def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Extractor:
     """A small classifier of the data set's training images: stored, or trained now and stored."""
-    if data.label_names is None or data.train.labels is None:
-        raise ValueError(f"--features classifier needs labels, and {data.name} has none")
-    kept = ("name", "size", "classes", "per_class", "crop")
+    check_labels(data)
+    kept = ["name", "size", "classes", "per_class", "crop"]
+    kept += ["background"] * (config.background != BACKGROUND)
     described = {name: value for name, value in asdict(config).items() if name in kept}
     train, test = data.train.to(device), data.test.to(device)
 
@@ -85,8 +86,14 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
             device=device,
             progress=heard,
         )
-    about = f"classifier of {data.name}, right on {classifier.accuracy:.1%} of its test images"
+    about = f"classifier of {config.short}, right on {classifier.accuracy:.1%} of its test images"
     return Extractor(classifier, "classifier", about)
+
+
+def check_labels(data: Dataset) -> None:
+    """ValueError where there is nothing that a classifier could learn."""
+    if data.label_names is None or data.train.labels is None:
+        raise ValueError(f"--features classifier needs labels, and {data.name} has none")
 
 
 def cache_folder() -> Path:

@@ -102,7 +102,9 @@ class Comparisons:
         kernel = "KID" if self.heading == "FID" else "kernel distance"
         titled = TITLES | {"frechet_distance": self.heading, "kernel_distance": kernel}
         counts = ("" if count is None else f"{count:,}" for count in self.counts.values())
-        rows = [["", *self.sets], ["images", *counts]]
+        real = self.features["reference_images"]
+        known = "" if real is None else f"{real:,}"
+        rows = [["", *self.sets], ["images", *counts], ["real images", *[known] * len(self.sets)]]
         for name in names:
             found = (scores.metrics.get(name) for scores in self.sets.values())
             numbers = ("" if number is None else str(number) for number in found)
