@@ -497,6 +497,27 @@ def test_pictures_of_a_run_that_was_stopped(tmp_path: Path) -> None:
     assert (third.kind, third.caption) == ("interpolation", "linear")
 
 
+@pytest.mark.parametrize("kind", ["folder", "npz", "h5"])
+def test_the_page_does_not_say_where_data_lies(tmp_path: Path, kind: str) -> None:
+    name = f"{kind}:/home/somebody/a, secret place/faces.x"
+    features = {
+        "extractor": f"classifier of {name}, right on 95.0% of its test images",
+        "short": "classifier",
+        "reference": f"300 test images of {name}",
+    }
+    evaluation = values(1.0, 0.1, features=features, sets=SETS["sets"])
+    config = replace(PRESETS["vae-digits"].config.data, name=name)
+    runs = [make_run(tmp_path / "one", data=config, evaluation=evaluation)]
+    evaluation["features"] = features | {"reference": "/home/somebody/secret/real.npz"}
+    runs.append(make_run(tmp_path / "two", data=config, evaluation=evaluation))
+    out = tmp_path / "page.html"
+    assert compare.main([*map(str, runs), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "somebody" not in text and "secret" not in text
+    assert f"classifier of {kind}:faces.x, right on 95.0%" in text
+    assert f"300 test images of {kind}:faces.x" in text and "against real.npz" in text
+
+
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     names = ["a&b <i>x", "\"q\" 'r' $title ${z}", "<script>alert(1)"]
     evaluation = values(1.0, 0.1, **SETS)

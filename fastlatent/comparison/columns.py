@@ -5,8 +5,10 @@ features of images stored alike.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 from fastlatent.comparison.evaluation import Evaluation
@@ -229,9 +231,9 @@ def _circumstances(evaluation: Evaluation) -> Cell:
 def _sets(evaluation: Evaluation) -> Iterator[Entry]:
     features = evaluation.features
     short = "features" if features is None else features.short
-    compared = "" if features is None else f"features: {features.extractor}"
+    compared = "" if features is None else f"features: {without_folders(features.extractor)}"
     if features is not None and features.reference:
-        compared += f"; against {features.reference}"
+        compared += f"; against {without_folders(features.reference)}"
     if features is not None and features.jpeg:
         compared += "; images stored as JPEG before"
     for name, images in evaluation.sets.items():
@@ -245,6 +247,16 @@ def _sets(evaluation: Evaluation) -> Iterator[Entry]:
                 title = INCEPTION.get(key, title)
             column = Column(group, title, "", metric.better, metric.note)
             yield column, _cell(number, scale, note + compared)
+
+
+def without_folders(text: str) -> str:
+    """The text with the names of files alone, as a page that is passed on need not say whose."""
+    named = re.sub(
+        r"\b(folder|npz|h5):(.+?)(?=, right on |$)",
+        lambda match: f"{match[1]}:{PurePath(match[2]).name}",
+        text,
+    )
+    return PurePath(named).name if "/" in named or "\\" in named else named
 
 
 def _cell(number: Estimate, scale: tuple[object, ...], note: str = "") -> Cell:

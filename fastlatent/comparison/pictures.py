@@ -67,9 +67,12 @@ def _chosen(folder: Path) -> dict[Path, tuple[str, str]]:
 def _read(path: Path, kind: str, caption: str) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
+    # Opening a pipe waits for its other end.
+    if not path.is_file():
+        raise RunError(f"{path} is damaged: it is no file")
     content = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
             small, form = smallest(image, content)
             return Picture(

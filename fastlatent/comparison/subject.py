@@ -125,8 +125,8 @@ def distinct_labels(places: Sequence[Path]) -> list[str]:
 
 def data_words(data: DataConfig) -> str:
     """The data set and the classes chosen of it."""
-    # Not the whole path of a folder: a page that is passed on says enough with its name.
-    name = f"{data.kind}:{Path(data.detail).name}" if data.kind in ("folder", "npz") else data.name
+    # Not the whole path of a folder or file: a page that is passed on says enough with its name.
+    name = data.short
     return f"{name} ({' '.join(map(str, data.classes))})" if data.classes else name
 
 
