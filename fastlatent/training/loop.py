@@ -31,6 +31,7 @@ from fastlatent.training.learner import (
     check_shapes,
 )
 from fastlatent.training.plan import Plan, film_index
+from fastlatent.training.usage import constant_bits, latents_in_use, usage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -186,11 +187,15 @@ class Training:
         losses = measure_loss(model, self.test, config.test_batch, config.seed, config.test_images)
         self.test_loss = losses["loss"]
         best = self.learner.note_test_loss(self.done, self.test_loss)
-        self._record(self.test.name, losses)
+        in_use = latents_in_use(model, self.test, config.test_batch)
+        known = {} if in_use is None else {"latents_in_use": float(in_use)}
+        self._record(self.test.name, losses | known)
         latents = self.learner.latents() if best else {}
         if best and self.main:
             self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
         mark = ", the lowest so far" if best else ""
+        collapsed = usage(model, losses, in_use)
+        mark += f"; {collapsed}" if collapsed else ""
         name, unit = self.test.name, model.loss_unit
         say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
 
@@ -305,6 +310,9 @@ class Training:
         if codes is not None:
             self.run.write_codes("last", codes)
             copula = BernoulliCopula().fit(codes)
+            constant = constant_bits(codes)
+            if constant:
+                say(f"{constant} of {model.latent_dim} bits are the same for all training images")
             if model.latent_dim > 1:  # one bit has no pair moments
                 quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
                 self._record("samples", quality.values())
