@@ -21,9 +21,9 @@ from fastlatent.models.features import (
 from fastlatent.passes import evaluating, gather_codes
 from fastlatent.priors import BernoulliCopula, CodeStatistics, Prior, PriorKind
 from fastlatent.progress import say
+from fastlatent.reading import load_weights, read_checkpoint, reading
 from fastlatent.runs import Run, Weights
-from fastlatent.runs.files import read_checkpoint, read_tensors, write_tensors
-from fastlatent.runs.folder import load_weights
+from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.priors import read_prior
 
 if TYPE_CHECKING:
@@ -150,9 +150,10 @@ class Trained:
         """
         path = self.run.path / "logistic.safetensors"
         if path.is_file():
-            tensors, _ = read_tensors(path)
-            classifier = LogisticRegression(*reversed(tensors["weight"].shape))
-            load_weights(classifier, tensors, path)
+            with reading(path, "is damaged or no classifier"):
+                tensors, _ = read_tensors(path)
+                classifier = LogisticRegression(*reversed(tensors["weight"].shape))
+                load_weights(classifier, tensors, path, "a classifier")
             return classifier.to(self.device).eval().requires_grad_(False)
         say(f"{self.run.path} holds no classifier of its images; training one")
         train, names = self.split("train"), self.data.label_names or ()

@@ -80,6 +80,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             ValueError,
             SafetensorError,
             MemoryError,
+            OverflowError,
             KernelMissing,
         ) as error:
             return _fail(error, 1)

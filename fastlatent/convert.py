@@ -1,7 +1,6 @@
 """Turn published weights into a run folder: `python -m fastlatent.convert lbae CHECKPOINT RUN`."""
 
 import argparse
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from fastlatent.arguments import RunOptions, Trained
 from fastlatent.console import Device, RunError, UsageError, command, parse
-from fastlatent.models import LVAEConfig, glspace, lbae
+from fastlatent.models import LVAEConfig, build, glspace, lbae
 from fastlatent.models.lvae import original as lvae
 from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.progress import say
+from fastlatent.reading import load_weights, read_checkpoint, read_pickle
 from fastlatent.runs import Run, locked
-from fastlatent.runs.files import read_checkpoint
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
 - lbae: weights-*.cp, last.cp or best.cp of github.com/ok1zjf/LBAE, bits or VAE
@@ -81,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "convert", DESCRIPTION)
     convert = {"lbae": convert_lbae, "lvae": convert_lvae, "glspace": convert_glspace}
     config, weights, description = convert[options.family](options)
+    # Of half or double precision, too; a run's weights are in single.
+    weights = {
+        name: tensor.float() if tensor.is_floating_point() and tensor.itemsize > 1 else tensor
+        for name, tensor in weights.items()
+    }
+    load_weights(build(config.model, 0), weights, options.checkpoint, "the model that it tells")
     root = None if options.root is None else options.root.expanduser().absolute()
     run = Run(options.run, replace(config, data=replace(config.data, root=root)))
     with locked(options.run):
@@ -230,24 +235,11 @@ def glspace_files(path: Path) -> dict[str, Path]:
     return next(iter(models.values()))
 
 
-class _OptionsOnly(pickle.Unpickler):
-    """Builds an argparse.Namespace of plain Python values and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) != ("argparse", "Namespace"):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return argparse.Namespace
-
-
 def read_options(path: Path) -> dict[str, Any]:
-    """The options that the Ladder VAE's program stored; RunError for anything else."""
-    with path.open("rb") as file:
-        try:
-            options = _OptionsOnly(file).load()
-        except Exception as error:  # damage can end in any of them
-            raise RunError(f"{path} cannot be read as options: {error}") from None
+    """The options that the Ladder VAE's program stored; ValueError for anything else."""
+    options = read_pickle(path, "options", {("argparse", "Namespace"): argparse.Namespace})
     if not isinstance(options, argparse.Namespace):
-        raise RunError(f"{path} holds {type(options).__name__}, not options")
+        raise ValueError(f"{path} holds {type(options).__name__}, not options")
     return vars(options)
 
 

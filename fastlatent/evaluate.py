@@ -48,7 +48,8 @@ from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.pictures import BACKGROUND, check_background
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.progress import is_main_process, say
-from fastlatent.runs.files import RESULTS, fingerprint, read_json, write_json
+from fastlatent.reading import read_json
+from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
@@ -97,7 +98,10 @@ class Options(RunOptions):
     feature_weights: Path | None = None
     """File of the weights of --features inception (default: downloaded once) or dinov2."""
     feature_name: str | None = None
-    """Name of the DINOv2 network, if the weights lie in a clone of its repository."""
+    """Name of the DINOv2 network, if the weights lie in a clone of its repository, whose code then
+    runs."""
+    trust_feature_code: bool = False
+    """Load --features dinov2 from a file of TorchScript or torch.export, which can run any code."""
     reference: Path | None = None
     """Compare with these real images or their features, a folder or an .npz file; default: with
     the images of the split."""
@@ -311,6 +315,7 @@ def compare_with_real(
         options.feature_name,
         (trained.run.config.data, trained.data),
         trained.device,
+        options.trust_feature_code,
     )
     say(f"features: {extractor.about}")
     transform = options.transform
@@ -358,7 +363,12 @@ def evaluate_sets(options: Options) -> None:
         learnt = what_is_learnt(options.data, options.root, options.channels)
     elif kind not in ("auto", "none"):
         extractor = open_extractor(
-            kind, options.feature_weights, options.feature_name, None, device
+            kind,
+            options.feature_weights,
+            options.feature_name,
+            None,
+            device,
+            options.trust_feature_code,
         )
     channels = options.channels if learnt is None else learnt[1].train.shape[0]
     network = extractor is not None or learnt is not None

@@ -64,22 +64,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and make the film."""
     options = parse(Options, argv, "film", DESCRIPTION)
     run = Run.open(options.run)
-    paths = sorted(run.film.glob("[0-9]*.png"))
-    if not paths:
+    found = run.frames()
+    if not found:
         raise RunError(
             f"{run.path} holds no frames of a film; train with --film-every, such as "
             '--film-every "1 epoch"'
         )
     # From the end, so that the last frame is among those that stay.
-    paths = [paths[-1 - int(k)] for k in spread(len(paths), options.frames)][::-1]
+    found = [found[-1 - int(k)] for k in spread(len(found), options.frames)][::-1]
     originals = images_of(run, run.film / "originals.png")
     frames = [
         plots.reconstructions(
             originals[: options.n],
             images_of(run, path)[: options.n],
-            f"{run.path.name}: training images and their reconstructions, step {int(path.stem)}",
+            f"{run.path.name}: training images and their reconstructions, step {step}",
         )
-        for path in track(paths, "frames", len(paths))
+        for step, path in track(found, "frames", len(found))
     ]
     out = run.images / "film.gif" if options.out is None else options.out.expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)

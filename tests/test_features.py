@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastlatent import geodesics, train
 from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import RunError
 from fastlatent.data import DataConfig, Split, load
 from fastlatent.experiments.shorter import VGG_DRAWS, feature_name, metric_of
 from fastlatent.geometry import Embedding, as_metric
@@ -166,7 +165,7 @@ def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, c
     assert feature_name("vgg", metric_of(trained)) == "the last map of a VGG-19"
 
     (tmp_path / "b.pth").write_bytes(b"PK")
-    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         Trained(RunOptions(out)).vgg_features(tmp_path / "b.pth")
 
 

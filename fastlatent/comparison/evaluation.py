@@ -7,9 +7,11 @@ from typing import Any
 
 from fastlatent.console import RunError
 from fastlatent.metrics import Estimate
+from fastlatent.reading import read_json
 from fastlatent.runs import Run
-from fastlatent.runs.files import fingerprint, read_json
+from fastlatent.runs.files import fingerprint
 from fastlatent.runs.folder import WEIGHT_FILES
+from fastlatent.runs.log import is_number
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,6 @@ def read_evaluation(run: Run) -> Evaluation | None:
         features=_features(stored, path),
         sets=_sets(stored, path),
     )
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _features(stored: dict[str, Any], path: Path) -> Features | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fastlatent.comparison.evaluation import Evaluation, is_number, read_evaluation
-from fastlatent.console import RunError, UsageError
+from fastlatent.comparison.evaluation import Evaluation, read_evaluation
+from fastlatent.console import UsageError
 from fastlatent.data.config import DataConfig
 from fastlatent.models import LatentModel, build
 from fastlatent.runs import Run, read_metrics
@@ -131,24 +131,5 @@ def data_words(data: DataConfig) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, none where it is missing; RunError where one is damaged."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        lines = read_metrics(folder)
-    except ValueError:
-        raise RunError(f"{path} is damaged: it holds a line that is not valid JSON") from None
-    for number, line in enumerate(lines, 1):
-        if not _is_record(line):
-            raise RunError(
-                f"{path} is damaged: line {number} must hold kind, step, epoch and numbers"
-            )
-    return lines
-
-
-def _is_record(line: Any) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        return False
-    numbers = [value for name, value in line.items() if name != "kind"]
-    return {"step", "epoch"} <= line.keys() and all(map(is_number, numbers))
+    """The lines of metrics.jsonl, none where it is missing; ValueError where one is damaged."""
+    return read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []

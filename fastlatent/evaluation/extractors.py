@@ -34,8 +34,9 @@ def open_extractor(
     name: str | None,  # of a network in a repository
     data: tuple[DataConfig, Dataset] | None,  # what a classifier learns
     device: torch.device,
+    trust_code: bool = False,
 ) -> Extractor:
-    """The network of that kind, ready on the device.
+    """The network of that kind, ready on the device; `trust_code` lets its file run code.
 
     Raises ValueError or OSError where it cannot be had, in one sentence.
     """
@@ -49,7 +50,8 @@ def open_extractor(
         if weights is None:
             raise ValueError("--features dinov2 needs --feature-weights, the network's file")
         folder = weights.expanduser().parent if name is not None else weights
-        transformer = dinov2(folder, name, weights if name is not None else None)
+        of_folder = weights if name is not None else None
+        transformer = dinov2(folder, name, of_folder, trust_code=trust_code)
         return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
     if data is None:
         raise ValueError(

@@ -20,7 +20,7 @@ from fastlatent.metrics.features import extract
 from fastlatent.metrics.features.sources import Source, array_source, open_source, read_stored
 from fastlatent.pictures import BACKGROUND
 from fastlatent.progress import say, track
-from fastlatent.runs.files import read_json
+from fastlatent.reading import read_json
 
 Given = Tensor | FeatureStatistics  # features (n, d), or the moments of some
 FOLDER_BATCH = 64  # images at a time

@@ -21,11 +21,19 @@ MODELS: dict[str, tuple[type, type[LatentModel]]] = {
 
 
 def build(config: ModelConfig, seed: int) -> LatentModel:
-    """The model of `config`, on the CPU; the same seed gives the same weights."""
+    """The model of `config`, on the CPU; the same seed gives the same weights.
+
+    Raises ValueError for an unknown family and for sizes beyond what a tensor can have.
+    """
     if config.family not in MODELS:
         raise ValueError(f"build: family must be one of {', '.join(MODELS)}; got {config.family!r}")
-    with seeded(seed):
-        return MODELS[config.family][1](config)
+    try:
+        with seeded(seed):
+            return MODELS[config.family][1](config)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise ValueError(f"build: a model of these sizes cannot be built: {config}") from None
 
 
 __all__ = [

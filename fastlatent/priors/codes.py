@@ -125,6 +125,13 @@ class CodeStatistics:
                     f"CodeStatistics.from_state: {name} must be whole numbers of shape {shape}; "
                     f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
+        most = dict.fromkeys(names, state["count"])
+        most["label_ones"] = state["label_count"][:, None]
+        for name in names:
+            if not ((state[name] >= 0) & (state[name] <= most[name])).all():
+                raise ValueError(
+                    f"CodeStatistics.from_state: {name} must lie between 0 and the number of codes"
+                )
         statistics = cls(d, labels, device)
         statistics.count = int(state["count"])
         row, column = torch.triu_indices(d, d, 1, device=device)

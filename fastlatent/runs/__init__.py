@@ -5,6 +5,7 @@ from fastlatent.runs.folder import EVALUATED, LATENTS, Run, State, Weights
 from fastlatent.runs.lock import locked
 from fastlatent.runs.log import Log, read_metrics
 from fastlatent.runs.state import (
+    check_values,
     pack_generators,
     pack_optimizer,
     unpack_generators,
@@ -18,6 +19,7 @@ __all__ = [
     "Run",
     "State",
     "Weights",
+    "check_values",
     "from_json",
     "locked",
     "pack_generators",

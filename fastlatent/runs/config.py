@@ -1,12 +1,12 @@
 """config.json: a configuration dataclass as JSON and back, strictly."""
 
-import json
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastlatent.presets import TrainConfig
+from fastlatent.reading import read_json, reading
 
 Config = TypeVar("Config")
 
@@ -103,8 +103,6 @@ def _family(form: Any) -> str | None:
 
 def read_config(path: Path) -> TrainConfig:
     """The training configuration in a config.json; ValueError says what is wrong with it."""
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    return from_json(TrainConfig, values, str(path))
+    values = read_json(path, "is not valid JSON")
+    with reading(path, "holds settings that nothing can be made of"):
+        return from_json(TrainConfig, values, str(path))

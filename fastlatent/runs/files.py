@@ -4,18 +4,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastlatent.console import RunError
+from fastlatent import reading
 
 RESULTS = "results.jsonl"  # beside run folders: a line for each evaluation
+CONTENT = "content"  # in the metadata of tensors: a hash of their bytes (BLAKE2b, 128 bits)
 WRITTEN = 1 << 24  # bytes of a tensor on their way to a file
 DTYPES = {
     torch.float64: "F64",
@@ -65,14 +65,6 @@ def write_json(path: Path, values: Any) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The values in a JSON file; ValueError when it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{path} is damaged: it is not valid JSON") from None
-
-
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
@@ -83,16 +75,27 @@ def write_tensors(
     with written_whole(path) as temporary, temporary.open("wb") as file:
         # Not safetensors' own save_file, which copies all of it and gives the file to its owner
         # alone, whatever the umask.
-        file.write(_head(tensors, metadata))
+        content = _new_hash()
+        file.write(_head(tensors, metadata, content))
         for tensor in tensors.values():
             flat = tensor.detach().reshape(-1)
             for part in flat.split(max(1, WRITTEN // tensor.element_size())):
-                file.write(part.cpu().contiguous().view(torch.uint8).numpy())
+                numbers = part.cpu().contiguous().view(torch.uint8).numpy()
+                content.update(numbers)
+                file.write(numbers)
+        file.seek(0)
+        file.write(_head(tensors, metadata, content))  # of the same length
 
 
-def _head(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> bytes:
+def _new_hash() -> "hashlib._Hash":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _head(
+    tensors: dict[str, Tensor], metadata: dict[str, str] | None, content: "hashlib._Hash"
+) -> bytes:
     """What a safetensors file begins with: the length of the JSON, the JSON."""
-    head: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    head: dict[str, Any] = {"__metadata__": (metadata or {}) | {CONTENT: content.hexdigest()}}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -109,31 +112,21 @@ def _head(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> bytes:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, on the CPU, and the metadata of a safetensors file.
 
-    Raises FileNotFoundError, and ValueError when the file is damaged.
+    Raises FileNotFoundError, and ValueError when the file is damaged: no such file, or its content
+    is another than `write_tensors` put in, which is not known of files that others wrote.
     """
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
+    tensors, metadata = reading.read_tensors(path)
+    mark = metadata.pop(CONTENT, None)
+    if mark is not None and mark != _content(path):
+        raise ValueError(f"{path} is damaged: its numbers are not those that were written")
+    return tensors, metadata
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, tensors and plain values only, or a safetensors file.
-
-    RunError when it is something else.
-    """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damage can end in any of them
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(f"{path} cannot be read as a checkpoint: {reason[0]}") from None
+def _content(path: Path) -> str:
+    """A hash of what follows the head of a safetensors file."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, _new_hash).hexdigest()
 
 
 def link_or_copy(source: Path, path: Path) -> None:
@@ -145,7 +138,16 @@ def link_or_copy(source: Path, path: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors with their names, shapes and types, wherever they lie (BLAKE2b)."""
+    found = _new_hash()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def fingerprint(path: Path) -> str:
     """A hash of the file's content (BLAKE2b, 128 bits)."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, _new_hash).hexdigest()

@@ -31,12 +31,12 @@ from fastlatent.console import RunError, UsageError
 from fastlatent.models import LatentModel, build
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
+from fastlatent.reading import load_weights, read_json, reading
 from fastlatent.runs.config import read_config, to_json
 from fastlatent.runs.files import (
     fingerprint,
     flush_to_disk,
     link_or_copy,
-    read_json,
     read_tensors,
     write_json,
     write_tensors,
@@ -51,6 +51,7 @@ LATENT_FILES: dict[Weights, str] = {
     "last": "latents.safetensors",
     "best": "latents-best.safetensors",
 }
+CHUNK = 1 << 16  # codes looked at a time
 BEST_FILES = (WEIGHT_FILES["best"], LATENT_FILES["best"])
 # What a run leaves that never got as far as a trained step.
 BEGINNING = (
@@ -144,6 +145,13 @@ class Run:
         """The folder of the training film's frames."""
         return self.path / "film"
 
+    def frames(self) -> list[tuple[int, Path]]:
+        """The frames of the film with their steps, in order; other files are left alone."""
+        paths = self.film.glob("*.png")
+        return sorted(
+            (int(path.stem), path) for path in paths if is_number(path.stem) and path.is_file()
+        )
+
     def write_config(self) -> None:
         write_json(self.path / "config.json", to_json(self.config))
 
@@ -158,7 +166,8 @@ class Run:
         Raises RunError when the weights are missing, ValueError when they do not fit.
         """
         path = self.weights_file(which)
-        model = build(self.config.model, self.config.seed)
+        with reading(self.path / "config.json", "describes a model that cannot be built"):
+            model = build(self.config.model, self.config.seed)
         load_weights(model, read_tensors(path)[0], path)
         if model.learns_codes:
             model.codes = self.latents(which, model.latent_dim)
@@ -178,6 +187,13 @@ class Run:
         if codes is None or codes.dim() != 2 or codes.shape[1] != dim:
             found = None if codes is None else tuple(codes.shape)
             raise ValueError(f"{path} must hold codes of {dim} numbers each; got {found}")
+        if codes.dtype != torch.float32:
+            raise ValueError(f"{path} must hold codes in float32; got {codes.dtype}")
+        if not all(bool(part.isfinite().all()) for part in codes.split(CHUNK)):
+            raise ValueError(f"{path} is damaged: it holds codes that are NaN or infinite")
+        images = self._trained_images()
+        if images is not None and len(codes) != images:
+            raise ValueError(f"{path} must hold codes of {images:,} images; got {len(codes):,}")
         weights, mark = self.weights_file(which), marks.get("weights")  # older runs have no mark
         if mark is not None and mark != fingerprint(weights):
             raise RunError(
@@ -185,6 +201,14 @@ class Run:
                 f"has both: python -m fastlatent.train --resume {self.path}"
             )
         return codes
+
+    def _trained_images(self) -> int | None:
+        """How many images the run was trained on, as far as its checkpoint tells."""
+        step = self.latest()
+        path = self._states / str(step) / "state.json"
+        values = read_json(path) if step is not None and path.is_file() else None
+        images = values.get("images") if isinstance(values, dict) else None
+        return images if type(images) is int else None
 
     def weights_file(self, which: Weights) -> Path:
         path = self.path / WEIGHT_FILES[which]
@@ -200,7 +224,8 @@ class Run:
         tensors, metadata = read_tensors(path)
         if metadata.get("weights") != fingerprint(self.weights_file(which)):
             return None
-        return CodeStatistics.from_state(tensors)
+        with reading(path, "is damaged"):
+            return CodeStatistics.from_state(tensors)
 
     def write_codes(self, which: Weights, codes: CodeStatistics) -> None:
         """Store the counts with a mark of the weights that they belong to."""
@@ -234,7 +259,11 @@ class Run:
         """The steps of the kept checkpoints, in order."""
         if not self._states.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._states.iterdir() if entry.name.isdigit())
+        return sorted(
+            int(entry.name)
+            for entry in self._states.iterdir()
+            if is_number(entry.name) and entry.is_dir()
+        )
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint; ValueError when the pointer is damaged."""
@@ -301,8 +330,8 @@ class Run:
 
     def _drop_frames(self, step: int) -> None:
         """Remove the frames of the film that were made after `step`."""
-        for frame in self.film.glob("[0-9]*.png"):
-            if int(frame.stem) > step:
+        for number, frame in self.frames():
+            if number > step:
                 frame.unlink()
 
     def _point_to(self, step: int) -> None:
@@ -321,7 +350,8 @@ class Run:
         latest = self.latest()
         steps = [step for step in self.steps() if latest is not None and step <= latest]
         for step in set(self.steps()) - set(steps[-keep:]):
-            shutil.rmtree(self._states / str(step))
+            if not (self._states / str(step)).is_symlink():  # somebody has put it there
+                shutil.rmtree(self._states / str(step))
         for unfinished in [*self._states.glob(".*.tmp"), *self.path.glob(".*.tmp")]:
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
@@ -357,6 +387,11 @@ class Run:
         return State(step, tensors, values)
 
 
+def is_number(name: str) -> bool:
+    """Whether a file is named by a step, as those are that a run writes."""
+    return name.isascii() and name.isdecimal() and len(name) <= 18
+
+
 def _is_being_written(temporary: Path) -> bool:
     """Whether another process of this host, such as evaluate's, may still write the file."""
     writer = temporary.name.split(".")[-2]
@@ -366,12 +401,3 @@ def _is_being_written(temporary: Path) -> bool:
 def write_latents(path: Path, latents: dict[str, Tensor], weights: Path) -> None:
     """Write learned codes with a mark of the file of the weights that they belong to."""
     write_tensors(path, latents, {"weights": fingerprint(weights)})
-
-
-def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Put tensors into the model, all of them and no others; ValueError when they do not fit."""
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{source} does not fit the model of config.json: {reason}") from None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlatent.reading import reading
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -48,7 +50,35 @@ class Log:
         self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_metrics(folder: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, or of its first `length` bytes.
+
+    A last line cut off by a crash is left out. ValueError names the line that is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    with reading(path, "is damaged"):
+        lines = path.read_bytes()[:length].splitlines(keepends=True)
+    found = []
+    for number, line in enumerate((line for line in lines if line.endswith(b"\n")), 1):
+        with reading(path, f"is damaged: line {number} is not valid JSON"):
+            found.append(json.loads(line))
+        if not _is_record(found[-1]):
+            raise ValueError(
+                f"{path} is damaged: line {number} must hold kind, step, epoch and numbers"
+            )
+    return found
+
+
+def _is_record(line: Any) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    numbers = [value for name, value in line.items() if name != "kind"]
+    whole = type(line.get("step")) is int and line["step"] >= 0
+    return whole and "epoch" in line and all(map(is_number, numbers))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that float holds; NaN and infinities are."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 1023
+    return isinstance(value, float)

@@ -6,9 +6,10 @@ from pathlib import Path
 from fastlatent.console import RunError
 from fastlatent.models import LatentModel
 from fastlatent.priors import Prior, PriorKind, PriorSettings
+from fastlatent.reading import load_weights, reading
 from fastlatent.runs.config import from_json, to_json
-from fastlatent.runs.files import fingerprint, read_tensors, write_tensors
-from fastlatent.runs.folder import Run, Weights, load_weights
+from fastlatent.runs.files import digest, fingerprint, read_tensors, write_tensors
+from fastlatent.runs.folder import Run, Weights
 
 
 def prior_file(run: Run, which: Weights, kind: PriorKind) -> Path:
@@ -23,6 +24,7 @@ def write_prior(run: Run, which: Weights, settings: PriorSettings, prior: Prior)
         "settings": json.dumps(to_json(settings)),
         "dim": str(prior.dim),
         "weights": fingerprint(run.weights_file(which)),
+        "numbers": digest(prior.state_dict()),
     }
     write_tensors(path, prior.state_dict(), marks)
     return path
@@ -40,11 +42,11 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
     if not path.is_file():
         raise RunError(f"no prior {kind!r} is fitted to {run.path} yet; run {command}")
     tensors, marks = read_tensors(path)
-    try:
+    with reading(path, "is damaged or holds no prior"):
+        if not {"settings", "dim"} <= marks.keys():
+            raise ValueError("it lacks its settings")
         settings = from_json(PriorSettings, json.loads(marks["settings"]), str(path))
         dim = int(marks["dim"])
-    except (KeyError, json.JSONDecodeError):
-        raise ValueError(f"{path} is damaged or holds no prior: it lacks its settings") from None
     if dim != model.prior_dim:
         raise ValueError(
             f"{path} is a prior of {dim} latents and the model has {model.prior_dim}; run {command}"
@@ -53,7 +55,10 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
         raise RunError(
             f"{path} was fitted to other weights than those in {run.path}; run {command}"
         )
-    prior = settings.build(dim, model.image_shape)
-    load_weights(prior, tensors, path)
+    with reading(path, "is damaged or holds no prior"):
+        prior = settings.build(dim, model.image_shape)
+        load_weights(prior, tensors, path, f"a prior {kind!r}")
+        if "numbers" in marks and marks["numbers"] != digest(tensors):  # older ones have no mark
+            raise ValueError("its numbers are not those that were fitted")
     device = next(model.parameters()).device
     return prior.bind(model.gaussian_posterior).to(device).eval().requires_grad_(False)

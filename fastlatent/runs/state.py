@@ -1,12 +1,15 @@
 """What an exact resume needs beside the weights, taken apart into tensors and JSON."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from fastlatent.runs.log import is_number
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -23,6 +26,34 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, {"groups": state["param_groups"], "numbers": numbers}
 
 
+# What a checkpoint's values must be for a run to go on from it.
+NEEDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "images": ("a whole number from 1 up", lambda x: type(x) is int and x >= 1),
+    "metrics_bytes": ("a whole number from 0 up", lambda x: type(x) is int and x >= 0),
+    "test_loss": ("a number or null", lambda x: x is None or is_number(x)),
+    "best": (
+        "a step and a loss, or null",
+        lambda x: x is None or (isinstance(x, list) and len(x) == 2 and all(map(is_number, x))),
+    ),
+    "optimizer": ("an object", lambda x: isinstance(x, dict) and {"groups", "numbers"} <= x.keys()),
+    "scaler": ("an object or null", lambda x: x is None or isinstance(x, dict)),
+    "averaged": ("a whole number or null", lambda x: x is None or type(x) is int),
+    "skipped_in_a_row": ("a whole number from 0 up", lambda x: type(x) is int and x >= 0),
+    "ranks": (
+        "a list of objects",
+        lambda x: isinstance(x, list) and bool(x) and all(isinstance(one, dict) for one in x),
+    ),
+}
+
+
+def check_values(values: dict[str, Any]) -> None:
+    """ValueError where a run could not go on from these values of a checkpoint."""
+    for name, (expected, is_right) in NEEDED.items():
+        if name not in values or not is_right(values[name]):
+            found = repr(values[name])[:100] if name in values else "nothing"
+            raise ValueError(f"{name} must be {expected}; got {found}")
+
+
 def unpack_optimizer(
     optimizer: Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
@@ -33,10 +64,17 @@ def unpack_optimizer(
         state.setdefault(int(index), {}).update(quantities)
     for key, tensor in tensors.items():
         index, name = key.split("/", 1)
-        if int(index) < len(parameters) and tensor.shape == parameters[int(index)].shape:
+        like = parameters[int(index)] if int(index) < len(parameters) else None
+        if like is None or tensor.shape not in (like.shape, torch.Size()):
+            raise ValueError(
+                f"the saved optimizer state belongs to another model: {key} is of shape "
+                f"{tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"the saved optimizer state is damaged: {key} is NaN or infinite")
+        if tensor.shape == like.shape:
             # The file has lost the strides; with others than its parameter's, the step would take
             # another path through the kernels.
-            like = parameters[int(index)]
             tensor = torch.empty_like(like, dtype=tensor.dtype, device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
     groups = optimizer.state_dict()["param_groups"]

@@ -19,6 +19,7 @@ from fastlatent.models import LatentModel, build
 from fastlatent.noise import Noise
 from fastlatent.presets import Interval, TrainConfig
 from fastlatent.progress import say
+from fastlatent.reading import load_weights
 from fastlatent.runs import (
     EVALUATED,
     LATENTS,
@@ -361,17 +362,19 @@ class Learner:
         """Take up what `capture` gave; RunError when the checkpoint is of another model."""
         try:
             self._restore(state)
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[-1].strip()
+        except Exception as error:  # a damaged one can end in any of them
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = lines[-1].strip()
             raise RunError(
                 f"the checkpoint of step {state.step} does not fit this run: {reason}"
             ) from None
 
     def _restore(self, state: State) -> None:
         values = state.values
-        self.chosen.load_state_dict(state.tensors[EVALUATED])
+        folder = Path("state", str(state.step))
+        load_weights(self.chosen, state.tensors[EVALUATED], folder / f"{EVALUATED}.safetensors")
         if self.average is not None:
-            self.model.load_state_dict(state.tensors["model"])
+            load_weights(self.model, state.tensors["model"], folder / "model.safetensors")
             self.average.n_averaged.fill_(values["averaged"])
         if self.codes is not None:
             self.codes.restore(state.tensors[LATENTS]["codes"])

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastlatent.console import RunError, Signals, Stopped
-from fastlatent.data import Dataset, load
+from fastlatent.data import Dataset, Split, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
 from fastlatent.models import LatentModel
@@ -21,7 +21,7 @@ from fastlatent.presets import TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, say
 from fastlatent.quality import compare_samplers
-from fastlatent.runs import Log, Run, State, locked, read_metrics
+from fastlatent.runs import Log, Run, State, check_values, locked, read_metrics
 from fastlatent.training.learner import (
     AGREE_EVERY,
     Diverged,
@@ -97,7 +97,7 @@ class Training:
         if resume is None:
             self.learner.initialise(self.train)
         else:
-            check_same_images(resume, len(self.train))
+            check_resumable(resume, self.train, out)
             self.learner.restore(resume)
             self.done, self.test_loss = resume.step, resume.values["test_loss"]
         self.first = self.done
@@ -250,6 +250,7 @@ class Training:
         values = {
             "epoch": self.plan.epoch(self.done),
             "images": self.plan.images,
+            "mark": marked(self.train),
             "test_loss": self.test_loss,
             "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
         }
@@ -387,10 +388,27 @@ def _short(value: float) -> str:
     return f"{0 if abs(value) < ROUNDING else value:.5g}"
 
 
-def check_same_images(state: State, count: int) -> None:
-    """RunError when the checkpoint's epochs were of another length."""
-    if state.values["images"] != count:
+def check_resumable(state: State, train: Split, out: Path) -> None:
+    """RunError when the run cannot go on from the checkpoint with these training images."""
+    file = out / "state" / str(state.step) / "state.json"
+    try:
+        check_values(state.values)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+    before, mark = state.values["images"], state.values.get("mark")  # older runs have no mark
+    if before != len(train):
         raise RunError(
-            f"the training set has {count} images now and had {state.values['images']}; "
-            "the run cannot go on"
+            f"the training set has {len(train)} images now and had {before}; the run cannot go on"
         )
+    if mark is not None and mark != marked(train):
+        raise RunError(
+            f"the {len(train)} training images are others than those that {out} was trained on, "
+            "or in another order; the run cannot go on"
+        )
+    if (out / "metrics.jsonl").is_file():
+        read_metrics(out, state.values["metrics_bytes"])
+
+
+def marked(split: Split) -> str:
+    """The mark of a split's images as text."""
+    return split.mark.numpy().tobytes().hex()

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from fastlatent.metrics.features.images import check_images, to_unit
 from fastlatent.nn import seeded
 from fastlatent.noise import generator
+from fastlatent.reading import load_weights, parse_tensors, reading
 
 VERSION = 1  # rises with every change of the network or of its training
 FEATURES = 128
@@ -130,23 +130,19 @@ class Classifier(nn.Module):
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"Classifier: there is no file {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["classifier"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        complaint = (
+            "is damaged or not a classifier that this version stored; delete it to train anew"
+        )
+        with reading(path, complaint):
+            tensors, metadata = parse_tensors(path)
+            about = json.loads(metadata["classifier"])
             values = about["description"]
             if values["version"] != VERSION:
                 raise ValueError(f"it is of version {values['version']}, not {VERSION}")
             shape = tuple(values["image_shape"])
             model = cls(Description(**(values | {"image_shape": shape})))
-            model.load_state_dict(tensors)
+            load_weights(model, tensors, path, "the classifier; delete it to train anew")
             model.accuracy = float(about["accuracy"])
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{path} is damaged or not a classifier that this version stored ({reason}); "
-                "delete it to train anew"
-            ) from None
         return model.eval().requires_grad_(False)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.metrics.features.images import check_images, to_unit
+from fastlatent.reading import read_checkpoint
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -66,11 +67,7 @@ def inception(
             f"inception: {path} has the SHA-256 {found}, expected {sha256}: it is damaged or "
             "another file; sha256=None takes it as it is"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage can end in any of them
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"inception: {path} cannot be read as weights: {reason[0]}") from None
+    state = read_checkpoint(path, "weights")
     # The port fetches its weights while it is built, and takes no others.
     with _BUILDING:
         fetch = port.load_state_dict_from_url

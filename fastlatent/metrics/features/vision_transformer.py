@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.metrics.features.images import check_images, resize, to_unit
+from fastlatent.reading import looks_like, read_checkpoint, reading
 
 SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet
@@ -34,13 +35,19 @@ class DINOv2(nn.Module):
         return self.network((scaled - self.mean) / self.deviation)
 
 
-def dinov2(path: Path | str, name: str | None = None, weights: Path | str | None = None) -> DINOv2:
+def dinov2(
+    path: Path | str,
+    name: str | None = None,
+    weights: Path | str | None = None,
+    *,
+    trust_code: bool = False,
+) -> DINOv2:
     """A network from `path`, in evaluation mode and frozen; nothing is downloaded.
 
-    `path` is a file of TorchScript or of `torch.export` (with a dynamic batch), or a folder with a
-    `hubconf.py`, such as a clone of facebookresearch/dinov2; then `name` is its entry, such as
-    "dinov2_vitl14", called with pretrained=False, and `weights` the file of its state dict. Such
-    files run code when they are loaded: take them only from where you trust.
+    `path` is a folder with a `hubconf.py`, such as a clone of facebookresearch/dinov2; `name` is
+    its entry, such as "dinov2_vitl14", called with pretrained=False, and `weights` the file of its
+    state dict. The folder's code runs. Or `path` is a file of TorchScript or of `torch.export`
+    (with a dynamic batch); loading it can run any code, so it needs `trust_code`.
 
     Raises FileNotFoundError, and ValueError where the path holds no such network.
     """
@@ -52,7 +59,7 @@ def dinov2(path: Path | str, name: str | None = None, weights: Path | str | None
     elif name is not None or weights is not None:
         raise ValueError(f"dinov2: name and weights go with a folder; {path} is a file")
     else:
-        network = _from_file(path)
+        network = _from_file(path, trust_code)
     model = DINOv2(network)
     for part in model.modules():
         part.training = False
@@ -69,24 +76,29 @@ def _from_repository(folder: Path, name: str | None, weights: Path | str | None)
     weights = Path(weights).expanduser()
     if not weights.is_file():
         raise FileNotFoundError(f"dinov2: there is no file of weights {weights}")
+    tensors = read_checkpoint(weights, "weights")
     try:
         network = torch.hub.load(str(folder), name, source="local", pretrained=False)
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        network.load_state_dict(tensors)
     except Exception as error:  # the repository's own code ran
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"dinov2: cannot load {name} of {folder}: {reason[0]}") from None
     return network
 
 
-def _from_file(path: Path) -> Any:
+def _from_file(path: Path, trust_code: bool) -> Any:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"dinov2: {path} is neither TorchScript nor an exported program")
-    with zipfile.ZipFile(path) as archive:
-        scripted = any(entry.endswith("/constants.pkl") for entry in archive.namelist())
-    try:
+        raise ValueError(
+            f"dinov2: {path} is neither TorchScript nor an exported program, but {looks_like(path)}"
+        )
+    if not trust_code:
+        raise ValueError(
+            f"dinov2: {path} holds a program, which can run any code when it is loaded; where you "
+            "trust it, say so by trust_code=True or --trust-feature-code"
+        )
+    with reading(path, "cannot be loaded as a network"):
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(entry.endswith("/constants.pkl") for entry in archive.namelist())
         if scripted:
             return torch.jit.load(str(path), map_location="cpu")
         return torch.export.load(str(path)).module()
-    except Exception as error:  # damage can end in any of them
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"dinov2: {path} cannot be loaded: {reason[0]}") from None
