@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra
 from torch import Tensor
 
 STARTS = 256  # shortest-path trees held at a time
@@ -16,6 +14,9 @@ def neighbour_edges(points: Tensor, neighbours: int) -> np.ndarray:  # (e, 2)
 
     Parts of the graph that hang apart are joined by the shortest line between them.
     """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
     k = min(neighbours + 1, len(points))
     nearest = nearest_rows(points, points, k)
     pairs = np.stack([np.repeat(np.arange(len(points)), k), nearest.ravel()], 1)
@@ -64,6 +65,9 @@ def shortest_paths(
     Where no path of finite weight leads to the end it is the step from one to the other, the
     distance infinite.
     """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import dijkstra
+
     graph = csr_matrix((weights, (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
     for begin in range(0, len(starts), STARTS):
         some = slice(begin, begin + STARTS)

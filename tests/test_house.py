@@ -178,6 +178,19 @@ def test_importing_ops_is_cheap():
     pytest.fail(f"import fastlatent.ops took {min(seconds):.2f} s more than import torch")
 
 
+def test_importing_geometry_brings_in_torch_and_numpy_only():
+    code = "import sys, torch; old = set(sys.modules); import fastlatent.geometry; "
+    code += "print(*{m.partition('.')[0] for m in sys.modules.keys() - old}); "
+    code += "print('torch._dynamo' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    modules, dynamo = run.stdout.splitlines()
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "fastlatent"}
+    assert set(modules.split()) - {"__main__"} <= allowed and "fastlatent" in modules.split()
+    assert dynamo == "False"
+
+
 def includes(path: Path) -> set[str]:
     return set(re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE))
 
