@@ -282,3 +282,23 @@ def test_bad_arguments(call, message):
 def test_arguments_of_the_wrong_type(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("decode", "end", "length"),
+    [
+        (MetricField(half_plane), 1e3, math.log(1e6)),
+        (MetricField(half_plane), 1e9, math.log(1e12)),
+        (sphere, 1e4, 2 * (math.atan(1e4) - math.atan(1e-3))),
+        (lambda z: z[:, 1:].log(), 1e8, math.log(1e11)),
+        (lambda z: z[:, 1:].sqrt(), 1e8, 1e4 - math.sqrt(1e-3)),
+    ],
+)
+def test_lengths_that_no_equal_parts_suit(decode, end, length, dtype):
+    """Nearly all the length lies in the first thousandth of the line, or less."""
+    line = straight(points([0.0, 1e-3]).to(dtype), points([0.0, end]).to(dtype))
+    for rule in ("chord", "midpoint"):
+        if rule == "chord" or isinstance(decode, MetricField):
+            found = curve_length(decode, line.control, rule=rule)
+            assert abs(float(found.length) - length) <= float(found.error) <= 2e-3 * length

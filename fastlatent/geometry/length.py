@@ -8,6 +8,7 @@ Space of Deep Generative Models", ICLR 2021 GTRL workshop, as their program take
 grid, 1 / (points - 1) for each of the `points` speeds, hence too long by about 1 / (points - 1).
 """
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
@@ -23,6 +24,7 @@ from fastlatent.ops import polyline_length, uniform_knots
 Rule = Literal["chord", "trapezoid", "midpoint", "gauss", "original", "original_difference"]
 
 JITTER = 1e-6  # that the original adds to metrics and under roots
+LOCAL_PARTS = 64  # into which curves are cut that no grid of equal parts suits
 POINTS = 1 << 12  # points measured at a time on the coarsest grid
 HELD = 1 << 26  # numbers of decoded curves held at a time on finer ones
 # Nodes and weights of Gauss and Legendre's rule of four points on [0, 1].
@@ -64,9 +66,12 @@ def curve_length(
     The number of segments starts at `segments` and doubles until the estimated error is below
     `rtol` times the length, for each curve by itself, or `max_segments` is reached. The value is
     L_2T + (L_2T - L_T) / 3 (Richardson), the error |L_2T - L_T| / 3, of chords with a bound of
-    what rounding leaves of differences between decoded points. `points` is the grid of the
-    original's rules. Decoders whose metric is no pull-back are measured by "midpoint" where
-    "chord" is asked for. No gradients.
+    what rounding leaves of differences between decoded points. Where doubling does not bring
+    results together, as near the edge of a metric that grows without bound, parts are halved one by
+    one, `max_segments` more at most, and the error is the sum of what that changes. What hides
+    between the points of the first two grids is not seen. `points` is the grid of the original's
+    rules. Decoders whose metric is no pull-back are measured by "midpoint" where "chord" is asked
+    for. No gradients.
 
     Raises ValueError for an unknown rule, for numbers out of range, and what `as_metric` and
     `fastlatent.ops.bspline` raise.
@@ -207,6 +212,8 @@ def _chords(
     grid = polyline_length(first)
     length, error = grid.clone(), torch.empty_like(grid)
     evaluations = torch.empty(len(grid), dtype=torch.int64, device=grid.device)
+    change = torch.full_like(grid, torch.inf)
+    rough = torch.zeros_like(grid, dtype=torch.bool)
     waiting = [(torch.arange(len(grid), device=grid.device), t, first)]
     del first
     while waiting:
@@ -219,18 +226,29 @@ def _chords(
         del outputs, between
         fine, coarse = polyline_length(joined), length[rows]
         estimate = (fine - coarse).abs() / 3
-        rounding = torch.finfo(t.dtype).eps * len(finer) * joined[:, 0].norm(dim=1)
+        rounding = torch.finfo(t.dtype).eps * len(finer) * joined[:, [0, -1]].norm(dim=2).amax(1)
         final = fine + (fine - coarse) / 3
         # A NaN is not refined: it stays one.
-        wide = (estimate > rtol * final) & (2 * (len(finer) - 1) <= max_segments)
-        length[rows] = torch.where(wide, fine, final)
+        open_ = estimate > rtol * final
+        wide = open_ & (2 * (len(finer) - 1) <= max_segments)
+        rough[rows] = open_ & ~wide & (estimate > rounding) & _slow(fine - coarse, change[rows])
+        length[rows], change[rows] = torch.where(wide, fine, final), (fine - coarse).abs()
         error[rows], evaluations[rows] = estimate + rounding, len(finer)
         if wide.any():
             held = max(1, HELD // (2 * joined[0].numel()))
             for part in wide.nonzero()[:, 0].split(held):
                 waiting.append((rows[part], finer, joined[part]))
         del joined
-    return Measured(length, error, grid, evaluations)
+    found = Measured(length, error, grid, evaluations)
+    if rough.any():
+
+        def chords(some: Curves, left: Tensor, right: Tensor) -> Tensor:
+            ends = _decoded(embedding, some, torch.stack([left, right], 1))
+            return (ends[:, 1] - ends[:, 0]).norm(dim=1)
+
+        sizes = _decoded(embedding, curves, t[[0, -1]]).norm(dim=2).amax(1)
+        _locally(found, rough, chords, 2, sizes, embedding, curves, rtol, max_segments)
+    return found
 
 
 def _decoded(embedding: Embedding, curves: Curves, t: Tensor) -> Tensor:  # (n, m, D)
@@ -246,16 +264,85 @@ def _quadrature(
     length, error = grid.clone(), torch.full_like(grid, torch.inf)
     evaluations = torch.full((len(curves),), 3 * segments, device=grid.device)
     rows = torch.arange(len(curves), device=grid.device)
+    before, rough = torch.full_like(grid, torch.inf), torch.zeros_like(grid, dtype=torch.bool)
     while len(rows):
         segments *= 2
         fine = integral(metric, curves[rows], segments)
         evaluations[rows] += 3 * segments
         change = (fine - length[rows]) / 3
         error[rows] = change.abs()
-        more = (change.abs() > rtol * fine) & (2 * segments <= max_segments)
-        length[rows] = torch.where(more, fine, fine + change)
+        open_ = change.abs() > rtol * fine
+        more = open_ & (2 * segments <= max_segments)
+        rough[rows] = open_ & ~more & _slow(change, before[rows])
+        length[rows], before[rows] = torch.where(more, fine, fine + change), change.abs()
         rows = rows[more]
-    return Measured(length, error, grid, evaluations)
+    found = Measured(length, error, grid, evaluations)
+    if rough.any():
+
+        def middles(some: Curves, left: Tensor, right: Tensor) -> Tensor:
+            middle = ((left + right) / 2)[:, None]
+            return speeds_squared(metric, some, middle)[:, 0].sqrt() * (right - left)
+
+        sizes = torch.zeros_like(grid)
+        _locally(found, rough, middles, 3, sizes, metric, curves, rtol, max_segments)
+    return found
+
+
+def _slow(change: Tensor, before: Tensor) -> Tensor:
+    """Whether differences between grids fall more slowly than a rule of second order's: by 4."""
+    return change.abs() > before / 2
+
+
+def _locally(
+    found: Measured,
+    rough: Tensor,  # (n,) bool: which of the curves
+    measured: Callable[[Curves, Tensor, Tensor], Tensor],
+    cost: int,  # in evaluations, of one part
+    sizes: Tensor,  # (n,) of the numbers that a part is a difference of, for their rounding
+    metric: Metric,
+    curves: Curves,
+    rtol: float,
+    most: int,
+) -> None:
+    """Measures anew the curves that no equal parts suit, as where a metric grows without bound.
+
+    Halves the parts that carry the error, until at most `most` more are there. `measured` takes a
+    curve for each part, and its ends. The error is the sum of what halving changes, three times
+    that of a rule of second order: the parts may be so large that this is not what they follow.
+    """
+    rows = rough.nonzero()[:, 0]
+    n, like = len(rows), curves.control
+    grid = torch.linspace(0, 1, LOCAL_PARTS + 1, dtype=like.dtype, device=like.device)
+    owner = torch.arange(n, device=like.device).repeat_interleave(LOCAL_PARTS)
+    left, right = grid[:-1].repeat(n), grid[1:].repeat(n)
+    at_once = curves_at_once(metric, curves, 2)
+
+    def lengths(owner: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        found.evaluations.index_add_(0, rows[owner], torch.full_like(owner, cost))
+        parts = zip(*(x.split(at_once) for x in (owner, left, right)), strict=True)
+        return torch.cat([measured(curves[rows[some]], *ends) for some, *ends in parts])
+
+    whole = lengths(owner, left, right)
+    count = torch.full((n,), LOCAL_PARTS, device=like.device)
+    total, error = like.new_zeros(n), like.new_zeros(n)
+    while len(owner):
+        middle = (left + right) / 2
+        halves = lengths(owner, left, middle), lengths(owner, middle, right)
+        change = halves[0] + halves[1] - whole
+        value = whole + change * (4 / 3)
+        sums = total.index_add(0, owner, value), error.index_add(0, owner, change.abs())
+        share = rtol * sums[0] / (2 * count)
+        more = (change.abs() > share[owner]) & (sums[1] > rtol * sums[0])[owner]
+        added = torch.zeros_like(count).index_add(0, owner, more.long())
+        more &= (count + added <= LOCAL_PARTS + most)[owner] & (left < middle) & (middle < right)
+        total = total.index_add(0, owner[~more], value[~more])
+        error = error.index_add(0, owner[~more], change[~more].abs())
+        count += torch.zeros_like(count).index_add(0, owner[more], torch.ones_like(owner[more]))
+        whole = torch.cat([half[more] for half in halves])
+        left, right = torch.cat([left[more], middle[more]]), torch.cat([middle[more], right[more]])
+        owner = owner[more].repeat(2)
+    eps = torch.finfo(like.dtype).eps
+    found.length[rows], found.error[rows] = total, error + eps * (total + count * sizes[rows])
 
 
 def _trapezoid(metric: Metric, curves: Curves, segments: int) -> Tensor:
