@@ -76,3 +76,40 @@ def half_plane(z):
 
 def points(*rows):
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def half_plane_distance(a, b):
+    gap = (a - b).square().sum(1)
+    return torch.acosh(1 + gap / (2 * a[:, 1] * b[:, 1]))
+
+
+def sphere_distance(a, b):
+    return 2 * ((sphere(a) - sphere(b)).norm(dim=1) / 2).clamp(max=1).asin()
+
+
+def cone(slope):
+    """Height slope |z| over the plane; its gradient at the tip is not a number."""
+
+    def decode(z):
+        return torch.cat([z, slope * z.square().sum(1, keepdim=True).sqrt()], 1)
+
+    return decode
+
+
+def cone_distance(slope, a, b):
+    """Straight once the cone is cut open and laid flat."""
+    stretch = math.hypot(1, slope)
+    ra, rb = a.norm(dim=1) * stretch, b.norm(dim=1) * stretch
+    cosine = torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1)
+    angle = cosine.acos() / stretch
+    return (ra.square() + rb.square() - 2 * ra * rb * angle.cos()).sqrt()
+
+
+def hill(height, width=0.5):
+    """A bell over the plane (or over more dimensions), `height` high."""
+
+    def decode(z):
+        bell = height * (-z.square().sum(1, keepdim=True) / width).exp()
+        return torch.cat([z, bell], 1)
+
+    return decode

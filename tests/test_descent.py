@@ -158,3 +158,16 @@ def test_a_start_without_a_value(method):
     assert found.status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
     assert found.iterations[1] == 0 and found.gradients[1] == 1
     assert torch.equal(found.x[1].isnan(), x[1].isnan()) and found.x[1, 0] == x[1, 0]
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_a_gradient_that_is_not_finite_is_no_sign_of_a_minimum(method):
+    quadratics, x = Quadratics(), starts()
+
+    def kinked(x, rows, gradient):
+        value, slope = quadratics(x, rows, gradient)
+        return value, torch.where(rows[:, None] == 1, torch.nan, slope) if gradient else None
+
+    found = search(method, kinked, x, 1000)
+    assert found.status.tolist() == [Status.CONVERGED, Status.STALLED, Status.CONVERGED]
+    assert torch.equal(found.x[1], x[1])

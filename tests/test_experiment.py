@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifolds import half_plane, points, sphere
 
+from fastlatent.experiments.findings import ending, statistics_lines, summary_values
+from fastlatent.geometry.curves import straight
 from fastlatent.geometry.experiment import (
     cosines,
     eigenvector_pairs,
@@ -160,3 +162,27 @@ def test_lines_follow_the_eigenvectors():
         probes = np.random.default_rng(0).uniform(low.numpy(), high.numpy(), (50, 2))
         distance = np.linalg.norm(probes[:, None] - everything[None], axis=2).min(1)
         assert distance.max() < 0.5
+
+
+def test_a_pair_without_a_straight_line_does_not_count():
+    """It has a curve around the hole, and nothing to compare it with."""
+
+    def hole(z):
+        return torch.where(z.norm(dim=1, keepdim=True) < 0.5, torch.nan, z)
+
+    a, b = points([-2.0, 0.0], [-2.0, 1.0]), points([2.0, 0.0], [2.0, 1.0])
+    first = straight(a, b, 4)
+    first.control[:, 1:-1, 1] += 1
+    result = experiment(hole, a, b, first=first)
+    assert result.geodesics.length.isfinite().all()
+    assert result.counted.tolist() == [False, True]
+    assert "1 without a straight line" in ending(result)
+    assert "unknown" not in "".join(statistics_lines({"": result})[1:2])
+    assert summary_values(result)["improvement"]["measured"]["count"] == 1
+
+
+def test_unresolved_searches_are_counted_by_their_name():
+    a, b = points([0.0, 1e-3], [0.0, 1.0]), points([0.0, 1e3], [1.0, 1.0])
+    result = experiment(MetricField(half_plane), a, b)
+    assert result.status_counts() == {"converged": 1, "unresolved": 1}
+    assert ending(result).startswith("1 converged, 1 unresolved; ")

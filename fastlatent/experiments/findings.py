@@ -110,7 +110,11 @@ def ending(result: Experiment) -> str:
     ways = ", ".join(
         f"{k:,} {name.replace('_', ' ')}" for name, k in result.status_counts().items()
     )
-    each = float(result.geodesics.evaluations.double().mean())
+    found = result.geodesics
+    alone = int((found.length.isfinite() & ~found.straight_length.isfinite()).sum())
+    if alone:
+        ways += f"; {alone:,} without a straight line of finite length, left out of the means"
+    each = float(found.evaluations.double().mean())
     return (
         f"{ways}; {result.seconds:.2f} s, {result.seconds / n:.4f} s and {each:,.0f} decoder "
         "evaluations a pair"

@@ -21,6 +21,10 @@ class Status(IntEnum):
     STALLED = 2  # no step along the direction gives a representable decrease
     NON_FINITE = 3
     DEGENERATE = 4  # start and end are the same point
+    UNRESOLVED = 5  # even the finest grid of the search misses part of the curve's length
+
+
+Precondition = Callable[[Tensor, Tensor], Tensor]  # (gradient, rows) -> like gradient
 
 
 class Objective(Protocol):
@@ -41,6 +45,15 @@ class Minimum(NamedTuple):
     iterations: Tensor  # (n,) int64
     values: Tensor  # (n,) int64, evaluations of the value alone
     gradients: Tensor  # (n,) int64, evaluations of value and gradient
+    gradient: Tensor  # (n, ...), at x
+
+    def resumed(self, rows: Tensor, later: "Minimum") -> None:
+        """Adds another search of the problems `rows`, and takes what it found lower."""
+        for count in ("iterations", "values", "gradients"):
+            getattr(self, count)[rows] += getattr(later, count)
+        lower = later.value < self.value[rows]
+        for name in ("x", "value", "status", "gradient"):
+            getattr(self, name)[rows[lower]] = getattr(later, name)[lower]
 
 
 class _Search:
@@ -85,13 +98,14 @@ class _Search:
             self.iterations,
             self.values,
             self.gradients,
+            self.gradient,
         )
 
 
 def lbfgs(
     objective: Objective,
     x: Tensor,  # (n, ...)
-    precondition: Callable[[Tensor, Tensor], Tensor],  # (gradient, rows) -> like gradient
+    precondition: Precondition,
     tolerance: float,
     max_iterations: int,
 ) -> Minimum:
@@ -110,15 +124,18 @@ def lbfgs(
         gradient = search.gradient[rows]
         past = [(step[rows], change[rows], weight[rows]) for step, change, weight in history]
         direction = -_two_loops(gradient, past, lambda g, rows=rows: precondition(g, rows))
-        slope = _dot(gradient, direction)
+        slope = dot(gradient, direction)
         uphill = ~(slope < 0)
         if uphill.any():
             direction[uphill] = -precondition(gradient[uphill], rows[uphill])
-            slope = _dot(gradient, direction)
-        flat = ~(-slope > tolerance * search.value[rows])
+            slope = dot(gradient, direction)
+        flat = -slope <= tolerance * search.value[rows]
+        unknown = slope.isnan()  # a gradient that is not finite
         search.close(rows[flat], Status.CONVERGED)
+        search.close(rows[unknown], Status.STALLED)
+        left = ~(flat | unknown)
         rows, direction, slope, gradient = (
-            part[~flat] for part in (rows, direction, slope, gradient)
+            part[left] for part in (rows, direction, slope, gradient)
         )
         if not len(rows):
             break
@@ -167,7 +184,7 @@ def _remember(
     step, change = torch.zeros_like(search.x), torch.zeros_like(search.x)
     weight = torch.zeros_like(search.value)
     step[rows], change[rows] = search.x[rows] - before, search.gradient[rows] - gradient
-    product = _dot(step, change)
+    product = dot(step, change)
     weight[product > 0] = 1 / product[product > 0]
     history.append((step, change, weight))
 
@@ -180,12 +197,12 @@ def _two_loops(
     """The inverse Hessian of L-BFGS times the gradient."""
     q, shares = gradient, []
     for step, change, weight in reversed(history):
-        share = weight * _dot(step, q)
-        q = q - _wide(share, change) * change
+        share = weight * dot(step, q)
+        q = q - wide(share, change) * change
         shares.append(share)
     q = precondition(q)
     for (step, change, weight), share in zip(history, reversed(shares), strict=True):
-        q = q + _wide(share - weight * _dot(change, q), step) * step
+        q = q + wide(share - weight * dot(change, q), step) * step
     return q
 
 
@@ -204,13 +221,13 @@ def adam(
     """
     search = _Search(objective, x)
     first, second = torch.zeros_like(x), torch.zeros_like(x)
-    point, gradient = search.x.clone(), search.gradient
+    point, gradient = search.x.clone(), search.gradient.clone()
     mark = search.value.clone()
     for step in range(1, max_iterations + 1):
         rows = search.rows()
         if not len(rows):
             break
-        unit = _wide(scale[rows], x)
+        unit = wide(scale[rows], x)
         g = gradient[rows] * unit
         first[rows] = torch.lerp(first[rows], g, 0.1)
         second[rows] = torch.lerp(second[rows], g.square(), 0.001)
@@ -220,7 +237,9 @@ def adam(
         value, gradient[rows] = search.evaluate(point[rows], rows)
         search.iterations[rows] += 1
         better = value < search.value[rows]
-        search.x[rows[better]], search.value[rows[better]] = point[rows[better]], value[better]
+        hit = rows[better]
+        search.x[hit], search.value[hit] = point[hit], value[better]
+        search.gradient[hit] = gradient[hit]
         search.close(rows[~value.isfinite()], Status.STALLED)
         if step % 10 == 0:
             rows = search.rows()
@@ -230,11 +249,11 @@ def adam(
     return search.minimum()
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of n tensors: (n, ...) -> (n,)."""
     return (a * b).flatten(1).sum(1)
 
 
-def _wide(scalars: Tensor, like: Tensor) -> Tensor:
+def wide(scalars: Tensor, like: Tensor) -> Tensor:
     """(n,) as a factor of (n, ...)."""
     return scalars.reshape(-1, *(1,) * (like.dim() - 1))

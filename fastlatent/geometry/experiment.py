@@ -121,9 +121,10 @@ class Experiment:
 
     @property
     def counted(self) -> Tensor:
-        """(n,) bool: the pairs that statistics count, whose ends differ and are decoded."""
-        status = self.geodesics.status
-        return (status != int(Status.DEGENERATE)) & (status != int(Status.NON_FINITE))
+        """(n,) bool: the pairs that statistics count, whose ends differ and whose straight line has
+        a length to compare with."""
+        found = self.geodesics
+        return (found.status != int(Status.DEGENERATE)) & found.straight_length.isfinite()
 
     def status_counts(self) -> dict[str, int]:
         """How many searches ended in each way that occurred."""

@@ -4,16 +4,17 @@ The energy of a curve, T times the sum of the squared chords of its decoded poin
 over the control points of a B-spline; among curves of one length the energy is least at constant
 speed, so what comes out is a geodesic at constant speed. L-BFGS starts from the exact inverse
 Hessian of a constant metric: K^-1 of the spline's stiffness K times the inverse of the mean metric
-along the straight line. That makes the number of iterations independent of the number of knots and
-of the scale of the decoder. The curve is then refined by knot insertion and minimised again.
+along the curve, taken anew where that has become much shorter. That makes the number of iterations
+independent of the number of knots and of the scale of the decoder. The curve is then refined by
+knot insertion and minimised again.
 
 Lengths are measured on grids of their own, with an error estimate, never on the one that the
 minimiser saw: it hides detours between the points of its grid.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import fields
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,65 +27,21 @@ from fastlatent.geometry.arguments import (
     check_spans,
     check_whole,
 )
+from fastlatent.geometry.best import MEASURED_SEGMENTS, Best, Geodesics
 from fastlatent.geometry.curves import Curves, straight, straight_on
-from fastlatent.geometry.descent import Minimum, Status, adam, lbfgs
-from fastlatent.geometry.energy import Energy, mean_metric_factor
+from fastlatent.geometry.descent import Status
+from fastlatent.geometry.energy import mean_metric_factor
 from fastlatent.geometry.frozen import Decoder
-from fastlatent.geometry.length import Measured, measure, midpoints, speeds_squared
+from fastlatent.geometry.length import measure, midpoints, speeds_squared
 from fastlatent.geometry.metric import Metric, as_metric
+from fastlatent.geometry.minimiser import Method, Minimiser
 from fastlatent.geometry.tiles import is_out_of_memory
 
-Method = Literal["lbfgs", "adam", "original"]
-
 SEGMENTS_A_SPAN = 4
-MEASURED_SEGMENTS = 16  # of the coarsest grid on which straight lines are measured
-GRID_ERROR = 0.01  # difference of grid and true length at which the grid is made finer
 GRID_DOUBLINGS = 3
+MOVED = 0.7  # share of its length below which a curve has left the metric of where it was
 CPU_PAIRS, DEVICE_PAIRS = 32, 1024  # solved at a time where memory allows
 CPU_ROOM, DEVICE_ROOM = 2 << 30, 8 << 30  # bytes for their backward pass
-
-
-@dataclass(frozen=True, eq=False)
-class Geodesics:
-    """One curve for each of n pairs, the shortest found; never longer than the straight line.
-
-    Except by method "original", whose curves are the shortest by its own sum, and may be longer.
-    """
-
-    control: Tensor  # (n, k, d)
-    knots: Tensor  # (k + 4,), shared
-    length: Tensor  # (n,)
-    length_error: Tensor  # (n,), estimate
-    straight_length: Tensor  # (n,)
-    straight_error: Tensor  # (n,), estimate
-    energy: Tensor  # (n,), of the chords that the search saw
-    iterations: Tensor  # (n,) int64
-    evaluations: Tensor  # (n,) int64, of the decoder; a backward pass counts as 2, a JVP as 3
-    status: Tensor  # (n,) int64 of Status: how the search for the curve ended
-    history: Tensor  # (levels + 1, n): shortest length so far, that of the straight line first
-
-    @property
-    def curves(self) -> Curves:
-        return Curves(self.control, self.knots)
-
-    @property
-    def improvement(self) -> Tensor:
-        """(straight - length) / straight, (n,); 0 where both are 0."""
-        gain = (self.straight_length - self.length) / self.straight_length
-        return torch.where(self.straight_length == 0, 0, gain)
-
-    @property
-    def energy_excess(self) -> Tensor:
-        """energy / length^2 - 1, (n,): how uneven the chords are; NaN where there is no length."""
-        return self.energy / self.length.square() - 1
-
-    @property
-    def converged(self) -> Tensor:
-        """(n,) bool."""
-        return self.status == int(Status.CONVERGED)
-
-    def __len__(self) -> int:
-        return len(self.control)
 
 
 def geodesic(
@@ -114,19 +71,25 @@ def geodesic(
     pair has converged when its next step promises less than `tolerance` times its energy (default:
     1e-3 in float32, 1e-8 in float64); a level ends after `max_iterations` (default: 20; of Adam,
     200) on each of its grids in any case. `first` holds cubic curves to start from beside the
-    straight lines, whose knots are then those of `first`. Pairs are solved `chunk` at a time
+    straight lines, whose knots are then those of `first`; the shortest finite curve is kept,
+    whichever start it came from. What converges on a saddle of the first level goes on beside it,
+    for `max_iterations` more; `seed` says to which side. Pairs are solved `chunk` at a time
     (default: on a CPU 32, or as many as have room in 2 GiB, elsewhere 1,024 in 8 GiB), fewer where
     memory is short; each pair's result is that which it has alone, but for rounding. `report` is
     called with the number of pairs done after each chunk.
 
     `method="original"` is the procedure of Michelis and Becker 2021, see
     `fastlatent.geometry.original`: `points` on its grid, `max_iterations` epochs (default: 20),
-    noise by `seed` and the pair's place. Its history holds lengths by its own rule; the others are
-    measured as always.
+    noise by `seed` and the pair's place, and no `first`. Its history holds lengths by its own rule;
+    the others are measured as always.
 
-    A pair whose ends are equal, or whose decoded points are not finite, says so by its status and
-    leaves the others alone. Raises ValueError for shapes, dtypes and numbers that do not fit, and
-    what `as_metric` raises; MemoryError when not even one pair fits.
+    A pair whose ends are equal, or without a curve whose decoded points are finite, says so by its
+    status and leaves the others alone. So does one whose curve the search could not see: by more
+    than 1 % longer than on its own grid, three times doubled. The error of such a length reaches
+    down to the distance between the decoded ends, or to 0 under a metric without images.
+
+    Raises ValueError for shapes, dtypes and numbers that do not fit, and what `as_metric` raises;
+    MemoryError when not even one pair fits.
     """
     check_ends("geodesic", start, end)
     if first is not None:
@@ -158,7 +121,7 @@ def geodesic(
         if method == "original":
             found = original.shorten(metric, *ends, noise[rows])
             return _from_original(metric, found, length_rtol)
-        minimiser = _Minimiser(metric, method, segments, tolerance, max_iterations)
+        minimiser = Minimiser(metric, method, segments, tolerance, max_iterations, seed)
         guess = None if first is None else first[rows]
         return _solve(metric, *ends, minimiser, tuple(spans), length_rtol, guess)
 
@@ -226,38 +189,11 @@ def in_chunks(
             report(min(done, n))
 
 
-@dataclass(frozen=True)
-class _Minimiser:
-    """How the energy of curves with given knots is lowered."""
-
-    metric: Metric
-    method: Method
-    segments: int
-    tolerance: float
-    max_iterations: int | None
-
-    def __call__(self, curves: Curves, mean_metric: Tensor, segments: int) -> Minimum:
-        """The inner control points (n, k - 2, d) of least energy on that many segments."""
-        energy = Energy(self.metric, curves, segments)
-        inner = curves.control[:, 1:-1]
-        if self.method == "adam":
-            distance = (curves.end - curves.start).norm(dim=1)
-            return adam(energy, inner, distance, self.tolerance, self.max_iterations or 200)
-        stiffness, root = energy.stiffness(), mean_metric
-
-        def precondition(gradient: Tensor, rows: Tensor) -> Tensor:
-            step = torch.cholesky_solve(gradient.mT, root[rows]).mT
-            return torch.cholesky_solve(step / 2, stiffness.expand(len(rows), -1, -1))
-
-        limit = self.max_iterations or 20
-        return lbfgs(energy, inner, precondition, self.tolerance, limit)
-
-
 def _solve(
     metric: Metric,
     start: Tensor,
     end: Tensor,
-    minimise: _Minimiser,
+    minimise: Minimiser,
     spans: tuple[int, ...],
     length_rtol: float,
     first: Curves | None,
@@ -265,25 +201,24 @@ def _solve(
     line = straight(start, end, spans[0]) if first is None else straight_on(first.knots, start, end)
     candidates = [line] if first is None else [line, first]
     finest = max(spans[-1], candidates[-1].spans)
-    best = _Best(metric, line, finest, length_rtol)
+    best = Best(metric, candidates, finest, length_rtol)
     rows = best.open()
     if len(rows):
-        mean_metric = mean_metric_factor(metric, line[rows])
         for candidate, curves in enumerate(candidates):
-            _descend(best, candidate, minimise, curves[rows], mean_metric, rows, spans)
+            _descend(best, candidate, minimise, curves[rows], rows, spans)
     return best.result(len(candidates) * len(spans) + 1)
 
 
 def _descend(
-    best: "_Best",
+    best: Best,
     candidate: int,
-    minimise: _Minimiser,
+    minimise: Minimiser,
     curves: Curves,  # of the pairs `rows`
-    mean_metric: Tensor,
     rows: Tensor,
     spans: tuple[int, ...],
 ) -> None:
     """Lowers the energy level by level; offers what comes out."""
+    mean_metric, of_length = mean_metric_factor(minimise.metric, curves), best.length[rows]
     slow = torch.zeros_like(rows)
     for count in spans:
         curves = curves.refine(max(count, curves.spans))
@@ -293,89 +228,33 @@ def _descend(
         for _ in range(GRID_DOUBLINGS + 1):
             if not len(going):
                 break
-            found = minimise(Curves(control[going], curves.knots), mean_metric[going], segments)
-            control[going, 1:-1] = found.x
             part = Curves(control[going], curves.knots)
-            measured = best.offer(candidate, rows[going], part, found, segments)
-            hidden = (measured.length - measured.grid).abs() > GRID_ERROR * measured.length
-            going, segments = going[hidden], 2 * segments
+            found = minimise(part, mean_metric[going], segments, leave_saddles=count == spans[0])
+            part = Curves(
+                torch.cat([part.control[:, :1], found.x, part.control[:, -1:]], 1), curves.knots
+            )
+            length, unseen = best.offer(candidate, rows[going], part, found, segments)
+            finite = length.isfinite()
+            # What ran into a hole between the points of the grid goes back, to a finer one.
+            control[going[finite]] = part.control[finite]
+            moved = length < MOVED * of_length[going]
+            if moved.any():
+                far, of_length[going[moved]] = going[moved], length[moved]
+                here = Curves(control[far], curves.knots)
+                mean_metric[far] = mean_metric_factor(minimise.metric, here)
+            going = going[unseen & (found.status != int(Status.NON_FINITE))]
+            segments *= 2
         curves = Curves(control, curves.knots)
-        gained = before - best.length[rows] > best.rtol * before
+        gained = best.length[rows] < (1 - best.rtol) * before
         slow = torch.where(gained, 0, slow + 1)
         best.note()
-
-
-class _Best:
-    """The shortest curve of each pair so far, by measured length; at first the straight line."""
-
-    def __init__(self, metric: Metric, line: Curves, spans: int, rtol: float):
-        measured = measure(metric, line, rtol=rtol, segments=MEASURED_SEGMENTS)
-        self.metric, self.spans, self.rtol = metric, spans, rtol
-        point = (line.start == line.end).all(1)
-        for value in (measured.length, measured.error):
-            value[point] = 0  # where rounding along the line leaves a little
-        self.straight = measured
-        self.length, self.error = measured.length.clone(), measured.error.clone()
-        self.curves = line.refine(spans)
-        self.energy = torch.full_like(self.length, torch.nan)
-        self.iterations = torch.zeros_like(measured.evaluations)
-        self.evaluations = measured.evaluations.clone()
-        self.status = torch.full_like(self.iterations, int(Status.MAX_ITERATIONS))
-        self.status[~self.length.isfinite()] = int(Status.NON_FINITE)
-        self.status[point] = int(Status.DEGENERATE)
-        self.holder = torch.zeros_like(self.status)  # the candidate that the curve came from
-        self.history = [self.length.clone()]
-
-    def open(self) -> Tensor:
-        """The pairs between which there is something to find."""
-        return (self.status == int(Status.MAX_ITERATIONS)).nonzero()[:, 0]
-
-    def offer(
-        self, candidate: int, rows: Tensor, curves: Curves, found: Minimum, segments: int
-    ) -> Measured:
-        """Measures the curves of the pairs `rows`, and takes those that are shorter."""
-        measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
-        self.energy[rows] = torch.where(self.energy[rows].isnan(), found.initial, self.energy[rows])
-        better = measured.length < self.length[rows]
-        win = rows[better]
-        self.length[win], self.error[win] = measured.length[better], measured.error[better]
-        self.curves.control[win] = curves[better].refine(self.spans).control
-        self.energy[win] = found.value[better]
-        self.iterations[rows] += found.iterations
-        points = (found.values + 3 * found.gradients) * (segments - 1)
-        self.evaluations[rows] += points + measured.evaluations
-        self.holder[win] = candidate
-        mine = self.holder[rows] == candidate
-        self.status[rows[mine]] = found.status[mine]
-        return measured
-
-    def note(self) -> None:
-        self.history.append(self.length.clone())
-
-    def result(self, entries: int) -> Geodesics:
-        """What was found; the history filled up to that many entries."""
-        self.history += [self.length] * (entries - len(self.history))
-        self.energy[self.status == int(Status.DEGENERATE)] = 0
-        return Geodesics(
-            self.curves.control,
-            self.curves.knots,
-            self.length,
-            self.error,
-            self.straight.length,
-            self.straight.error,
-            self.energy,
-            self.iterations,
-            self.evaluations,
-            self.status,
-            torch.stack(self.history),
-        )
 
 
 def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Geodesics:
     """The curves of the original's procedure, measured like all others."""
     curves = found.curves
     line = straight(curves.start, curves.end)
-    best = _Best(metric, line, curves.spans, rtol)
+    best = Best(metric, [line], curves.spans, rtol).result(0)
     measured = measure(metric, curves, rtol=rtol, segments=MEASURED_SEGMENTS)
     t = midpoints(curves, MEASURED_SEGMENTS)
     with torch.no_grad():
@@ -385,8 +264,8 @@ def _from_original(metric: Metric, found: original.Shortened, rtol: float) -> Ge
         curves.knots,
         measured.length,
         measured.error,
-        best.straight.length,
-        best.straight.error,
+        best.straight_length,
+        best.straight_error,
         energy,
         found.iterations,
         found.evaluations,
