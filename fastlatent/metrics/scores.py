@@ -38,9 +38,10 @@ def score(
     and coverage, 20 clusters, and subsets of 1,000 for the kernel distance, of which there are 100.
     PRD takes as many rows of the larger set as the smaller has, drawn by the seed. What needs more
     samples than there are is left out, which `notes` says. Errors take samples as independent, or
-    pairs of them where they are paired; those of precision, recall, density and coverage need
-    16 and 24 samples of each set, 4 for each sample that a ball holds, and are NaN below. Raises
-    ValueError for sets that do not fit each other, are not finite or have fewer than 2 rows.
+    pairs of them where they are paired. Errors of precision and recall are NaN below 16 samples of
+    either set, those of density and coverage below 24.
+
+    Raises ValueError for sets that do not fit each other, are not finite or have fewer than 2 rows.
     """
     distance = float(frechet_from_features(real, fake))
     error = float(frechet_standard_error(real, fake, paired=paired))
