@@ -1,16 +1,16 @@
 """The metric of a decoder: analytic where its operations are known, by torch.func elsewhere."""
 
 import contextlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastlatent.geometry.embedding import Embedding, word
-from fastlatent.geometry.frozen import LatentFunction, standard_deviation
+from fastlatent.geometry.frozen import LatentFunction, side_by_side
 from fastlatent.geometry.precision import full_precision
 from fastlatent.geometry.program import analyse
-from fastlatent.geometry.steps import flattened, forward_derivative
+from fastlatent.geometry.steps import forward_derivative
 from fastlatent.geometry.tape import Untraceable
 from fastlatent.geometry.tiles import is_out_of_memory, keep_memory
 from fastlatent.geometry.trial import Trial, first_line
@@ -49,6 +49,7 @@ class DecoderEmbedding(Embedding):
         self._wanted = analytic
         self._map: Map | None = None
         self._kind: tuple[torch.dtype, torch.device] | None = None
+        self._trial: Trial | None = None  # until the gradients of derivatives are tried, too
         self.obstacle: str | None = None if analytic else "not asked for"
 
     @property
@@ -75,14 +76,18 @@ class DecoderEmbedding(Embedding):
             return torch.cat([f.value(part) for part in parts]) if len(parts) > 1 else f.value(z)
 
     def push_forward(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-        f = self._map_for(z)
-        with full_precision(z.device.type):
-            return f.push(z, tangents)
+        return self._pushed(z, tangents)
 
     def rows(self, z: Tensor, tangents: Tensor) -> Tensor:
+        return self._pushed(z, tangents, ordered=False)[1]
+
+    def _pushed(self, z: Tensor, tangents: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
         f = self._map_for(z)
         with full_precision(z.device.type):
-            return f.push(z, tangents, ordered=False)[1]
+            if not (torch.is_grad_enabled() and z.requires_grad):
+                return f.push(z, tangents, ordered)
+            y, dy = self._differentiable_map(f).push(z, tangents, ordered)
+            return y, dy + 0 * z.sum(1)[:, None, None]  # J may not depend on z
 
     def floats_at(self, z: Tensor) -> int:
         return self._map_for(z).floats
@@ -106,8 +111,18 @@ class DecoderEmbedding(Embedding):
             )
         return self._map
 
+    def _differentiable_map(self, f: Map) -> Map:
+        """The map, or its values with other gradients where those of its derivatives are wrong."""
+        trial = self._trial
+        if trial is None or f is not self._map or torch._C._are_functorch_transforms_active():
+            return f
+        self._trial = None
+        if trial.gradient_disagreement(f.push) is not None:
+            self._map = GradientsByReverseMode(self._function, trial, f)
+        return self._map
+
     def _look(self, z: Tensor) -> Map:
-        trial = Trial(self._function, z)
+        self._trial = trial = Trial(self._function, z)
         if z.device.type == "cpu":
             keep_memory()
         if self._wanted:
@@ -138,10 +153,7 @@ class ForwardMode:
         self.stored = 32 * largest
 
     def value(self, z: Tensor) -> Tensor:
-        mean, variance = self._function(z)
-        if variance is None or not self._stochastic:
-            return flattened(mean)
-        return torch.cat([flattened(mean), standard_deviation(flattened(variance))], 1)
+        return side_by_side(*self._function(z), self._stochastic)
 
     def push(self, z: Tensor, tangents: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
         def along(tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,6 +198,66 @@ class TwiceReverseMode(ForwardMode):
         return (y, dy) if graph else (y.detach(), dy)
 
 
+class GradientsByReverseMode(ForwardMode):
+    """The derivatives of another map, whose gradients are taken by two reverse passes.
+
+    Of w^T J v they are J^T w by v, and that of (J^T w)^T v by z.
+    """
+
+    def __init__(self, function: LatentFunction, trial: Trial, derivatives: Map):
+        super().__init__(function, trial)
+        self._derivatives = derivatives
+        self.floats = derivatives.floats
+
+    def push(self, z: Tensor, tangents: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
+        graph = torch.is_grad_enabled() and (z.requires_grad or tangents.requires_grad)
+        if not graph or torch._C._are_functorch_transforms_active():
+            return self._derivatives.push(z, tangents, ordered)
+        return _Pushed.apply(z, tangents, self)
+
+    def derivatives(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        return self._derivatives.push(z, tangents)
+
+    def gradients(
+        self, z: Tensor, tangents: Tensor, by_y: Tensor, by_dy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """From those by F (n, D) and J v (n, k, D) those by z and the tangents (n, k, d)."""
+        try:
+            with torch.enable_grad(), full_precision(z.device.type):
+                leaf = z.detach().requires_grad_()
+                y = self.value(leaf)
+                pulled = [
+                    torch.autograd.grad(y, leaf, w, create_graph=True)[0] for w in by_dy.unbind(1)
+                ]
+                by_tangents = torch.stack(pulled, 1)
+                total = (by_tangents * tangents).sum() + (y * by_y).sum()
+                return torch.autograd.grad(total, leaf)[0], by_tangents.detach()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise RuntimeError(
+                f"{self._function.role}: gradients of speeds take second derivatives, which an "
+                f"operation does not have in PyTorch: {first_line(error)}"
+            ) from error
+
+
+class _Pushed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, tangents: Tensor, by: GradientsByReverseMode
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z, tangents)
+        ctx.by = by
+        return by.derivatives(z, tangents)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, tangents = ctx.saved_tensors
+        by_z, by_tangents = ctx.by.gradients(z, tangents, *gradients)
+        return by_z, by_tangents.sum_to_size(tangents.shape), None
+
+
 def _by_autograd(function: LatentFunction, trial: Trial) -> Map:
     """In a mode that has the derivatives of the metric; forward mode says what it lacks."""
     z = trial.latents[:1]
@@ -197,7 +269,6 @@ def _by_autograd(function: LatentFunction, trial: Trial) -> Map:
     except ValueError:
         with torch.enable_grad(), contextlib.suppress(RuntimeError):
             leaf = z.clone().requires_grad_()
-            _, dy = reverse.push(leaf, z[:, None])
-            torch.autograd.grad(dy.square().sum(), leaf)
+            reverse.push(leaf, z[:, None])
             return reverse
     return forward

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fastlatent.geometry.composed import Differentiable
 from fastlatent.geometry.precision import plain_attention
 from fastlatent.untouched import Untouched
 
@@ -43,7 +44,7 @@ class FrozenDecoder:
 
     def raw(self, z: Tensor) -> Any:
         """What the decoder returns."""
-        with plain_attention():
+        with plain_attention(), Differentiable():
             return self._untouched(z)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -118,6 +119,15 @@ def standard_deviation(variance: Tensor) -> Tensor:
     """The root, with derivative 0 where the variance is 0."""
     zero = variance == 0
     return variance.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def side_by_side(mean: Tensor, variance: Tensor | None, stochastic: bool) -> Tensor:  # (n, D)
+    """F, made of the mean and, where there is one, the standard deviation."""
+    if variance is None or not stochastic:
+        return mean.flatten(1) if mean.dim() > 1 else mean[:, None]
+    return torch.cat(
+        [mean.reshape(len(mean), -1), standard_deviation(variance).reshape(len(mean), -1)], 1
+    )
 
 
 def _describe(output: object) -> str:

@@ -106,7 +106,18 @@ def forward_derivative(
 ) -> tuple[Tensor, Tensor]:
     """The value at x and the derivative along the tangents, by forward mode."""
     _load_forward_rules()
-    return torch.func.jvp(function, x, tangents)
+    return torch.func.jvp(function, tuple(map(_apart, x)), tangents)
+
+
+def _apart(x: Tensor) -> Tensor:
+    """With a place in memory for each element; PyTorch lays out tangents as their values are."""
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return x.clone(memory_format=torch.contiguous_format)
+            reach += (size - 1) * stride
+    return x
 
 
 @dataclass(eq=False)

@@ -1,5 +1,6 @@
 """Looking at what a decoder does on its first latents."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,16 +8,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlatent.geometry.frozen import LatentFunction, standard_deviation
+from fastlatent.geometry.frozen import LatentFunction, side_by_side
 from fastlatent.geometry.steps import flattened
 from fastlatent.geometry.tiles import is_out_of_memory
 
 # How far, of the largest value, two ways to compute the same may differ: well above what rounding
 # does in float32, well below what batch norm or a wrong derivative do.
 _TOLERANCE = 1e-3
+_DIFFERENCES = 5e-2  # the same of differences, in float32
+_FLAT = 1e-3  # second derivatives so small beside the first count as 0, but for rounding
 
 # Latents among which to look for some with a finite output.
 _CANDIDATES = 64
+
+Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (n, d), (n or 1, k, d): F, J v
 
 
 class Trial:
@@ -27,6 +32,7 @@ class Trial:
     """
 
     def __init__(self, function: LatentFunction, z: Tensor):
+        self._function = function
         self.latents = _telling(function, z.detach())  # (2, d)
         first = self.latents[:1]
         with torch.enable_grad(), _Largest() as largest:
@@ -43,7 +49,6 @@ class Trial:
                 "from them, computed outside PyTorch, or constant)"
             )
         self.stochastic = variance is not None and _depends(variance, leaf)
-        self._leaf, self._outputs = leaf, [mean]
         if variance is not None and self.stochastic:
             assert alone_variance is not None
             _check_rows(role, alone_variance, variance)
@@ -52,37 +57,92 @@ class Trial:
                     f"{role}: mean and variance must have as many elements for each latent; "
                     f"got shapes {tuple(mean.shape[1:])} and {tuple(variance.shape[1:])}"
                 )
-            with torch.enable_grad():
-                self._outputs.append(standard_deviation(variance))
+        with torch.enable_grad():
+            output = side_by_side(mean, variance, self.stochastic)
+        self._output, self._weight = output.detach(), _directions(output)  # (2, D)
+        (self._gradient,) = torch.autograd.grad(output, leaf, self._weight)
 
     def disagreement(
         self,
         value: Callable[[Tensor], Tensor],  # (n, d) -> (n, D): mean and standard deviation
-        push: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        push: Push,
     ) -> str | None:
-        """Why a program does not repeat the output and, in a random direction, the gradient."""
-        z = self.latents
-        with torch.enable_grad():
-            expected = torch.cat([flattened(y) for y in self._outputs], 1)
-        make = torch.Generator().manual_seed(0)
-        v, w = (
-            torch.randn(like.shape, generator=make, dtype=z.dtype).to(z.device)
-            for like in (z, expected)
-        )
-        (gradient,) = torch.autograd.grad(expected, self._leaf, w)
-        rows = gradient.isfinite().all(1)
-        if not rows.any():
+        """Why a program does not repeat the output and, in random directions, the gradient."""
+        finite = self._gradient.isfinite().all(1)
+        if not finite.any():
             return "its derivative is not finite at the latents it was tried on"
+        # Other numbers of latents than of tangents, and tangents that all latents share.
+        z, y, w, gradient = (
+            part[_THRICE] for part in (self.latents, self._output, self._weight, self._gradient)
+        )
+        rows = finite[_THRICE]
+        shared = _directions(self.latents)[None]  # (1, 2, d)
+        own = _directions(z)[:, None]
+        size = float(gradient[rows].norm() * shared.norm())
         with torch.no_grad():
-            y, dy = push(z, v[:, None])
-            pairs = (
-                (value(z), expected.detach()),
-                (y, expected.detach()),
-                ((dy[:, 0] * w).sum(1), (gradient * v).sum(1)),
-            )
-            scales = (0.0, 0.0, float(gradient[rows].norm() * v.norm()))
-            same = all(_close(a[rows], b[rows], s) for (a, b), s in zip(pairs, scales, strict=True))
+            same = _close(value(z)[rows], y[rows])
+            for v in (shared, own):
+                pushed_from, dy = push(z, v)
+                along, slope = (dy * w[:, None]).sum(2), (gradient[:, None] * v).sum(2)
+                same &= _close(pushed_from[rows], y[rows]) and _close(
+                    along[rows], slope[rows], size
+                )
         return None if same else "its operations give other values or derivatives when repeated"
+
+    def gradient_disagreement(self, push: Push) -> str | None:
+        """Why the gradient of J v is not what two reverse passes, or differences of one, give.
+
+        PyTorch differentiates some of its forward-mode derivatives wrongly, and others not at all.
+        """
+        z = self.latents[_THRICE]
+        v = _directions(z)
+        try:
+            with torch.enable_grad():
+                leaf = z.clone().requires_grad_()
+                dy = push(leaf, v[:, None])[1][:, 0]
+                w = _directions(dy)
+                found = _gradient((dy * w).sum(), leaf)
+        except RuntimeError as error:
+            return f"the derivative has no gradient: {first_line(error)}"
+        first, expected, tolerance = self._second_derivative(z, v, w)
+        rows = expected.isfinite().all(1)
+        size = max(float(expected[rows].norm()), _FLAT * float(first[rows].norm() * v.norm()))
+        same = _close(found[rows], expected[rows], size * tolerance / _TOLERANCE)
+        return None if same else "its derivative has a wrong gradient in PyTorch"
+
+    def _second_derivative(
+        self, z: Tensor, v: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor, float]:  # (n, d), (n, d), tolerance
+        """The gradients of w^T F and of w^T J v by z."""
+
+        def slope(at: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = at.clone().requires_grad_()
+            y = side_by_side(*_run(self._function, leaf), self.stochastic)
+            return leaf, torch.autograd.grad((y * w).sum(), leaf, create_graph=True)[0]
+
+        with torch.enable_grad():
+            leaf, first = slope(z)
+            with contextlib.suppress(RuntimeError):  # an operation that is differentiated once
+                return first.detach(), _gradient((first * v).sum(), leaf), _TOLERANCE
+            step = torch.finfo(z.dtype).eps ** (1 / 3) * float(1 + z.abs().max())
+            ahead, behind = slope(z + step * v)[1], slope(z - step * v)[1]
+        return first.detach(), ((ahead - behind) / (2 * step)).detach(), _DIFFERENCES
+
+
+_THRICE = [0, 1, 0]  # rows of the two latents
+
+
+def _directions(like: Tensor) -> Tensor:
+    """Random ones, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _gradient(total: Tensor, leaf: Tensor) -> Tensor:
+    """That of a sum, 0 where it does not depend on the leaf."""
+    if not total.requires_grad:
+        return torch.zeros_like(leaf)
+    return torch.autograd.grad(total, leaf, materialize_grads=True)[0]
 
 
 def _telling(function: LatentFunction, z: Tensor) -> Tensor:  # (n, d) -> (2, d)
