@@ -1,4 +1,4 @@
-"""Operations made of others, where PyTorch's own derivatives are not differentiated rightly.
+"""Operations as derivatives of derivatives need them: made of others, and in full precision.
 
 The derivative that forward mode takes of a normalisation over features has no gradient of its own,
 or a wrong one, in PyTorch; those of what it is made of have the right one.
@@ -14,12 +14,23 @@ from torch.overrides import TorchFunctionMode
 
 
 class Differentiable(TorchFunctionMode):
-    """Takes these operations in place of PyTorch's, wherever a module or function calls them."""
+    """Takes these operations in place of PyTorch's, wherever a module or function calls them.
+
+    Where a decoder turns autocast on by itself, all of them are carried out without.
+    """
+
+    def __init__(self, device: str):
+        super().__init__()
+        self._device = device
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        return _COMPOSED.get(function, function)(*args, **(kwargs or {}))
+        function = _COMPOSED.get(function, function)
+        if not torch.is_autocast_enabled(self._device):
+            return function(*args, **(kwargs or {}))
+        with torch.autocast(self._device, enabled=False):
+            return function(*args, **(kwargs or {}))
 
 
 def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastlatent.geometry.tiles import Tile, budget, over_points
+from fastlatent.geometry.tiles import Tile, budget, is_out_of_memory, over_points
 from fastlatent.ops.jacobian import jacobian_gram
 
 _DTYPES = (torch.float32, torch.float64)
@@ -65,7 +65,11 @@ class Metric(ABC):
 
 
 class MetricField(Metric):
-    """A metric given directly as a function z (n, d) -> M(z) (n, d, d)."""
+    """A metric given directly as a function z (n, d) -> M(z) (n, d, d).
+
+    The matrices are brought to the dtype of the latents. Methods raise ValueError where the
+    function raises an error, and where it gives something else.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], latent_dim: int | None = None):
         if not callable(function):
@@ -79,14 +83,22 @@ class MetricField(Metric):
 
     def matrix(self, z: Tensor) -> Tensor:
         self.check("matrix", z)
-        m = self._function(z)
+        try:
+            m = self._function(z)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"MetricField: the function can't be evaluated on latents {tuple(z.shape)} of "
+                f"{word(z.dtype)}: {next(iter(str(error).splitlines()), type(error).__name__)}"
+            ) from error
         if not isinstance(m, Tensor) or m.shape != (*z.shape, z.shape[1]):
             got = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
             raise ValueError(
                 f"MetricField: the function must give {(*z.shape, z.shape[1])} for latents "
                 f"{tuple(z.shape)}; got {got}"
             )
-        return m
+        return m.to(z.dtype)
 
 
 class TiledMetric(Metric):

@@ -44,19 +44,46 @@ class FrozenDecoder:
 
     def raw(self, z: Tensor) -> Any:
         """What the decoder returns."""
-        with plain_attention(), Differentiable():
-            return self._untouched(z)
+        with plain_attention(), Differentiable(z.device.type):
+            try:
+                return self._untouched(z)
+            except AssertionError as error:  # such as those of exported programs
+                raise refusal(self.role, z, error) from error
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (n, ...) and variance (n, ...), the latter None where it does not depend on z."""
         output = self.raw(z)
         parts = tuple(output) if isinstance(output, tuple | list) else (output,)
         if len(parts) not in (1, 2) or not isinstance(parts[0], Tensor):
-            raise TypeError(
+            raise UnknownOutput(
                 f"{self.role}: expected a tensor or a pair (mean, variance) as its output; "
                 f"got {_describe(output)}"
             )
         return parts[0], parts[1] if len(parts) == 2 and isinstance(parts[1], Tensor) else None
+
+
+class UnknownOutput(TypeError):
+    """Neither a tensor nor a pair of mean and variance."""
+
+
+class Refused(ValueError):
+    """The decoder raises an error for these latents."""
+
+
+def refusal(role: str, z: Tensor, error: Exception) -> Refused:
+    """What is said of a decoder that raises an error for these latents."""
+    plain = type(error) in (RuntimeError, ValueError)
+    reason = first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
+    if "Guard failed" in reason:
+        reason += "; an exported program needs a dynamic number of latents"
+    return Refused(
+        f"{role}: it can't be evaluated on latents of shape {tuple(z.shape)} and dtype "
+        f"{str(z.dtype).removeprefix('torch.')}: {reason}"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_evaluation_mode(module: nn.Module, role: str) -> None:

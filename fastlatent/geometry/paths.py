@@ -16,6 +16,7 @@ from fastlatent.geometry.solver import geodesic
 from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
 
 EDGE_SEGMENTS = 8  # chords by which the edge of a graph is measured
+_ROUNDINGS = 4  # by which a point may be off
 MATRIX_PAIRS = 1 << 14  # whose curves are held at a time for a distance matrix
 
 
@@ -29,7 +30,7 @@ def equal_steps(
     """Where the curves have gone equally far: t of m points at equal distances along each.
 
     The length up to t is taken from `segments` chords of the decoded curve and interpolated
-    linearly. Curves of no length are cut at equal t.
+    linearly. Curves of no length, but for what rounding makes of it, are cut at equal t.
 
     Raises TypeError for anything but Curves, ValueError for m below 2 or segments below 1, and what
     `as_metric` raises.
@@ -41,8 +42,8 @@ def equal_steps(
     t = torch.linspace(0, 1, segments + 1, dtype=curves.control.dtype, device=curves.control.device)
     rows = curves_at_once(metric, curves, segments)
     begins = range(0, max(1, len(curves)), rows)
-    steps = [_steps(metric, curves[i : i + rows], t) for i in begins]
-    done = torch.nn.functional.pad(torch.cat(steps).cumsum(1), (1, 0))  # (n, segments + 1)
+    steps = torch.cat([_steps(metric, curves[i : i + rows], t) for i in begins])
+    done = torch.nn.functional.pad(steps.cumsum(1), (1, 0))  # (n, segments + 1)
     still = done[:, -1:] == 0
     done = torch.where(still, t, done / torch.where(still, 1, done[:, -1:]))
     goal = torch.linspace(0, 1, m, dtype=t.dtype, device=t.device).expand(len(done), m).contiguous()
@@ -53,13 +54,22 @@ def equal_steps(
 
 
 def _steps(metric: Metric, curves: Curves, t: Tensor) -> Tensor:  # (n, len(t) - 1)
-    """Distances between neighbouring points of the curves."""
+    """Distances between neighbouring points; 0 for curves that only rounding moves."""
     z = curves.points(t)
     if isinstance(metric, Embedding):
         outputs = metric.output(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        return outputs.diff(dim=1).norm(dim=2)
+        steps = outputs.diff(dim=1).norm(dim=2)
+        return steps.masked_fill(_rests(z) | _rests(outputs), 0)
     middle, dz = ((z[:, 1:] + z[:, :-1]) / 2).flatten(0, 1), z.diff(dim=1).flatten(0, 1)
-    return metric.speed_squared(middle, dz).sqrt().unflatten(0, (len(curves), len(t) - 1))
+    steps = metric.speed_squared(middle, dz).sqrt().unflatten(0, (len(curves), len(t) - 1))
+    return steps.masked_fill(_rests(z), 0)
+
+
+def _rests(points: Tensor) -> Tensor:  # (n, m, d) -> (n, 1)
+    """Whether polylines are no longer than by rounding each of their points."""
+    size = points.norm(dim=2).amax(1)
+    rounding = _ROUNDINGS * torch.finfo(points.dtype).eps * points.shape[1] * size
+    return (points.diff(dim=1).norm(dim=2).sum(1) <= rounding)[:, None]
 
 
 def midpoint(decoder: Decoder | Metric, curves: Curves) -> Tensor:  # (n, d)

@@ -3,7 +3,6 @@
 And keeping derivatives what they are, in a process that has turned them off.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_lock = threading.RLock()
+from fastlatent.untouched.running import PROCESS
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def full_precision(device: str) -> Iterator[None]:
 
     Backward passes take the precision in force when they run: put them inside as well.
     """
-    with _differentiable(), torch.autocast(device, enabled=False), _lock, ExitStack() as stack:
+    with _differentiable(), torch.autocast(device, enabled=False), PROCESS, ExitStack() as stack:
         for whole, part in _settings(device):
             stack.enter_context(_exact(whole, part))
         yield
@@ -48,7 +47,7 @@ def _differentiable() -> Iterator[None]:
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention out of products and a softmax: what replaces it has no forward-mode derivative."""
-    with _lock, sdpa_kernel(SDPBackend.MATH):
+    with PROCESS, sdpa_kernel(SDPBackend.MATH):
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlatent.geometry.frozen import LatentFunction, side_by_side
+from fastlatent.geometry.arguments import DTYPES
+from fastlatent.geometry.frozen import (
+    LatentFunction,
+    Refused,
+    UnknownOutput,
+    first_line,
+    refusal,
+    side_by_side,
+)
 from fastlatent.geometry.steps import flattened
 from fastlatent.geometry.tiles import is_out_of_memory
 
@@ -57,6 +65,7 @@ class Trial:
                     f"{role}: mean and variance must have as many elements for each latent; "
                     f"got shapes {tuple(mean.shape[1:])} and {tuple(variance.shape[1:])}"
                 )
+            _check_variance(function, z.detach()[:_CANDIDATES])
         with torch.enable_grad():
             output = side_by_side(mean, variance, self.stochastic)
         self._output, self._weight = output.detach(), _directions(output)  # (2, D)
@@ -168,14 +177,12 @@ def _finite(function: LatentFunction, z: Tensor) -> Tensor:  # (n, d) -> (n,)
 def _run(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
     try:
         return function(z)
-    except (RuntimeError, ValueError) as error:
+    except (UnknownOutput, Refused):
+        raise
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = first_line(error)
-        raise ValueError(
-            f"{function.role}: it can't be evaluated on latents of shape {tuple(z.shape)} and "
-            f"dtype {str(z.dtype).removeprefix('torch.')}: {reason}"
-        ) from error
+        raise refusal(function.role, z, error) from error
 
 
 def _run_alone(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -190,16 +197,17 @@ def _run_alone(function: LatentFunction, z: Tensor) -> tuple[Tensor, Tensor | No
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
     """`alone` is the output of the first latent, `together` that of the first and another."""
     if not together.is_floating_point():
         raise TypeError(
             f"{role}: the output must be of a floating dtype to be differentiable with respect to "
             f"the latents; got {str(together.dtype).removeprefix('torch.')}"
+        )
+    if together.dtype not in DTYPES:
+        raise TypeError(
+            f"{role}: the output must be float32 or float64, which leaves digits in differences; "
+            f"got {str(together.dtype).removeprefix('torch.')}"
         )
     if together.dim() == 0 or len(together) != 2 or alone.shape != (1, *together.shape[1:]):
         raise ValueError(
@@ -211,6 +219,18 @@ def _check_rows(role: str, alone: Tensor, together: Tensor) -> None:
             f"{role}: the output of a latent depends on the others in its batch, or on chance; "
             "batch norm and dropout have to be in evaluation mode (.eval())"
         )
+
+
+def _check_variance(function: LatentFunction, z: Tensor) -> None:
+    with torch.no_grad():
+        for part in z.split(8):
+            _, variance = _run(function, part)
+            if variance is not None and bool((variance < 0).any()):
+                raise ValueError(
+                    f"{function.role}: the variance must not be negative, got "
+                    f"{float(variance.nan_to_num(0).min()):.3g}; a log-variance has to be returned "
+                    "as its exponential"
+                )
 
 
 def _close(a: Tensor, b: Tensor, scale: float = 0.0) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastlatent.paths.objective import LogProb, Objective, Reduction, Terms
 from fastlatent.paths.starts import Start, first_points, straight_points
-from fastlatent.untouched import Untouched
+from fastlatent.untouched import Untouched, outside_inference_mode
 
 Method = Literal["adam", "original"]
 
@@ -59,6 +59,7 @@ class LikelihoodPaths:
     history: Terms  # each (iterations + 1, k): of the points as they moved from the chosen start
 
 
+@outside_inference_mode
 def likelihood_path(
     log_prob: LogProb,  # (m, d) -> (m,) nats, differentiable
     start: Tensor,  # (k, d)
@@ -244,8 +245,14 @@ def _check(log_prob: LogProb, start: Tensor, end: Tensor, n: int) -> None:
             raise ValueError(f"{who}: {word} must be finite")
     if n < 1:
         raise ValueError(f"{who}: n must be at least 1; got {n}")
-    with torch.enable_grad():
-        probe = log_prob(start.detach().clone().requires_grad_())
+    try:
+        with torch.enable_grad():
+            probe = log_prob(start.detach().clone().requires_grad_())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{who}: log_prob can't be evaluated on points {tuple(start.shape)}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
     if not isinstance(probe, Tensor) or probe.shape != start.shape[:1]:
         got = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
         raise ValueError(f"{who}: log_prob must map points (m, d) to (m,) nats; got {got}")

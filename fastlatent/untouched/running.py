@@ -1,15 +1,17 @@
 """Running modules without leaving traces in them."""
 
 import sys
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +31,7 @@ class Untouched:
         self._copies: dict[Tensor, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Any:
-        with _uncompiled():
+        with _uncompiled(), _without_checkpoints():
             if self._written is None:
                 with torch.no_grad():
                     self._written = self._first_run(x.detach())
@@ -175,3 +177,43 @@ def _uncompiled() -> AbstractContextManager[None]:
     if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+# Held while settings and functions of the whole process are others.
+PROCESS = threading.RLock()
+
+
+class _Once:
+    """In place of the autograd function of checkpoints."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """In place of what goes before and after a part that is to run again."""
+    yield
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Runs checkpointed parts like all others.
+
+    They run again in a backward pass, with what stands for parameters then and without recorders;
+    and some kinds refuse `torch.autograd.grad`.
+    """
+    names = {
+        "CheckpointFunction": _Once,
+        "_checkpoint_without_reentrant_generator": _nothing_around,
+        "_checkpoint_without_reentrant_generator_impl": _nothing_around,
+    }
+    with PROCESS:
+        kept = {name: getattr(checkpoint, name) for name in names if hasattr(checkpoint, name)}
+        try:
+            for name in kept:
+                setattr(checkpoint, name, names[name])
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(checkpoint, name, value)

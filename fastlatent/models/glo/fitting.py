@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.models.glo.losses import ImageLoss, in_full_precision
+from fastlatent.untouched import outside_inference_mode
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
 
@@ -20,6 +21,7 @@ class Fitted(NamedTuple):
     start_loss: Tensor  # (n,), the lowest of the starts
 
 
+@outside_inference_mode
 def fit_codes(
     generate: Callable[[Tensor], Tensor],  # codes (m, d) to images (m, c, h, w) in [-1, 1]
     loss: ImageLoss,
