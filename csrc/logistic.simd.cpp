@@ -22,7 +22,7 @@ bool visit_elements(const View& bins, const View& mean, const View& log_scale, c
       const IntOf<V> k = load_bins<V>(bins, at, 1, count[j]);
       wrong |= (k < 0) | (k >= grid.bins);
       place[j] = {bin_at<V>(k, grid),
-                  load_lanes(pointer<T>(mean) + at, 1, count[j]),
+                  confined(load_lanes(pointer<T>(mean) + at, 1, count[j])),
                   load_lanes(pointer<T>(log_scale) + at, 1, count[j]),
                   V{},
                   grid.gamma,
@@ -241,12 +241,12 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
       const Coupling<V> coupling = coupling_of(raw);
       V drawn[2] = {};
       for (int64_t c = 0; c < mixture.channels; ++c) {
-        V centre = fma(splat<V>(grid.gamma), own(tile.mean(c, 0)), splat<V>(-grid.shift));
+        V centre = fma(splat<V>(grid.gamma), confined(own(tile.mean(c, 0))), splat<V>(-grid.shift));
         if (mixture.coupled && c == 1) centre = fma(coupling.tau[0], drawn[0], centre);
         if (mixture.coupled && c == 2) {
           centre = fma(coupling.tau[2], drawn[1], fma(coupling.tau[1], drawn[0], centre));
         }
-        const V log_scale = smaller(floored(own(tile.log_scale(c, 0)), grid), splat<V>(Format<V>::kPowerMax));
+        const V log_scale = smaller(floored(own(tile.log_scale(c, 0)), grid), splat<V>(64));
         const V scale = power(log_scale).value();
         // In half-widths of a bin, from the centre of the grid.
         V y = clamp(fma(grid.gamma * scale, logit_of(uniform(1 + c)), centre), -last, last);

@@ -125,7 +125,7 @@ void for_logistics(const View& mean, const View& log_scale, const LogisticGrid& 
     V x[kLockstep];
     for (int j = 0; j < kLockstep; ++j) {
       const int64_t at = first + j * lanes;
-      some.mean[j] = half_widths(load_lanes(pointer<T>(mean) + at, 1, count(j)), grid);
+      some.mean[j] = half_widths(confined(load_lanes(pointer<T>(mean) + at, 1, count(j))), grid);
       some.log_scale[j] = load_lanes(pointer<T>(log_scale) + at, 1, count(j));
       x[j] = -floored(some.log_scale[j], grid);
     }
@@ -411,7 +411,9 @@ void mixture_mode_pixels(const Mixture& mixture, int64_t image, int64_t begin, i
   const Grid<V> grid(mixture.grid);
   const int64_t candidates = tile.channels == 1 ? tile.k + 2 : tile.k;
   const auto visit = [&](int64_t at, int64_t pixel, int64_t count, Ahead& ahead) {
-    V best = splat<V>(-S(__builtin_inf())), known = {};
+    V top = tile.get(tile.logit(0), at);
+    for (int64_t i = 1; i < tile.k; ++i) top = larger(tile.get(tile.logit(i), at), top);
+    V best = splat<V>(-S(__builtin_inf())), known = top - top;  // NaN where an infinite logit leaves no probabilities
     for (int64_t p = 0; p < tile.parameters; ++p) {
       const V parameter = tile.get(p, at);
       known = parameter == parameter ? known : parameter;
@@ -420,6 +422,7 @@ void mixture_mode_pixels(const Mixture& mixture, int64_t image, int64_t begin, i
       set_candidate<kCoupled>(tile, j, at, grid);
       const Totals<V> t = total_components<kCoupled, false>(tile, grid, at, tile.logit(0), ahead);
       const V score = t.most + log(t.sum);
+      known = score == score ? known : score;
       for (int64_t c = 0; c < tile.channels; ++c) {
         const V bin = tile.get(tile.bin(c), at);
         tile.set(tile.chosen(c), at, j == 0 ? bin : (score > best ? bin : tile.get(tile.chosen(c), at)));

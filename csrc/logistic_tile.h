@@ -74,6 +74,14 @@ FL_INLINE V floored(V log_scale, const Grid<V>& grid) {
   return larger(log_scale, splat<V>(grid.floor));
 }
 
+// NaN beyond the domain, infinities among it; from there on a mean times the grid could overflow.
+template <class V>
+FL_INLINE V confined(V mean) {
+  using S = ScalarOf<V>;
+  constexpr S most = sizeof(S) == 4 ? S(0x1p80) : S(0x1p900);
+  return abs(mean) <= most ? mean : splat<V>(S(__builtin_nan("")));
+}
+
 // What a cell is made of. The mean in half-widths is mean * unit: (m, gamma) gives distances that are rounded once,
 // (gamma m, 1) takes a product that was rounded before.
 template <class V>
@@ -136,9 +144,12 @@ FL_INLINE Slope<V> slope_of(const Cell<V>& c, V log_scale, const Grid<V>& grid) 
   const V near = inverse_edges * c.far, far = inverse_edges * c.near, weight = inverse * edges;
   const V sigma = (c.alpha < 0 ? c.e_alpha : splat<V>(1)) * near;
   const V spread = c.z2 <= 1 ? c.z2 * mean_decay(c.z2) : 1 - c.e_z2;
-  const V loss = c.beta * (c.e_beta * far) + (c.delta <= 1 ? c.e_delta : c.delta * c.e_delta) * weight;
+  // Infinite edges times a power of 0 are 0.
+  const ScalarOf<V> farthest = 10000;
+  const V loss =
+      clamp(c.beta, -farthest, farthest) * (c.e_beta * far) + (c.delta <= 1 ? c.e_delta : c.delta * c.e_delta) * weight;
   return {flip(sigma * spread * far * c.inverse_scale, c.reflected),
-          log_scale < grid.floor ? V{} : c.alpha * sigma - loss};
+          log_scale < grid.floor ? V{} : larger(c.alpha, splat<V>(-farthest)) * sigma - loss};
 }
 
 // Vectors that are computed in lockstep where nothing else fills the processor.
@@ -351,7 +362,7 @@ FL_INLINE Coupling<V> coupling_of(const V (&raw)[3]) {
   return result;
 }
 
-// Fills the rows of the inverse scales, and puts tanh in the place of the coefficients.
+// Fills the rows of the inverse scales, confines the means, and puts tanh in the place of the coefficients.
 template <bool kCoupled, bool kSlopes, class V>
 void prepare(const Tile<V>& tile, const Grid<V>& grid) {
   constexpr int64_t lanes = Format<V>::kLanes;
@@ -363,6 +374,9 @@ void prepare(const Tile<V>& tile, const Grid<V>& grid) {
       for (int j = 0; j < kLockstep; ++j) x[j] = -floored(tile.get(tile.log_scale(c, 0), at + j * lanes), grid);
       powers(x, scale);
       for (int j = 0; j < kLockstep; ++j) tile.set(tile.inverse_scale(c, 0), at + j * lanes, scale[j].value());
+      for (int j = 0; j < kLockstep; ++j) {
+        tile.set(tile.mean(c, 0), at + j * lanes, confined(tile.get(tile.mean(c, 0), at + j * lanes)));
+      }
     }
   }
   for (int64_t at = 0; kCoupled && at < each; at += lanes) {
@@ -525,6 +539,8 @@ FL_INLINE Totals<V> total_components(const Tile<V>& tile, const Grid<V>& grid, i
     t.most = larger(product.exponent, t.most);
     ahead.fetch();
   }
+  const ScalarOf<V> none = -ScalarOf<V>(__builtin_inf());
+  t.most = t.most == none ? V{} : t.most;  // all are 0, and so is their sum
   for (int64_t i = 0; i < tile.k; ++i) {
     const V weight = tile.get(tile.weight(i), at) * power(tile.get(tile.exponent(i), at) - t.most).value();
     tile.set(tile.weight(i), at, weight);

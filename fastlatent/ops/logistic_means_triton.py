@@ -21,11 +21,13 @@ from fastlatent.ops.logistic_triton import (
     _POINTERS,
     _block_of,
     _clamped,
+    _confined,
     _constants,
     _exp,
     _grid_constants,
     _log1p,
     _log_prob_of,
+    _mean_plane,
     _one_minus_decay,
     _plane,
     _store_plane,
@@ -129,7 +131,7 @@ def mean_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    centre = tl.load(mean + at, inside, other=0).to(WIDE) * GAMMA - SHIFT
+    centre = _confined(tl.load(mean + at, inside, other=0).to(WIDE), WIDE) * GAMMA - SHIFT
     ls = tl.load(log_scale + at, inside, other=0).to(WIDE)
     value, _, _ = _clipped(centre, ls, BINS, GAMMA, FLOOR, WIDE)
     tl.store(out + at, (value + SHIFT) / GAMMA, inside)
@@ -152,7 +154,7 @@ def mean_backward_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    centre = tl.load(mean + at, inside, other=0).to(WIDE) * GAMMA - SHIFT
+    centre = _confined(tl.load(mean + at, inside, other=0).to(WIDE), WIDE) * GAMMA - SHIFT
     ls = tl.load(log_scale + at, inside, other=0).to(WIDE)
     g = tl.load(grad + at, inside, other=0)
     _, by_mean, by_scale = _clipped(centre, ls, BINS, GAMMA, FLOOR, WIDE)
@@ -176,7 +178,7 @@ def mode_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    centre = tl.load(mean + at, inside, other=0).to(WIDE) * GAMMA - SHIFT
+    centre = _confined(tl.load(mean + at, inside, other=0).to(WIDE), WIDE) * GAMMA - SHIFT
     ls = tl.load(log_scale + at, inside, other=0).to(WIDE)
     k = _likeliest(centre, ls, BINS, GAMMA, FLOOR, LOG_WIDTH, WIDE)
     tl.store(out + at, tl.where(centre + ls == centre + ls, k, 0), inside)
@@ -198,9 +200,9 @@ def _clipped_colours(
     t0, slope0 = _tanh(_plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
     t1, slope1 = _tanh(_plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
     t2, slope2 = _tanh(_plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-    m0 = _plane(params, K + i, params_plane, inside, WIDE) * GAMMA
-    m1 = _plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
-    m2 = _plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
+    m0 = _mean_plane(params, K + i, params_plane, inside, WIDE) * GAMMA
+    m1 = _mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
+    m2 = _mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
     s0 = _plane(params, 2 * K + i, params_plane, inside, WIDE)
     s1 = _plane(params, 5 * K + i, params_plane, inside, WIDE)
     s2 = _plane(params, 8 * K + i, params_plane, inside, WIDE)
@@ -268,7 +270,7 @@ def mixture_mean_kernel(
             total = tl.zeros((BLOCK,), WIDE)
             for i in range(K):
                 logit = _plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE)
-                centre = _plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
+                centre = _mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
                 ls = _plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
                 y, _, _ = _clipped(centre * GAMMA - SHIFT, ls, BINS, GAMMA, FLOOR, WIDE)
                 total += _exp(logit - top, WIDE) * y
@@ -344,7 +346,7 @@ def mixture_mean_backward_kernel(
         else:
             for c in range(C):
                 g = tl.load(grad + c * grad_plane, inside, other=0) / GAMMA
-                centre = _plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
+                centre = _mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
                 ls = _plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
                 y, by_mean, by_scale = _clipped(
                     centre * GAMMA - SHIFT, ls, BINS, GAMMA, FLOOR, WIDE
@@ -393,7 +395,7 @@ def candidates_kernel(
         x1 = tl.zeros((BLOCK,), WIDE)
         for c in tl.static_range(C):
             at = K + each * K * c + i
-            centre = _plane(params, at, params_plane, inside, WIDE) * GAMMA - SHIFT
+            centre = _mean_plane(params, at, params_plane, inside, WIDE) * GAMMA - SHIFT
             ls = _plane(params, at + K, params_plane, inside, WIDE)
             if COUPLED and c == 1:
                 t0, _ = _tanh(_plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
@@ -437,7 +439,7 @@ def choose_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The likeliest candidate, the first of equals; bin 0 where a parameter is NaN."""
+    """The likeliest candidate, the first of equals; bin 0 where a parameter or a score is NaN."""
     image, block = _block_of(pixels, BLOCK)
     pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
@@ -455,11 +457,13 @@ def choose_kernel(
         known = tl.where(parameter == parameter, known, parameter)
     for j in range(count):
         bins = candidates + tl.cast(j * C, tl.int64) * pixels
-        _, most, total, _ = _sums(
+        top, most, total, _ = _sums(
             bins, params, pixels, params_plane, inside, K, C, COUPLED, BINS, GAMMA, SHIFT, FLOOR,
             LOG_WIDTH, WIDE,
         )  # fmt: skip
         score = most + tl.log(total)
+        known = tl.where(score == score, known, score)
+        known = tl.where(top - top == 0, known, float("nan"))  # no probabilities
         chosen = tl.where(score > best, j, chosen)
         best = tl.where(score > best, score, best)
     for c in range(C):

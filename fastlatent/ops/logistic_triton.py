@@ -83,6 +83,13 @@ def _clamped(log_scale, FLOOR: tl.constexpr):
 
 
 @triton.jit
+def _confined(mean, WIDE: tl.constexpr):
+    """NaN beyond the domain, infinities among it."""
+    most: tl.constexpr = 2.0**900 if tl.float64 == WIDE else 2.0**80
+    return tl.where(tl.abs(mean) <= most, mean, float("nan"))
+
+
+@triton.jit
 def _cell(
     lower,
     centre,
@@ -119,8 +126,12 @@ def _cell(
 
     sigma = tl.where(alpha >= 0, 1.0, e_alpha) / near
     by_mean = tl.where(right, 1.0, -1.0) * (sigma * spread / far) * inverse_scale
-    loss = beta * (e_beta / far) + tl.where(narrow, e_delta, delta * e_delta) / weight
-    by_scale = alpha * sigma - tl.where(inner, loss, 0.0)
+    # Infinite edges times a power of 0 are 0.
+    loss = (
+        tl.where(beta > 1e4, 1e4, beta) * (e_beta / far)
+        + tl.where(narrow, e_delta, delta * e_delta) / weight
+    )
+    by_scale = tl.where(alpha < -1e4, -1e4, alpha) * sigma - tl.where(inner, loss, 0.0)
     by_scale = tl.where(log_scale < FLOOR, 0.0, by_scale)
     missing = tl.where(inner, e_delta, 0.0) + e_alpha + e_beta + e_alpha * e_beta
     return decay, weight, near, far, narrow, missing, by_mean, by_scale
@@ -193,7 +204,7 @@ def single_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     k = tl.load(bins + at, inside, other=0).to(tl.int32)
-    m = tl.load(mean + at, inside, other=0).to(WIDE)
+    m = _confined(tl.load(mean + at, inside, other=0).to(WIDE), WIDE)
     ls = tl.load(log_scale + at, inside, other=0).to(WIDE)
     decay, weight, near, far, narrow, missing, _, _ = _free_cell(
         k, m, ls, BINS, GAMMA, SHIFT, FLOOR, LOG_WIDTH, WIDE
@@ -221,7 +232,7 @@ def single_backward_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     k = tl.load(bins + at, inside, other=0).to(tl.int32)
-    m = tl.load(mean + at, inside, other=0).to(WIDE)
+    m = _confined(tl.load(mean + at, inside, other=0).to(WIDE), WIDE)
     ls = tl.load(log_scale + at, inside, other=0).to(WIDE)
     g = tl.load(grad + at, inside, other=0)
     _, _, _, _, _, _, by_mean, by_scale = _free_cell(
@@ -234,6 +245,11 @@ def single_backward_kernel(
 @triton.jit
 def _plane(params, index, stride, inside, WIDE: tl.constexpr):
     return tl.load(params + index.to(tl.int64) * stride, inside, other=0).to(WIDE)
+
+
+@triton.jit
+def _mean_plane(params, index, stride, inside, WIDE: tl.constexpr):
+    return _confined(_plane(params, index, stride, inside, WIDE), WIDE)
 
 
 @triton.jit
@@ -280,9 +296,9 @@ def _joint(
         t0, _ = _tanh(_plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
         t1, _ = _tanh(_plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
         t2, _ = _tanh(_plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-        m0 = _plane(params, K + i, params_plane, inside, WIDE)
-        m1 = _plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
-        m2 = _plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
+        m0 = _mean_plane(params, K + i, params_plane, inside, WIDE)
+        m1 = _mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
+        m2 = _mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
         s0 = _plane(params, 2 * K + i, params_plane, inside, WIDE)
         s1 = _plane(params, 5 * K + i, params_plane, inside, WIDE)
         s2 = _plane(params, 8 * K + i, params_plane, inside, WIDE)
@@ -300,7 +316,7 @@ def _joint(
     weight = exponent + 1
     for c in range(C):
         k = tl.load(bins + c * bins_plane, inside, other=0).to(tl.int32)
-        m = _plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
+        m = _mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
         ls = _plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
         decay, w, near, far, _, _, _, _ = _free_cell(
             k, m, ls, BINS, GAMMA, SHIFT, FLOOR, LOG_WIDTH, WIDE
@@ -332,7 +348,9 @@ def _sums(
 ):
     """Largest logit and exponent, and the sums over the components around them."""
     top = _top(params, params_plane, inside, K, WIDE)
-    most = tl.full(inside.shape, -3.0e38, WIDE)  # not infinity, from which -infinity can't be taken
+    # Not infinity, from which -infinity can't be taken.
+    least: tl.constexpr = -1.7976931348623157e308 if tl.float64 == WIDE else -3.4028234663852886e38
+    most = tl.full(inside.shape, least, WIDE)
     total = tl.zeros(inside.shape, WIDE)
     z = tl.zeros(inside.shape, WIDE)
     for i in range(K):
@@ -452,9 +470,9 @@ def mixture_backward_kernel(
             t0, slope0 = _tanh(_plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
             t1, slope1 = _tanh(_plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
             t2, slope2 = _tanh(_plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-            m0 = _plane(params, K + i, params_plane, inside, WIDE)
-            m1 = _plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
-            m2 = _plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
+            m0 = _mean_plane(params, K + i, params_plane, inside, WIDE)
+            m1 = _mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GAMMA
+            m2 = _mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GAMMA
             s0 = _plane(params, 2 * K + i, params_plane, inside, WIDE)
             s1 = _plane(params, 5 * K + i, params_plane, inside, WIDE)
             s2 = _plane(params, 8 * K + i, params_plane, inside, WIDE)
@@ -480,7 +498,7 @@ def mixture_backward_kernel(
         else:
             for c in range(C):
                 k = tl.load(bins + c * bins_plane, inside, other=0).to(tl.int32)
-                m = _plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
+                m = _mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
                 ls = _plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
                 _, _, _, _, _, _, by_mean, by_scale = _free_cell(
                     k, m, ls, BINS, GAMMA, SHIFT, FLOOR, LOG_WIDTH, WIDE
@@ -535,7 +553,7 @@ def sample_kernel(
     second = tl.zeros((BLOCK,), WIDE)
     for c in tl.static_range(C):
         at = K + each * K * c + component
-        mean = _plane(params, at, params_plane, inside, WIDE)
+        mean = _mean_plane(params, at, params_plane, inside, WIDE)
         log_scale = _plane(params, at + K, params_plane, inside, WIDE)
         y = mean * GAMMA - SHIFT
         if COUPLED and c == 1:
@@ -548,7 +566,8 @@ def sample_kernel(
         u = tl.load(uniforms + (1 + c) * uniforms_plane, inside, other=0.5)
         u = tl.where(u < 2.0**-25, 2.0**-25, tl.where(u > 1 - 2.0**-24, 1 - 2.0**-24, u))
         logit = tl.log(u) - _log1p(-u)
-        y += GAMMA * _exp(_clamped(log_scale, FLOOR), WIDE) * logit
+        lam = _clamped(log_scale, FLOOR)
+        y += GAMMA * _exp(tl.where(lam > 64, 64.0, lam), WIDE) * logit
         y = tl.where(y < 1 - BINS, 1.0 - BINS, tl.where(y > BINS - 1, BINS - 1.0, y))
         y = tl.where(threshold == threshold, y, threshold)
         if QUANTIZED:

@@ -17,6 +17,12 @@ no difference of two sigmoids is ever taken, so nothing cancels. The mixture fol
 2017 (PixelCNN++), section 2.1 and 2.2: all channels of a pixel share the component, and with three
 coupled channels the means of green and blue move with the observed red and green.
 
+Domain: means up to 2^80 in size, 2^900 in float64, where means times the grid stay finite. A mean
+beyond, infinities among them, counts as NaN. Log-scales may be anything: below the floor they count
+as the floor, and at infinity the limit is taken, where the first and the last bin have 1/2 each. A
+logit of -infinity takes its component away; one of infinity, or all at -infinity, gives NaN. A
+log-probability beyond the range of its dtype is -infinity, and its gradient is not finite.
+
 Layout of the parameters along dimension 1, K components: K logits, then for each channel K means
 and K log-scales, followed, where channels are coupled, by K coefficients before their tanh: red to
 green, red to blue, green to blue. That is K (1 + 2 c) planes, or 10 K.

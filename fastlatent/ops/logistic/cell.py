@@ -1,5 +1,6 @@
 """Grids, and the probability of a bin under one logistic."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,12 @@ from torch.nn.functional import logsigmoid
 
 GRIDS = ("centred", "symmetric", "unit")
 UNCLAMPED = -60.0  # log-scale below which float32 could overflow
+MOST_MEAN = {
+    torch.float32: 2.0**80,
+    torch.float64: 2.0**900,
+}  # from here on 2^13 gamma m could overflow
+FARTHEST = 1e4  # exponent at which e^-x is 0, and x e^-x with it
+NARROWEST = 1e-17  # width in units of the scale, to which 1 - e^-x is x
 
 
 class Grid(NamedTuple):
@@ -33,6 +40,7 @@ class Cell(NamedTuple):
     alpha: Tensor
     beta: Tensor
     delta: Tensor
+    log_delta: Tensor
     z: Tensor  # |centre - mean|
     inverse_scale: Tensor
 
@@ -40,7 +48,8 @@ class Cell(NamedTuple):
 def cell_of(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
     """`mean` counts half-widths of a bin from the middle of the grid."""
     x = (2 * bins - (grid.n - 1)).to(mean.dtype)
-    inverse_scale = (-clamped(log_scale, grid)).exp()
+    floored = clamped(log_scale, grid)
+    inverse_scale = (-floored).exp()
     h = inverse_scale / grid.gamma
     lower, upper = (x - 1) - mean, (x + 1) - mean
     first, last = bins == 0, bins == grid.n - 1
@@ -51,6 +60,7 @@ def cell_of(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
         alpha=torch.where(right, lower, -upper) * h,
         beta=torch.where(right, upper, -lower) * h,
         delta=2 * h,
+        log_delta=math.log(2 / grid.gamma) - floored,
         z=(x - mean).abs() * h,
         inverse_scale=inverse_scale,
     )
@@ -61,8 +71,15 @@ def clamped(log_scale: Tensor, grid: Grid) -> Tensor:
     return torch.where(log_scale < grid.floor, torch.full_like(log_scale, grid.floor), log_scale)
 
 
+def confined(mean: Tensor) -> Tensor:
+    """NaN beyond the domain, infinities among it; `mean` on the grid's scale and widened."""
+    return torch.where(mean.abs() <= MOST_MEAN[mean.dtype], mean, torch.nan)
+
+
 def log_prob_of(c: Cell) -> Tensor:
-    inner = (-torch.expm1(-c.delta)).log() + logsigmoid(c.beta)
+    narrow = c.delta < NARROWEST  # and may be 0 where its logarithm is not -inf
+    width = (-torch.expm1(-c.delta.clamp_min(NARROWEST))).log()
+    inner = torch.where(narrow, c.log_delta, width) + logsigmoid(c.beta)
     return logsigmoid(-c.alpha) + torch.where(c.inner, inner, torch.zeros_like(inner))
 
 
@@ -71,9 +88,12 @@ def slopes_of(c: Cell, log_scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     sigma = c.alpha.sigmoid()
     spread = -torch.expm1(-2 * c.z) * c.beta.sigmoid()
     mean = c.sign * sigma * torch.where(c.inner, spread, torch.ones_like(spread)) * c.inverse_scale
-    width = c.delta * (-c.delta).exp() / -torch.expm1(-c.delta)
-    loss = c.beta * (-c.beta).sigmoid() + width
-    slope = c.alpha * sigma - torch.where(c.inner, loss, torch.zeros_like(loss))
+    delta = c.delta.clamp_min(NARROWEST)
+    width = delta * (-delta).exp() / -torch.expm1(-delta)
+    loss = c.beta.clamp_max(FARTHEST) * (-c.beta).sigmoid() + width
+    slope = c.alpha.clamp_min(-FARTHEST) * sigma - torch.where(
+        c.inner, loss, torch.zeros_like(loss)
+    )
     return mean, torch.where(log_scale < grid.floor, torch.zeros_like(slope), slope)
 
 

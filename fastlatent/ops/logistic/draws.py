@@ -23,6 +23,7 @@ from fastlatent.ops.logistic.mixture import (
 )
 
 KINDS = ("quantized", "continuous")
+MOST_LOG_SCALE = 64.0  # beyond it the offset of a sample could overflow
 
 
 class _Draw(NamedTuple):
@@ -47,7 +48,8 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
         return planes.gather(2, index).squeeze(2)
 
     means = grid.gamma * chosen(p.means) - grid.shift
-    scales = grid.gamma * clamped(chosen(p.log_scales), grid).exp()
+    # From far smaller scales on a sample is at an end, or at the mean itself.
+    scales = grid.gamma * clamped(chosen(p.log_scales), grid).clamp_max(MOST_LOG_SCALE).exp()
     inside = u[:, 1:].clamp(2.0**-25, 1 - 2.0**-24)
     offsets = scales * (inside.log() - torch.log1p(-inside))
     tau = None if p.coefficients is None else chosen(p.coefficients).tanh()

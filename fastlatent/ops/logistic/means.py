@@ -26,7 +26,7 @@ from fastlatent.ops.logistic.arguments import (
     logistic_cases,
     upstream_gradient,
 )
-from fastlatent.ops.logistic.cell import Grid, clamped, widen
+from fastlatent.ops.logistic.cell import Grid, clamped, confined, widen
 from fastlatent.ops.logistic.mixture import Planes, coupled_mean, images_and_parameters
 
 
@@ -67,7 +67,7 @@ def _mean_reference(
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
     of = Grid.of(grid, n_bins, min_log_scale)
-    value = _clipped(of.gamma * widen(mean) - of.shift, widen(log_scale), of).value
+    value = _clipped(of.gamma * confined(widen(mean)) - of.shift, widen(log_scale), of).value
     return ((value + of.shift) / of.gamma).contiguous()
 
 
@@ -80,7 +80,7 @@ def _mean_backward_reference(
     min_log_scale: float | None,
 ) -> tuple[Tensor, Tensor]:
     of = Grid.of(grid, n_bins, min_log_scale)
-    y = _clipped(of.gamma * widen(mean) - of.shift, widen(log_scale), of)
+    y = _clipped(of.gamma * confined(widen(mean)) - of.shift, widen(log_scale), of)
     by_mean, by_log_scale = grad * y.by_mean, grad * y.by_log_scale / of.gamma
     return by_mean.to(mean.dtype).contiguous(), by_log_scale.to(mean.dtype).contiguous()
 

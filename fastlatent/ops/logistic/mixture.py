@@ -17,7 +17,15 @@ from fastlatent.ops.logistic.arguments import (
     is_coupled,
     upstream_gradient,
 )
-from fastlatent.ops.logistic.cell import Cell, Grid, cell_of, log_prob_of, slopes_of, widen
+from fastlatent.ops.logistic.cell import (
+    Cell,
+    Grid,
+    cell_of,
+    confined,
+    log_prob_of,
+    slopes_of,
+    widen,
+)
 
 REDUCTIONS = ("image", "none")
 
@@ -36,7 +44,8 @@ class Planes(NamedTuple):
         k = components(params.shape[1], channels, coupled)
         rest = wide[:, k:].unflatten(1, (channels, 3 if coupled else 2, k))
         means, log_scales, *coefficients = rest.unbind(2)
-        return Planes(wide[:, :k], means, log_scales, coefficients[0] if coupled else None)
+        tied = coefficients[0] if coupled else None
+        return Planes(wide[:, :k], confined(means), log_scales, tied)
 
 
 def components(planes: int, channels: int, coupled: bool) -> int:

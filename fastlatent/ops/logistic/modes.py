@@ -16,7 +16,7 @@ from fastlatent.ops.logistic.arguments import (
     is_coupled,
     logistic_cases,
 )
-from fastlatent.ops.logistic.cell import Grid, bin_dtype, cell_of, log_prob_of, widen
+from fastlatent.ops.logistic.cell import Grid, bin_dtype, cell_of, confined, log_prob_of, widen
 from fastlatent.ops.logistic.mixture import (
     Planes,
     coupled_mean,
@@ -66,7 +66,7 @@ def _mode_reference(
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
     of = Grid.of(grid, n_bins, min_log_scale)
-    middle, scale = of.gamma * widen(mean) - of.shift, widen(log_scale)
+    middle, scale = of.gamma * confined(widen(mean)) - of.shift, widen(log_scale)
     mode = _likeliest(middle, scale, of).masked_fill((middle + scale).isnan(), 0)
     return mode.to(bin_dtype(n_bins)).contiguous()
 

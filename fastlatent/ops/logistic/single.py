@@ -16,7 +16,7 @@ from fastlatent.ops.logistic.arguments import (
     flat,
     upstream_gradient,
 )
-from fastlatent.ops.logistic.cell import Grid, cell_of, log_prob_of, slopes_of, widen
+from fastlatent.ops.logistic.cell import Grid, cell_of, confined, log_prob_of, slopes_of, widen
 
 
 def _single_reference(
@@ -28,7 +28,7 @@ def _single_reference(
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
     of = Grid.of(grid, n_bins, min_log_scale)
-    centre = of.gamma * widen(mean) - of.shift
+    centre = of.gamma * confined(widen(mean)) - of.shift
     return log_prob_of(cell_of(bins.int(), centre, widen(log_scale), of)).contiguous()
 
 
@@ -43,7 +43,7 @@ def _single_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     of = Grid.of(grid, n_bins, min_log_scale)
     scale = widen(log_scale)
-    cell = cell_of(bins.int(), of.gamma * widen(mean) - of.shift, scale, of)
+    cell = cell_of(bins.int(), of.gamma * confined(widen(mean)) - of.shift, scale, of)
     slopes = slopes_of(cell, scale, of)
     by_mean, by_log_scale = ((grad * slope).to(mean.dtype).contiguous() for slope in slopes)
     return by_mean, by_log_scale
