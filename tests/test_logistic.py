@@ -1341,6 +1341,35 @@ def test_far_in_the_tail_other_programs_are_too_low():
     assert 2 < (exact - theirs).max() < 3 * 2.15
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", ["8 k / 127.5 - 1", "2 k / 31 - 1"])
+def test_low_bit_images_of_vdvae(grid, dtype):
+    """As its programs make them of bytes: floor(byte / 8) * 8, less 127.5, over 127.5."""
+    byte = torch.arange(256).view(1, 16, 16, 1).expand(2, 16, 16, 3)
+    k = byte // 8
+    wide = k.double() * 2 / 31 - 1 if grid[0] == "2" else (8 * k.double() - 127.5) / 127.5
+    x, params = wide.to(dtype), torch.zeros(2, 16, 16, 20, dtype=dtype)
+    bins, planes = from_vdvae(x, params, low_bit=True)
+    assert torch.equal(bins, k.permute(0, 3, 1, 2))
+    assert torch.equal(planes, params.permute(0, 3, 1, 2))
+    for rows in (slice(0, 1), slice(2, 3), slice(15, 16), slice(0, 0)):  # few of the 32 bins
+        bins, _ = from_vdvae(x[:, rows], params[:, rows], low_bit=True)
+        assert torch.equal(bins, k[:, rows].permute(0, 3, 1, 2))
+    compiled = torch.compile(from_vdvae, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, params, True)[0], k.permute(0, 3, 1, 2))
+
+
+def test_low_bit_images_of_two_grids_are_refused():
+    k = torch.arange(32).double().view(1, 2, 16, 1).expand(1, 2, 16, 3)
+    x = torch.cat([8 * k / 127.5 - 1, 2 * k / 31 - 1], 1)
+    params = torch.zeros(1, 4, 16, 10).double()
+    for wrong in (x, x[:, :2] + 0.01, torch.full_like(x, 1.2), torch.full_like(x, math.nan)):
+        with pytest.raises(ValueError, match=r"x must be 8 k / 127\.5 - 1 or 2 k / 31 - 1"):
+            from_vdvae(wrong, params[:, : wrong.shape[1]], low_bit=True)
+    with pytest.raises(TypeError, match="from_vdvae: low_bit must be True or False; got 'yes'"):
+        from_vdvae(x, params, "yes")
+
+
 def test_grey_images_of_pixelcnn():
     make = torch.Generator().manual_seed(8)
     k = 5

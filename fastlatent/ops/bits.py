@@ -236,9 +236,8 @@ def unpack_bits(
     Raises TypeError for words that are not int64 or a dtype that is not floating, ValueError where
     d does not fit the number of words.
     """
-    _check_words("unpack_bits", words, d)
-    if dtype not in _check.FLOATING:
-        raise TypeError(f"unpack_bits: dtype must be a floating dtype; got {dtype}")
+    d = _check_words("unpack_bits", words, d)
+    _check.floating_dtype("unpack_bits", "dtype", dtype)
     return _unpack_bits(words, d, dtype)
 
 
@@ -288,17 +287,19 @@ def binary_moments(
     Raises TypeError for words that are not int64, ValueError where d does not fit the number of
     words.
     """
-    _check_words("binary_moments", words, d)
+    d = _check_words("binary_moments", words, d)
     return _binary_moments(words, d)
 
 
-def _check_words(op: str, words: Tensor, d: int) -> None:
+def _check_words(op: str, words: Tensor, d: int) -> int:
     _check.tensor(op, "words", words, 2, (torch.int64,))
-    if d < 0 or words.shape[1] != -(-d // 64):
+    d = _check.whole(op, "d", d, 0, 2**62, "a whole number from 0 up")
+    if words.shape[1] != -(-d // 64):
         raise ValueError(
             f"{op}: d = {d} coordinates need {-(-d // 64)} words in each row; "
             f"got words of shape {tuple(words.shape)}"
         )
+    return d
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -137,4 +137,5 @@ def bernoulli_copula_sample(
             f"bernoulli_copula_sample: noise must have as many columns as factor, "
             f"{factor.shape[1]}; got {noise.shape[1]}"
         )
+    packed = _check.flag("bernoulli_copula_sample", "packed", packed)
     return _op(factor, noise, packed)

@@ -222,10 +222,10 @@ def activation_jvp(
     """
     op = "activation_jvp"
     _check.tensor(op, "x", x, None, DTYPES)
-    _check.tensor(op, "tangents", tangents, x.dim() + 1, DTYPES)
-    _check.choice(op, "kind", kind, KINDS)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must be (n, c, *spatial); got shape {tuple(x.shape)}")
+    _check.tensor(op, "tangents", tangents, x.dim() + 1, DTYPES)
+    _check.choice(op, "kind", kind, KINDS)
     if tangents.shape[:1] + tangents.shape[2:] != x.shape:
         raise ValueError(
             f"{op}: tangents must be (n, t, c, *spatial) for x of shape {tuple(x.shape)}; "
@@ -241,6 +241,9 @@ def activation_jvp(
                 f"got {vector.shape[0]}"
             )
     _check.alike(op, x=x, tangents=tangents, **given)
-    if not isinstance(slope, float | int):
-        raise TypeError(f"{op}: slope must be a number; got {type(slope).__name__}")
-    return _jvp(x, tangents, kind, scale, shift, slope)
+    number = _check.real(slope)
+    if number is None:
+        raise TypeError(
+            f"{op}: slope must be a number; got {type(slope).__name__} {_check.shown(slope)}"
+        )
+    return _jvp(x, tangents, kind, scale, shift, number)

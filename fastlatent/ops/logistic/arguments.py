@@ -1,6 +1,7 @@
 """Argument checks and test arguments that the family shares."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,34 +13,52 @@ from fastlatent.ops.logistic.cell import GRIDS, UNCLAMPED
 BINS = (torch.uint8, torch.int32)
 
 
+class Settings(NamedTuple):
+    """What all ops of the family take last."""
+
+    n_bins: int
+    grid: str
+    min_log_scale: float | None
+
+
 def is_coupled(coupled: bool | None, channels: int) -> bool:
     return channels == 3 if coupled is None else coupled
 
 
-def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> None:
+def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> Settings:
+    """The same, as the ops take them."""
     _check.choice(op, "grid", grid, GRIDS)
-    if not isinstance(n_bins, int) or not 2 <= n_bins <= 65536:
-        raise ValueError(f"{op}: n_bins must be a whole number in 2 ... 65536; got {n_bins!r}")
+    n_bins = _check.whole(op, "n_bins", n_bins, 2, 65536, "a whole number in 2 ... 65536")
     if min_log_scale is None:
-        return
-    if not isinstance(min_log_scale, int | float) or not min_log_scale >= UNCLAMPED:
-        raise ValueError(f"{op}: min_log_scale must be at least -60; got {min_log_scale!r}")
+        return Settings(n_bins, grid, None)
+    floor = _check.real(min_log_scale)
+    if floor is None or not floor >= UNCLAMPED:
+        raise ValueError(
+            f"{op}: min_log_scale must be at least -60; got {_check.shown(min_log_scale)}"
+        )
+    return Settings(n_bins, grid, floor)
 
 
-def check_params(op: str, params: Tensor, channels: int, coupled: bool | None, grid: str) -> None:
+def check_params(
+    op: str, params: Tensor, channels: int, coupled: bool | None, grid: str
+) -> tuple[int, bool | None]:
+    """The number of channels and whether they are coupled, as the ops take them."""
     _check.tensor(op, "params", params, 4, _check.FLOATING)
-    coupled = is_coupled(coupled, channels)
+    channels = _check.whole(op, "channels", channels, 1, 2**31, "a whole number from 1 up")
+    given = None if coupled is None else _check.flag(op, "coupled", coupled)
+    coupled = is_coupled(given, channels)
     if coupled and channels != 3:
         raise ValueError(f"{op}: coupled channels must be three; got {channels}")
     if coupled and grid == "unit":
         raise ValueError(f"{op}: grid must be 'centred' or 'symmetric' where channels are coupled")
     each = 10 if coupled else 1 + 2 * channels
-    if channels < 1 or params.shape[1] < each or params.shape[1] % each:
+    if params.shape[1] < each or params.shape[1] % each:
         kind = "coupled" if coupled else "uncoupled"
         raise ValueError(
             f"{op}: params must have a multiple of {each} planes for {channels} {kind} channels; "
             f"got {params.shape[1]}"
         )
+    return channels, given
 
 
 def check_values(op: str, **values: Tensor) -> None:

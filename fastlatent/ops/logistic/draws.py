@@ -216,8 +216,8 @@ def discretized_logistic_mixture_sample(
     op = "discretized_logistic_mixture_sample"
     _check.choice(op, "kind", kind, KINDS)
     _check.tensor(op, "uniforms", uniforms, 4, (torch.float32, torch.float64))
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, uniforms.shape[1] - 1, coupled, grid)
+    settings = check_grid(op, n_bins, grid, min_log_scale)
+    _, coupled = check_params(op, params, uniforms.shape[1] - 1, coupled, grid)
     if uniforms.dtype != widen(params[:0]).dtype or uniforms.device != params.device:
         raise TypeError(
             f"{op}: uniforms must be {widen(params[:0]).dtype} on {params.device}; "
@@ -229,7 +229,7 @@ def discretized_logistic_mixture_sample(
             f"got shapes {tuple(uniforms.shape)} and {tuple(params.shape)}"
         )
     draw = _quantized if kind == "quantized" else _continuous
-    return draw(params, uniforms, coupled, n_bins, grid, min_log_scale)
+    return draw(params, uniforms, coupled, *settings)
 
 
 def _sample_reference(

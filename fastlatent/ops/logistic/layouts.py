@@ -28,7 +28,7 @@ def from_pixelcnn(
     `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
     """
     _check.tensor("from_pixelcnn", "x", x, 4, _check.FLOATING)
-    check_grid("from_pixelcnn", n_bins, "centred", None)
+    n_bins, _, _ = check_grid("from_pixelcnn", n_bins, "centred", None)
     check_params("from_pixelcnn", params, x.shape[1], None, "centred")
     return _centred_bins("from_pixelcnn", x, n_bins), params
 
@@ -40,16 +40,38 @@ def from_vdvae(
 ) -> tuple[Tensor, Tensor]:  # bins (n, 3, h, w), params (n, 10 K, h, w)
     """For VDVAE's `DmolNet`: the arguments of its `nll`, views with the channels in their place.
 
-    `nll` is `-discretized_logistic_mixture_log_prob(*from_vdvae(x, params)) / (h w 3)`; with
-    `low_bit` add `n_bins=32`. It differs where PixelCNN++'s loss does, see `from_pixelcnn`.
+    `nll` is `-discretized_logistic_mixture_log_prob(*from_vdvae(x, params)) / (h w 3)`. It differs
+    where PixelCNN++'s loss does, see `from_pixelcnn`.
 
-    Raises as `from_pixelcnn`.
+    With `low_bit` add `n_bins=32`. x is VDVAE's and Efficient-VDVAE's 5-bit data,
+    x = 8 k / 127.5 - 1 for k = 0 ... 31, or all of it 2 k / 31 - 1; the grid that x is nearer to is
+    taken. The bins are exact, but on data of 8 k / 127.5 - 1 the likelihood can't equal `nll`.
+    That takes bins of half-width 1 / 31 about x, more than half their spacing of 8 / 127.5, so its
+    32 "probabilities" add up to more than 1. Here bin k is centred at 2 k / 31 - 1.
+
+    Raises as `from_pixelcnn`, and TypeError for a `low_bit` that is no bool.
     """
     _check.tensor("from_vdvae", "x", x, 4, _check.FLOATING)
     _check.tensor("from_vdvae", "params", params, 4, _check.FLOATING)
     planes = params.permute(0, 3, 1, 2)
     check_params("from_vdvae", planes, x.shape[3], True, "centred")
-    return _centred_bins("from_vdvae", x.permute(0, 3, 1, 2), 32 if low_bit else 256), planes
+    x = x.permute(0, 3, 1, 2)
+    if _check.flag("from_vdvae", "low_bit", low_bit):
+        return _low_bins(x), planes
+    return _centred_bins("from_vdvae", x, 256), planes
+
+
+def _low_bins(x: Tensor) -> Tensor:
+    """Of 5-bit data on one of two grids, chosen without waiting for a device."""
+    wide = widen(x)
+
+    def miss(half: float) -> Tensor:
+        place = (wide + 1) * half
+        return (place - place.round()).abs().sum()
+
+    half = torch.where(miss(31 / 2) < miss(127.5 / 8), 31 / 2, 127.5 / 8)
+    expectation = "from_vdvae: x must be 8 k / 127.5 - 1 or 2 k / 31 - 1, k in 0 to 31, all alike"
+    return nearest_bins(expectation, x, half, half, 32)
 
 
 def _centred_bins(op: str, x: Tensor, n_bins: int) -> Tensor:
@@ -62,8 +84,8 @@ def _centred_bins(op: str, x: Tensor, n_bins: int) -> Tensor:
 def nearest_bins(
     expectation: str,  # what the message says before the first value that is off the grid
     x: Tensor,
-    factor: float,
-    shift: float,
+    factor: float | Tensor,
+    shift: float | Tensor,
     n_bins: int,
 ) -> Tensor:  # int32, like x
     """The bins k nearest to factor x + shift.
@@ -77,7 +99,7 @@ def nearest_bins(
     bins = place.round()
     if (x.device.type == "cpu" or strict()) and not torch.compiler.is_compiling():
         rounding = factor * torch.finfo(x.dtype).eps / 2  # of images computed in that precision
-        near = (place - bins).abs() <= min(0.4, GRID_TOLERANCE + rounding)
+        near = (place - bins).abs() <= min(0.4, float(GRID_TOLERANCE + rounding))
         near &= (bins >= 0) & (bins < n_bins)
         if not near.all():
             raise ValueError(f"{expectation}; got {x[~near][0].item():.6g}")

@@ -161,10 +161,10 @@ def discretized_logistic_mean(
     shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
     and min_log_scale below -60.
     """
-    check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
+    settings = check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
     mean, log_scale = torch.broadcast_tensors(mean, log_scale)
-    return _mean(mean, log_scale, n_bins, grid, min_log_scale)
+    return _mean(mean, log_scale, *settings)
 
 
 def _components(p: Planes, grid: Grid) -> list[_Clipped]:
@@ -335,6 +335,6 @@ def discretized_logistic_mixture_mean(
     2 ... 65536 and min_log_scale below -60.
     """
     op = "discretized_logistic_mixture_mean"
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, channels, coupled, grid)
-    return _mixture_mean(params, channels, coupled, n_bins, grid, min_log_scale)
+    settings = check_grid(op, n_bins, grid, min_log_scale)
+    channels, coupled = check_params(op, params, channels, coupled, grid)
+    return _mixture_mean(params, channels, coupled, *settings)

@@ -259,16 +259,16 @@ def discretized_logistic_mixture_log_prob(
     """
     op = "discretized_logistic_mixture_log_prob"
     _check.tensor(op, "bins", bins, 4, BINS)
-    check_grid(op, n_bins, grid, min_log_scale)
+    settings = check_grid(op, n_bins, grid, min_log_scale)
     _check.choice(op, "reduction", reduction, REDUCTIONS)
-    check_params(op, params, bins.shape[1], coupled, grid)
+    _, coupled = check_params(op, params, bins.shape[1], coupled, grid)
     if bins.shape[0] != params.shape[0] or bins.shape[2:] != params.shape[2:]:
         raise ValueError(
             f"{op}: bins and params must agree in images and pixels; "
             f"got shapes {tuple(bins.shape)} and {tuple(params.shape)}"
         )
-    check_bins(op, bins, params, n_bins)
-    return _mixture(bins, params, coupled, n_bins, grid, min_log_scale, reduction)
+    check_bins(op, bins, params, settings.n_bins)
+    return _mixture(bins, params, coupled, *settings, reduction)
 
 
 def images_and_parameters(

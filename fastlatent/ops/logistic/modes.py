@@ -121,10 +121,10 @@ def discretized_logistic_mode(
 
     Raises as `discretized_logistic_mean`.
     """
-    check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
+    settings = check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
     mean, log_scale = torch.broadcast_tensors(mean, log_scale)
-    return _mode(mean, log_scale, n_bins, grid, min_log_scale)
+    return _mode(mean, log_scale, *settings)
 
 
 def _of_components(p: Planes, grid: Grid, eps: float | None) -> tuple[Tensor, Tensor]:
@@ -261,6 +261,6 @@ def discretized_logistic_mixture_mode(
     Raises as `discretized_logistic_mixture_mean`.
     """
     op = "discretized_logistic_mixture_mode"
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_params(op, params, channels, coupled, grid)
-    return _mixture_mode(params, channels, coupled, n_bins, grid, min_log_scale)
+    settings = check_grid(op, n_bins, grid, min_log_scale)
+    channels, coupled = check_params(op, params, channels, coupled, grid)
+    return _mixture_mode(params, channels, coupled, *settings)

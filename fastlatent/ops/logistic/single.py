@@ -158,6 +158,6 @@ def discretized_logistic_log_prob(
                 f"{op}: {name} must have the shape of bins, {tuple(bins.shape)}; "
                 f"got {tuple(other.shape)}"
             )
-    check_grid(op, n_bins, grid, min_log_scale)
-    check_bins(op, bins, mean, n_bins)
-    return _single(bins, mean, log_scale, n_bins, grid, min_log_scale)
+    settings = check_grid(op, n_bins, grid, min_log_scale)
+    check_bins(op, bins, mean, settings.n_bins)
+    return _single(bins, mean, log_scale, *settings)

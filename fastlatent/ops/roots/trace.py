@@ -186,7 +186,7 @@ def trace_sqrtm(
     _check.tensor("trace_sqrtm", "b", b, None, DTYPES)
     _check.alike("trace_sqrtm", a=a, b=b)
     shape_of("trace_sqrtm", a=a, b=b)
-    if not diagnostics:
+    if not _check.flag("trace_sqrtm", "diagnostics", diagnostics):
         return _op(a, b)
     with torch.no_grad():
         (clean_a, clean_b), bad = whole(a, b)

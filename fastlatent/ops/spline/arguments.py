@@ -8,6 +8,11 @@ from fastlatent.ops._register import strict
 
 DTYPES = (torch.float32, torch.float64)
 MAX_DEGREE = 31
+MAX_POINTS = 2**24
+
+
+def check_degree(op: str, degree: int) -> int:
+    return _check.whole(op, "degree", degree, 1, MAX_DEGREE, f"in 1 to {MAX_DEGREE}")
 
 
 def check_knots(op: str, knots: Tensor, control: Tensor, degree: int) -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import register, strict, threads
-from fastlatent.ops.spline.arguments import DTYPES, MAX_DEGREE, check_knots, normal
+from fastlatent.ops.spline.arguments import DTYPES, MAX_POINTS, check_degree, check_knots, normal
 
 
 def _weights(
@@ -222,9 +222,9 @@ def bspline(
     _check.tensor("bspline", "control", control, 3, DTYPES)
     _check.tensor("bspline", "t", t, None, DTYPES)
     _check.alike("bspline", control=control, t=t)
-    _check_degree("bspline", degree, control.shape[1])
-    if not isinstance(order, int) or not 0 <= order <= degree:
-        raise ValueError(f"bspline: order must be in 0 to degree, {degree}; got {order}")
+    degree = check_degree("bspline", degree)
+    _check_points("bspline", degree, control.shape[1])
+    order = _check.whole("bspline", "order", order, 0, degree, f"in 0 to degree, {degree}")
     if t.dim() > 2 or (t.dim() == 2 and t.shape[0] != control.shape[0]):
         raise ValueError(
             f"bspline: t must have shape (m,) or (n, m) with n = {control.shape[0]} curves; "
@@ -249,16 +249,22 @@ def uniform_knots(
 ) -> Tensor:  # (k + degree + 1,)
     """Clamped knots on [0, 1] for k control points, equally spaced between the ends.
 
-    Raises ValueError for degree outside 1 ... 31 and for fewer than degree + 1 control points.
+    Raises TypeError for a dtype that is not floating or something that is no device, ValueError for
+    degree outside 1 ... 31, for fewer than degree + 1 control points and for more than 2^24, whose
+    knots float32 could not keep apart.
     """
-    _check_degree("uniform_knots", degree, k)
+    degree = check_degree("uniform_knots", degree)
+    expectation = f"a whole number of control points, at most 2^24 = {MAX_POINTS:,}"
+    k = _check.whole("uniform_knots", "k", k, 0, MAX_POINTS, expectation)
+    _check_points("uniform_knots", degree, k)
+    if dtype is not None:
+        _check.floating_dtype("uniform_knots", "dtype", dtype)
+    _check.device("uniform_knots", "device", device)
     between = torch.linspace(0, 1, k - degree + 1, dtype=dtype, device=device)
     return pad(pad(between, (degree, 0)), (0, degree), value=1.0)
 
 
-def _check_degree(op: str, degree: int, k: int) -> None:
-    if not isinstance(degree, int) or not 1 <= degree <= MAX_DEGREE:
-        raise ValueError(f"{op}: degree must be in 1 to {MAX_DEGREE}; got {degree}")
+def _check_points(op: str, degree: int, k: int) -> None:
     if k < degree + 1:
         raise ValueError(
             f"{op}: a curve of degree {degree} needs at least {degree + 1} control points; got {k}"

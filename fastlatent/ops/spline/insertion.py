@@ -7,13 +7,16 @@ With knots tau, degree p and a new knot u, the new control points are (Boehm 198
 one for each i = 0 ... k, where w_i is 1 for tau_{i+p} <= u and 0 for tau_i > u.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import strict
-from fastlatent.ops.spline.arguments import DTYPES, MAX_DEGREE, check_knots
+from fastlatent.ops.spline.arguments import DTYPES, MAX_DEGREE, check_degree, check_knots
 
 
 def insert_knot(
@@ -40,9 +43,15 @@ def insert_knot(
             f"insert_knot: knots must be as many as control points + degree + 1, with degree at "
             f"least 1 and less than k = {k} and {MAX_DEGREE + 1}; got {knots.shape[-1]}"
         )
-    check_knots("insert_knot", knots, control, degree)
-    for one in _columns(u, knots).unbind(-1):
-        _check_place(knots, one)
+    return _insert("insert_knot", control, knots, degree, u)
+
+
+def _insert(
+    op: str, control: Tensor, knots: Tensor, degree: int, u: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    check_knots(op, knots, control, degree)
+    for one in _columns(op, u, knots).unbind(-1):
+        _check_place(op, knots, one)
         control, knots = inserted(control, knots, one)
     return control, knots
 
@@ -70,8 +79,9 @@ def insertion_matrix(
     strictly between the first and the last knot or is a knot already.
     """
     _check.tensor("insertion_matrix", "knots", knots, None, DTYPES)
+    degree = check_degree("insertion_matrix", degree)
     k = knots.shape[-1] - degree - 1
-    if not 1 <= degree <= MAX_DEGREE or k < degree + 1 or knots.dim() > 2:
+    if k < degree + 1 or knots.dim() > 2:
         raise ValueError(
             f"insertion_matrix: knots must have shape (k + degree + 1,) or (n, k + degree + 1) "
             f"with degree in 1 to {MAX_DEGREE} and k > degree; got {tuple(knots.shape)} for degree "
@@ -79,26 +89,39 @@ def insertion_matrix(
         )
     unit = torch.eye(k, dtype=knots.dtype, device=knots.device)
     if knots.dim() == 1:
-        return insert_knot(unit[None], knots, u)[0][0]
-    return insert_knot(unit.expand(len(knots), k, k), knots, u)[0]
+        return _insert("insertion_matrix", unit[None], knots, degree, u)[0][0]
+    return _insert("insertion_matrix", unit.expand(len(knots), k, k), knots, degree, u)[0]
 
 
-def _columns(u: float | Tensor, knots: Tensor) -> Tensor:
+def _columns(op: str, u: float | Tensor, knots: Tensor) -> Tensor:
     """u as (r,) for shared knots and (n, r) for own ones."""
-    u = u if isinstance(u, Tensor) else torch.tensor(u, dtype=knots.dtype, device=knots.device)
+    if not isinstance(u, Tensor):
+        u = torch.tensor(_numbers(op, u), dtype=knots.dtype, device=knots.device)
+    if u.dtype == torch.bool or u.is_complex() or u.layout != torch.strided:
+        raise TypeError(f"{op}: u must hold real numbers; got {u.dtype}, {u.layout}")
     if u.dim() == 0:
         return u.to(knots).expand(*knots.shape[:-1], 1)
-    _check.alike("insert_knot", knots=knots, u=u)
+    _check.alike(op, knots=knots, u=u)
     columns = u.unsqueeze(-1) if knots.dim() == 2 and u.dim() == 1 else u
     if columns.dim() != knots.dim() or columns.shape[:-1] != knots.shape[:-1]:
         raise ValueError(
-            "insert_knot: u must be a number, (r,) with shared knots, or (n,) or (n, r) with own "
+            f"{op}: u must be a number, (r,) with shared knots, or (n,) or (n, r) with own "
             f"ones; got {tuple(u.shape)} with knots {tuple(knots.shape)}"
         )
     return columns
 
 
-def _check_place(knots: Tensor, u: Tensor) -> None:
+def _numbers(op: str, u: Any) -> Any:
+    """A number, or what holds one or several, as nested lists of floats."""
+    if isinstance(u, list | tuple) or (isinstance(u, np.ndarray) and u.ndim):
+        return [_numbers(op, one) for one in u]
+    number = _check.real(u)
+    if number is None:
+        raise TypeError(f"{op}: u must be a number or a tensor; got {_check.shown(u)}")
+    return number
+
+
+def _check_place(op: str, knots: Tensor, u: Tensor) -> None:
     """Under torch.compile and function transforms, as in other ops, values are not looked at."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
@@ -108,7 +131,7 @@ def _check_place(knots: Tensor, u: Tensor) -> None:
     inside = (u > knots[..., :1]) & (u < knots[..., -1:])
     if not bool((inside & (u != knots).all(-1, keepdim=True)).all()):
         raise ValueError(
-            "insert_knot: u must lie strictly between the first and the last knot and be none of "
+            f"{op}: u must lie strictly between the first and the last knot and be none of "
             "them; a doubled knot is refused"
         )
 
