@@ -1,6 +1,6 @@
 """Options and steps that the commands on a trained run share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,9 @@ import torch
 import tyro
 
 from fastlatent import plots
-from fastlatent.console import Device, UsageError, choose_device
+from fastlatent.console import Device, RunError, UsageError, choose_device
 from fastlatent.data import Dataset, Split, load
+from fastlatent.data.config import moved_to
 from fastlatent.latents import Repair
 from fastlatent.models import LatentModel
 from fastlatent.models.features import (
@@ -73,17 +74,23 @@ class Trained:
     def data(self) -> Dataset:
         """The data set of the run; raises what fastlatent.data.load raises.
 
-        ValueError where its images have another shape than those of the model.
+        ValueError where its images have another shape than those of the model, RunError where
+        they are others than those trained on, in a place that --root names.
         """
-        config = self.run.config.data
-        root = self.options.root
-        data = load(config if root is None else replace(config, root=root.expanduser()))
+        config, root = self.run.config.data, self.options.root
+        data = load(config if root is None else moved_to(config, root))
         for note in data.notes:
             say(note)
         if tuple(data.train.shape) != tuple(self.model.image_shape):
             raise ValueError(
                 f"the model in {self.run.path} takes images {tuple(self.model.image_shape)} "
                 f"(channels, height, width); {data.name} now gives {tuple(data.train.shape)}"
+            )
+        mark = None if root is None else self.run.images_mark()
+        if mark not in (None, data.train.mark_text):
+            raise RunError(
+                f"the images below {root} are others than those that {self.run.path} was trained "
+                "on, or in another order"
             )
         return data
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastlatent.console import UsageError, command, parse
+from fastlatent.console import RunError, UsageError, command, parse
 from fastlatent.data import DataConfig
+from fastlatent.data.config import OWN
 from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
@@ -71,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         changed = check_changes(run.config, config)
         with locked(chosen.resume):  # already here, as another process may drop what is read
             state = run.load(chosen.from_step)
+            if config.data.name != run.config.data.name and "mark" not in state.values:
+                raise RunError(
+                    f"{chosen.resume} was trained by a version that kept no mark of its images, so "
+                    "--data.name cannot change"
+                )
             for line in changed:
                 say(f"changed: {line}")
             train(config, chosen.resume, state)
@@ -126,7 +132,9 @@ def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
     """What differs, in words; UsageError where a resumed run could not take that up."""
     changes = {name: pair for name, pair in differences(old, new).items() if name != "data"}
     data = differences(old.data, new.data)
-    for name in [*(changes.keys() & FIXED), *(f"data.{n}" for n in data.keys() - FREE_DATA)]:
+    own = old.data.kind in OWN and new.data.kind in OWN
+    free = FREE_DATA | ({"name"} if own else set())  # the same images in another place
+    for name in [*(changes.keys() & FIXED), *(f"data.{n}" for n in data.keys() - free)]:
         raise UsageError(f"--{name} cannot change in a resumed run")
     changes |= {f"data.{name}": pair for name, pair in data.items()}
     return [f"{name} from {before} to {after}" for name, (before, after) in changes.items()]
@@ -142,7 +150,7 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Paths that hold wherever the run folder is used from."""
-    if data.kind in ("folder", "npz", "h5"):
+    if data.kind in OWN:
         data = replace(data, name=f"{data.kind}:{Path(data.detail).expanduser().absolute()}")
     if data.root is not None:
         data = replace(data, root=data.root.expanduser().absolute())

@@ -1,6 +1,6 @@
 """What --help says of options, and what is said of values that do not fit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,9 @@ import pytest
 
 from fastlatent.__main__ import COMMANDS
 from fastlatent.console import UsageError, parse
+from fastlatent.options import field_docstrings
+from fastlatent.presets import PRESETS
+from fastlatent.train import Command
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,24 @@ def test_a_value_that_does_not_fit_is_one_sentence(words: tuple[str, ...], sente
     with pytest.raises(UsageError) as caught:
         options(*words)
     assert str(caught.value) == f"{sentence} (see --help)"
+
+
+def undocumented(options: object) -> list[str]:
+    """The fields of a dataclass, and of those in it, that --help would say nothing of."""
+    texts, missing = field_docstrings(type(options)), []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if is_dataclass(value):
+            missing += undocumented(value)
+        elif one.name not in texts:
+            missing.append(f"{type(options).__name__}.{one.name}")
+    return missing
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_of_a_preset_is_explained(name: str) -> None:
+    assert undocumented(Command(PRESETS[name].config)) == []
+
+
+def test_a_field_without_a_docstring_is_found() -> None:
+    assert undocumented(Form()) == ["Form.sure", "Form.out"]

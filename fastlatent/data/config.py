@@ -1,6 +1,6 @@
 """What a run says about its data; a field out of range is a ValueError that names it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -9,7 +9,8 @@ from fastlatent.pictures import BACKGROUND, check_background
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
 BINARY_SIZES = {"static-mnist": (28, 32), "multi-dsprites": (64,), "multi-mnist": (64,)}
-KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, "folder", "npz", "h5")
+OWN = ("folder", "npz", "h5")
+KINDS = ("digits", *DOWNLOADABLE, *BINARY_SIZES, *OWN)
 KNOWN = (
     "digits, mnist, fashion, kmnist, emnist, emnist:SPLIT, static-mnist, svhn, cifar10, celeba, "
     "celeba:valid, celeba:random, multi-dsprites, multi-mnist, folder:PATH, npz:PATH, h5:PATH"
@@ -22,33 +23,33 @@ Resident = Literal["auto", "device", "stream"]
 class DataConfig:
     """Which images to use and how to serve them."""
 
-    # digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist, svhn,
-    # cifar10, celeba (celeba:valid tests on the validation images, celeba:random on 20,000 of all,
-    # drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH, npz:PATH or h5:PATH
     name: str = "digits"
-    # folder that holds the data sets; default: the environment variable FASTLATENT_DATA
+    """One of digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist,
+    svhn, cifar10, celeba (celeba:valid tests on the validation images, celeba:random on 20,000 of
+    all, drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH, npz:PATH, h5:PATH."""
     root: Path | None = None
-    # side of the square image the model sees; default: the data set's own size
+    """Folder that holds the data sets; default: the environment variable FASTLATENT_DATA."""
     size: int | None = None
-    # keep only images with one of these labels; default: all
+    """Side of the square image the model sees; default: the data set's own size."""
     classes: tuple[int, ...] = ()
-    # keep at most this many training images of each label, the first in file order
+    """Keep only images with one of these labels; default: all."""
     per_class: int | None = None
-    # training images to set apart, drawn by data.split_seed: training then measures its progress on
-    # these, and on the test images only at its end
+    """Keep at most this many training images of each label, the first in file order."""
     validation: int = 0
-    # seed of the images that are set apart
+    """Training images to set apart, drawn by data.split_seed: training then measures its progress
+    on these, and on the test images only at its end."""
     split_seed: int = 0
-    # side of a centre crop taken before resizing; default: resize the shorter side, then crop
+    """Seed of the images that are set apart."""
     crop: int | None = None
-    # what transparent pixels of image files are laid on: white, black or #rrggbb
+    """Side of a centre crop taken before resizing; default: resize the shorter side, then crop."""
     background: str = BACKGROUND
-    # device: uint8 images live on the device; stream: worker processes; auto: by size
+    """What transparent pixels of image files are laid on: white, black or #rrggbb."""
     resident: Resident = "auto"
-    # worker processes when streaming
+    """Device: uint8 images live on the device; stream: worker processes; auto: by size."""
     workers: int = 2
-    # let torchvision download missing files into the root
+    """Worker processes when streaming."""
     download: bool = False
+    """Let torchvision download missing files into the root."""
 
     def __post_init__(self) -> None:
         # A configuration read back from JSON brings lists and strings.
@@ -85,7 +86,7 @@ class DataConfig:
     @property
     def short(self) -> str:
         """The name without the folders that a path lies in, which may tell whose it is."""
-        if self.kind in ("folder", "npz", "h5"):
+        if self.kind in OWN:
             return f"{self.kind}:{Path(self.detail).name}"
         return self.name
 
@@ -100,13 +101,25 @@ class DataConfig:
         return self.name.partition(":")[2]
 
 
+def moved_to(config: DataConfig, root: Path) -> DataConfig:
+    """The same data below another folder: for own images what the path's last part names there.
+
+    Where that part does not exist below it, `root` is taken for the images' own new place.
+    """
+    root = root.expanduser()
+    if config.kind not in OWN:
+        return replace(config, root=root)
+    place = root / Path(config.detail).name
+    return replace(config, name=f"{config.kind}:{(place if place.exists() else root).absolute()}")
+
+
 def _check_name(name: str) -> None:
     kind, colon, detail = name.partition(":")
     if kind == "emnist" and colon:
         known = detail in EMNIST_SPLITS
     elif kind == "celeba" and colon:
         known = detail in ("valid", "random")
-    elif kind in ("folder", "npz", "h5"):
+    elif kind in OWN:
         known = bool(detail)
     else:
         known = name in ("digits", *BINARY_SIZES, *DOWNLOADABLE)

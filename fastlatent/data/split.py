@@ -80,6 +80,11 @@ class Split:
             hashed.update(self.images(index).cpu().contiguous().numpy())
         return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 
+    @property
+    def mark_text(self) -> str:
+        """The mark in hexadecimal digits, as files keep it."""
+        return self.mark.numpy().tobytes().hex()
+
     def to(self, device: torch.device | str) -> "Split":
         """The split with its images and labels on `device`; a streaming split stays as it is."""
         if self.streams or isinstance(self._images, FileImages):

@@ -275,6 +275,12 @@ class Run:
             raise ValueError(f"{pointer} is damaged: it must hold a step; got {step!r}")
         return step
 
+    def images_mark(self) -> str | None:
+        """The mark of the training images in the newest checkpoint; None where there is none."""
+        step = self.latest()
+        path = self._states / str(step) / "state.json"
+        return read_json(path).get("mark") if path.is_file() else None
+
     def save(self, state: State) -> None:
         """Write a checkpoint, move the pointer to it, drop those not to be kept.
 

@@ -250,7 +250,7 @@ class Training:
         values = {
             "epoch": self.plan.epoch(self.done),
             "images": self.plan.images,
-            "mark": marked(self.train),
+            "mark": self.train.mark_text,
             "test_loss": self.test_loss,
             "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
         }
@@ -400,15 +400,10 @@ def check_resumable(state: State, train: Split, out: Path) -> None:
         raise RunError(
             f"the training set has {len(train)} images now and had {before}; the run cannot go on"
         )
-    if mark is not None and mark != marked(train):
+    if mark is not None and mark != train.mark_text:
         raise RunError(
             f"the {len(train)} training images are others than those that {out} was trained on, "
             "or in another order; the run cannot go on"
         )
     if (out / "metrics.jsonl").is_file():
         read_metrics(out, state.values["metrics_bytes"])
-
-
-def marked(split: Split) -> str:
-    """The mark of a split's images as text."""
-    return split.mark.numpy().tobytes().hex()
