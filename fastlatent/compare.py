@@ -12,7 +12,8 @@ from fastlatent.comparison import columns_of, page, rivals, screen_table, subjec
 from fastlatent.comparison.pictures import Picture, pictures_of
 from fastlatent.console import command, parse
 from fastlatent.progress import say, track
-from fastlatent.runs.files import RESULTS, written_whole
+from fastlatent.runs.files import RESULTS
+from fastlatent.writing import written_whole
 
 DESCRIPTION = """Put runs side by side: a table on the screen, and one page for the browser.
 The page holds the table, which sorts, the curves of the losses, and the samples, reconstructions

@@ -14,8 +14,8 @@ from fastlatent.console import RunError, command, parse
 from fastlatent.pictures import decode
 from fastlatent.progress import say, track
 from fastlatent.runs import Run
-from fastlatent.runs.files import written_whole
 from fastlatent.subset import spread
+from fastlatent.writing import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -23,7 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"_core"},
     {"ops"},
-    {"arrays", "graphs", "nn", "noise", "pictures", "reading", "subset", "untouched"},
+    {"arrays", "graphs", "nn", "noise", "pictures", "reading", "subset", "untouched", "writing"},
     {"image_folders"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},

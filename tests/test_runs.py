@@ -1,5 +1,6 @@
 """The run folder: configuration, durable files, checkpoints, exact resume."""
 
+import errno
 import json
 import math
 import os
@@ -33,8 +34,9 @@ from fastlatent.runs import (
     unpack_generators,
     unpack_optimizer,
 )
-from fastlatent.runs.files import read_tensors, write_json, write_tensors, written_whole
+from fastlatent.runs.files import read_tensors, write_json, write_tensors
 from fastlatent.training.learner import optimizer_of
+from fastlatent.writing import written_whole
 
 # A model and a data set that take a step in milliseconds.
 TINY = (
@@ -170,6 +172,46 @@ def test_errors_of_writing_say_what_they_are_about(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as own, written_whole(path) as temporary:
         temporary.read_bytes()
     assert own.value.filename == str(path)
+
+
+def test_a_disk_that_cannot_be_written_is_named_by_the_file_asked_for(
+    tmp_path, monkeypatch
+) -> None:
+    def read_only(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    path = tmp_path / "values.json"
+    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OSError, match="Read-only") as error:
+        write_json(path, [1])
+    assert error.value.filename == str(path)
+
+
+def test_a_run_that_vanishes_is_a_sentence(run: Run, capfd: pytest.CaptureFixture) -> None:
+    log = Log(run.path)
+    log.numbers("train", 1, 0.1, {"loss": 1.0})
+    log._board.call("flush")
+    shutil.rmtree(run.path)
+    for step in range(2, 5):
+        log.numbers("train", step, 0.1, {"loss": 1.0})
+        log._board.call("flush")
+    with pytest.raises(RunError, match=rf"cannot write the checkpoint of step 4 to {run.path}: No"):
+        run.save(state(4))
+    log.close()
+    said, errors = capfd.readouterr()
+    assert said.count("gets nothing more for TensorBoard") == 1
+    assert not errors
+    assert not run.path.exists()
+
+
+def test_training_goes_on_without_tensorboard(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = Log(tmp_path)
+    log.numbers("train", 1, 0.1, {"loss": 1.0})
+    log.close()
+    assert read_metrics(tmp_path)[0]["loss"] == 1
+    assert "gets nothing more for TensorBoard: import of torch.utils" in capsys.readouterr().out
 
 
 def test_checkpoints_keep_the_newest(run: Run) -> None:

@@ -17,7 +17,8 @@ from fastlatent.geometry.descent import Status
 from fastlatent.geometry.experiment import Experiment, Summary, summarise
 from fastlatent.progress import say
 from fastlatent.runs import Run
-from fastlatent.runs.files import fingerprint, write_json, written_whole
+from fastlatent.runs.files import fingerprint, write_json
+from fastlatent.writing import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,11 +1,10 @@
-"""Files that are whole or not there: written beside their place, flushed to disk, moved in."""
+"""Files of a run: tensors and JSON, whole or not there."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlatent import reading
+from fastlatent.writing import written_whole
 
 RESULTS = "results.jsonl"  # beside run folders: a line for each evaluation
 CONTENT = "content"  # in the metadata of tensors: a hash of their bytes (BLAKE2b, 128 bits)
@@ -29,34 +29,6 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # and their names in safetensors files
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of `path` if nothing fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_to_disk(path.parent)
-    except OSError as error:
-        # Name the file that was asked for, not the temporary one; writing names none. Errors
-        # without a number, such as Pillow's, consist of their text.
-        if error.errno is None or str(error.filename or temporary) != str(temporary):
-            raise
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -33,15 +33,9 @@ from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
 from fastlatent.reading import load_weights, read_json, reading
 from fastlatent.runs.config import read_config, to_json
-from fastlatent.runs.files import (
-    fingerprint,
-    flush_to_disk,
-    link_or_copy,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from fastlatent.runs.files import fingerprint, link_or_copy, read_tensors, write_json, write_tensors
 from fastlatent.runs.lock import LOCK, is_alive
+from fastlatent.writing import flush_to_disk
 
 Weights = Literal["last", "best"]
 
@@ -286,11 +280,11 @@ class Run:
 
         Whatever fails, the checkpoints there were stay whole.
         """
-        self._states.mkdir(exist_ok=True)
         building = self._states / f".{state.step}.tmp"
         final = self._states / str(state.step)
         aside = self._states / f".{state.step}.old.tmp"
         try:
+            self._states.mkdir(exist_ok=True)
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             for name, tensors in state.tensors.items():

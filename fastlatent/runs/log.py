@@ -2,11 +2,13 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlatent.progress import say
 from fastlatent.reading import reading
 
 if TYPE_CHECKING:
@@ -18,15 +20,12 @@ class Log:
 
     def __init__(self, folder: Path, step: int = 0, length: int = 0):
         """Continue after `step`, with metrics.jsonl cut back to `length` bytes."""
-        # Importing this takes longer than importing all of ours.
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / "metrics.jsonl"
         self._file = path.open("ab")
         if length < path.stat().st_size:
             self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
-        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+        self._board = Board(folder, step + 1)
 
     def numbers(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line: {"kind": ..., "step": ..., "epoch": ..., values}."""
@@ -34,10 +33,10 @@ class Log:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.call("add_scalar", f"{kind}/{name}", value, step)
 
     def picture(self, name: str, step: int, picture: "Image") -> None:
-        self._board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._board.call("add_image", name, np.asarray(picture), step, dataformats="HWC")
 
     def flush_to_disk(self) -> int:
         """The length in bytes of metrics.jsonl, all of it safely on the disk."""
@@ -48,6 +47,45 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class Board:
+    """What TensorBoard shows. Where it fails this is said once, and training goes on without."""
+
+    def __init__(self, folder: Path, purge_step: int):
+        self._folder = folder
+        self._writer: Any = None
+        self._hook = threading.excepthook
+        threading.excepthook = self._heard
+        try:
+            # Importing this takes longer than importing all of ours.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        except Exception as error:  # a broken installation can end in any of them
+            self._give_up(error)
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Hand something to TensorBoard's writer."""
+        if self._writer is not None:
+            try:
+                getattr(self._writer, method)(*arguments, **options)
+            except Exception as error:  # of its own thread, from an earlier call
+                self._give_up(error)
+
+    def close(self) -> None:
+        self.call("close")
+        threading.excepthook = self._hook
+
+    def _give_up(self, error: Exception) -> None:
+        self._writer = None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"note: {self._folder} gets nothing more for TensorBoard: {reason}")
+
+    def _heard(self, failure: threading.ExceptHookArgs) -> None:
+        # The writer's thread hands its error on to the next call; it need not print it as well.
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            self._hook(failure)
 
 
 def read_metrics(folder: Path, length: int | None = None) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ A Frechet distance between them is written FD(classifier), never FID.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastlatent.metrics.features.images import check_images, to_unit
 from fastlatent.nn import seeded
 from fastlatent.noise import generator
 from fastlatent.reading import load_weights, parse_tensors, reading
+from fastlatent.writing import written_whole
 
 VERSION = 1  # rises with every change of the network or of its training
 FEATURES = 128
@@ -113,12 +113,8 @@ class Classifier(nn.Module):
         tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
         about = {"description": asdict(self.description), "accuracy": self.accuracy}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(path) as temporary:
             temporary.write_bytes(serialize(tensors, {"classifier": json.dumps(about)}))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path | str) -> "Classifier":
