@@ -360,7 +360,7 @@ def evaluate_sets(options: Options) -> None:
     extractor = learnt = None
     if kind == "classifier" and options.data is not None:
         # It is trained last, when all that it is to see has been looked at.
-        learnt = what_is_learnt(options.data, options.root, options.channels)
+        learnt = what_is_learnt(options.data, options.root, options.sides, options.channels)
     elif kind not in ("auto", "none"):
         extractor = open_extractor(
             kind,

@@ -86,7 +86,8 @@ class _Walk:
         if self._kinds:
             shown = [f"{kind} {count:,}" for kind, count in self._kinds.most_common(_KINDS_SHOWN)]
             more = ["..."] * (len(self._kinds) > _KINDS_SHOWN)
-            parts.append(f"other files ({', '.join(shown + more)})")
+            listed = ", ".join(shown + more)
+            parts.append(f"other files ({self._kinds.total():,}: {listed})")
         below = len(self._inner) + len(self._links)
         left = sorted(self._left.items()) + [("folders", below)] * (below > 0)
         parts += [f"{what} ({count:,})" for what, count in left]

@@ -110,7 +110,7 @@ def _flattened(image: "Image", background: str) -> "Image":
     from PIL import Image, ImageOps
 
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     mode = "L" if _is_grey(image, background) else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -247,7 +247,7 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, learnt, capsys) ->
     Image.fromarray(digits(1)[0]).save(real / "020.gif")
     found = measured("--real", real, "--fake", real, *DIGITS, "--folder", "found")
     assert found["features"]["reference_images"] == 21
-    assert f"left out of {real}: other files (.csv 1)" in capsys.readouterr().out
+    assert f"left out of {real}: other files (1: .csv 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

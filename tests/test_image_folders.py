@@ -55,7 +55,7 @@ def test_data_sets_and_measures_find_the_same_files(tmp_path: Path) -> None:
     assert measured.count == count
     assert data.notes == measured.notes
     (said,) = data.notes
-    assert said == f"left out of {tmp_path}: other files (.json 1, .txt 1); hidden entries (1)"
+    assert said == f"left out of {tmp_path}: other files (2: .json 1, .txt 1); hidden entries (1)"
     paths = find_images(tmp_path)[0].paths
     read = torch.stack([decode(path, 1) for path in paths])
     assert torch.equal(measured.all(), flat(read / 255))

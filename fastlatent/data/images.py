@@ -102,7 +102,8 @@ class FileImages:
         if size != self.shape[1:]:
             raise ValueError(
                 f"{path} is {size[0]}x{size[1]} where {self.paths[0]} is "
-                f"{self.shape[1]}x{self.shape[2]}; give --data.size to bring all to one size"
+                f"{self.shape[1]}x{self.shape[2]}; give --data.size (outside training --size) to "
+                "bring all to one"
             )
 
 

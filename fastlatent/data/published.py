@@ -314,8 +314,8 @@ def data_root(config: DataConfig) -> Path:
     root = config.root or os.environ.get("FASTLATENT_DATA")
     if not root:
         raise ValueError(
-            f"{config.name} needs its files: give the folder that holds them with --data.root or "
-            "the environment variable FASTLATENT_DATA"
+            f"{config.name} needs its files: give the folder that holds them with --data.root "
+            "(outside training --root) or the environment variable FASTLATENT_DATA"
         )
     return Path(root).expanduser()
 

@@ -107,13 +107,15 @@ def take_features(
 
 
 def what_is_learnt(
-    name: str, root: Path | None, channels: int | None
+    name: str, root: Path | None, size: tuple[int, int] | None, channels: int | None
 ) -> tuple[DataConfig, Dataset]:
-    """The data set of that name, of whose classes a classifier can learn.
+    """The data set of that name, of whose classes a classifier can learn; images go to `size`.
 
     Raises UsageError for --channels that its images do not have.
     """
     config = DataConfig(name, None if root is None else root.expanduser())
+    if config.kind == "folder" and size is not None and size[0] == size[1]:
+        config = replace(config, size=size[0])  # whose images may have several
     data = load(config)
     for note in data.notes:
         say(note)
