@@ -145,11 +145,13 @@ def encoded(
     with evaluating(trained.model) as device:
         batches = split.batches(trained.batch, device, order=order)
         total = -(-len(order) // trained.batch)
-        for number, part in enumerate(track(batches, f"latents of {split.name} images", total)):
+        for part in track(batches, f"latents of {split.name} images", total):
+            drawn = []
             for draw in range(draws):
-                noise = Noise(trained.seed, number).derived(f"prior/{split.name}/{draw}")
-                z = trained.model.draw_latents(part.images, None if means else noise)
-                parts.append(z.float())
+                noise = Noise(trained.seed, 0).derived(f"prior/{split.name}/{draw}")
+                noise = None if means else noise.of_images(part.index)
+                drawn.append(trained.model.draw_latents(part.images, noise).float())
+            parts.append(torch.stack(drawn, 1).flatten(0, 1))
     return torch.cat(parts)
 
 

@@ -41,7 +41,7 @@ def reconstruction_picture(
     """Images of the split, each next to its reconstruction; corrupted first where so configured."""
     with evaluating(model) as device:
         images = unit_images(split, index, device)
-        shown = model.corrupt(images, Noise(seed, 0))
+        shown = model.corrupt(images, Noise(seed, 0).of_images(index))
         reconstructed = model.reconstruction_of(shown, split, index)
     caption = f"{split.name} images and their reconstructions{note}"
     corrupted = None if shown is images else shown

@@ -64,10 +64,10 @@ def measure(
     sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
     with evaluating(model) as device:
         title = f"loss on the {split.name} split"
-        for number, part in _share(split, batch, device, title, limit, index):
+        for part in _share(split, batch, device, title, limit, index):
             latents = model.learned_latents(split, part.index)
             given = {} if latents is None else {"latents": latents}
-            _add(sums, model(part.images, noise=Noise(seed, number), **given))
+            _add(sums, model(part.images, noise=Noise(seed, 0).of_images(part.index), **given))
     count = _count(split, limit) if index is None else len(index)
     totals = _totals(sums, device)
     return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
@@ -80,8 +80,8 @@ def reconstruction_error(
     sums: dict[str, Tensor] = {}
     with evaluating(model) as device:
         title = f"reconstructions of the {split.name} split"
-        for number, part in _share(split, batch, device, title, limit):
-            shown = model.corrupt(part.images, Noise(seed, number))
+        for part in _share(split, batch, device, title, limit):
+            shown = model.corrupt(part.images, Noise(seed, 0).of_images(part.index))
             error = model.reconstruction_of(shown, split, part.index).float() - part.images
             _add(sums, {"error": error.square().flatten(1).mean(1)})
     return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
@@ -127,10 +127,10 @@ def measure_bound(
     sums: dict[str, Tensor] = {}
     images, title = max(1, batch // samples), f"{samples:,} samples on the {split.name} split"
     with evaluating(model) as device:
-        for number, part in _share(split, images, device, title, limit):
-            noise = Noise(seed, number).derived("bound")
+        for part in _share(split, images, device, title, limit):
+            noise = Noise(seed, 0).derived("bound")
             estimate = importance_log_likelihood(
-                model, part.images, samples, batch=batch, noise=noise
+                model, part.images, samples, batch=batch, noise=noise, index=part.index
             )
             _add(sums, {name: getattr(estimate, name) for name in BOUND})
     totals = _totals(sums, device)
@@ -151,7 +151,7 @@ def gather_codes(
     """The counts over the codes of the split's images that sampling and editing need."""
     with evaluating(model) as device:
         statistics = CodeStatistics(model.latent_dim, labels, device)
-        for _, part in _share(split, batch, device, f"codes of the {split.name} split", limit):
+        for part in _share(split, batch, device, f"codes of the {split.name} split", limit):
             words = pack_bits(model.encode(part.images))
             statistics.update(words, part.labels if labels else None)
     if _world() > 1:
@@ -251,22 +251,18 @@ def _share(
     title: str,
     limit: int | None = None,
     index: Tensor | None = None,  # (k,), only these images
-) -> Iterator[tuple[int, Batch]]:
-    """This rank's batches with their numbers among those of all ranks, and with progress."""
+) -> Iterator[Batch]:
+    """This rank's batches, with progress."""
     chosen = split.spread(limit) if index is None else index
     mine = shares(len(chosen), batch)
-    order = torch.cat([chosen[:0], *(chosen[start:end] for _, (start, end) in mine)])
+    order = torch.cat([chosen[:0], *(chosen[start:end] for start, end in mine)])
     batches: Iterable[Batch] = split.batches(batch, device, order=order)
-    numbers = (number for number, _ in mine)
-    yield from zip(numbers, track(batches, title, len(mine)), strict=True)
+    yield from track(batches, title, len(mine))
 
 
-def shares(n: int, batch: int) -> list[tuple[int, tuple[int, int]]]:
-    """Of n things in batches: the number, start and end of each batch that falls to this rank.
-
-    The batches are the same for any number of ranks, so what depends on them is too.
-    """
-    parts = [(number, (k, min(k + batch, n))) for number, k in enumerate(range(0, n, batch))]
+def shares(n: int, batch: int) -> list[tuple[int, int]]:
+    """Of n things in batches: the start and end of each batch that falls to this rank."""
+    parts = [(k, min(k + batch, n)) for k in range(0, n, batch)]
     return parts[_rank() :: _world()]
 
 

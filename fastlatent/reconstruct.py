@@ -87,8 +87,9 @@ def write_all(
     batches = split.batches(trained.batch, trained.device, order=chosen)
     steps = -(-(len(split) if chosen is None else len(chosen)) // trained.batch)
     with evaluating(trained.model):
-        for number, batch in enumerate(track(batches, "writing", steps)):
-            shown = trained.model.corrupt(batch.images, Noise(trained.seed, number))
+        for batch in track(batches, "writing", steps):
+            noise = Noise(trained.seed, 0).of_images(batch.index)
+            shown = trained.model.corrupt(batch.images, noise)
             singles.add(trained.model.reconstruction_of(shown, split, batch.index))
     singles.say()
 

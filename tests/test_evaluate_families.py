@@ -86,7 +86,7 @@ def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys) -> None:
     opened = Run.open(out)
     model, test = opened.model("last"), load(opened.config.data).test
     own = measure(model, test, 64, 12345, 60)["loss"].value
-    x = test.images(torch.arange(60)) / 255
+    x = test.images(test.spread(60)) / 255
     for kind in ("gmm", "hierarchical"):
         with ruled_by(model, read_prior(opened, "last", kind, model)), evaluating(model):
             inside = measure(model, test, 64, 12345, 60)["loss"].value

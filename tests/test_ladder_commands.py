@@ -128,20 +128,15 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
     split, model = load(Run.open(grey).config.data).train, ladder_of(grey)
     x = unit_images(split, split.spread(5), "cpu")
     with torch.no_grad():
-        kl = model(x, noise=Noise(3, 0))["kl"].double()
+        noise = Noise(3, 0).of_images(split.spread(5))
+        kl = model(x, noise=noise)["kl"].double()
     value = stored["values"]["kl"]
     assert value["mean"] == pytest.approx(float(kl.mean()))
     assert value["standard_error"] == pytest.approx(float(kl.std() / 5**0.5))
 
     bound = stored["values"]["log_likelihood"]
-    each = [
-        importance_log_likelihood(
-            model, x[k : k + 1], 5, batch=5, noise=Noise(3, k).derived("bound")
-        )
-        for k in range(5)
-    ]
-    likelihoods = torch.cat([one.log_likelihood for one in each])
-    errors = torch.cat([one.standard_error for one in each])
+    noise = Noise(3, 0).derived("bound")
+    likelihoods, errors = importance_log_likelihood(model, x, 5, noise=noise, index=split.spread(5))
     assert bound["mean"] == pytest.approx(float(likelihoods.mean()))
     assert bound["standard_error"] == pytest.approx(float(likelihoods.std() / 5**0.5))
     assert bound["sampling_error"] == pytest.approx(float(errors.norm() / 5))

@@ -39,7 +39,7 @@ def real_images(split: Split, n: int, batch: int, device: torch.device) -> Image
     """n images, evenly spread over the split."""
 
     def made() -> Made:
-        for _, (start, end) in shares(len(chosen), batch):
+        for start, end in shares(len(chosen), batch):
             yield start, unit_images(split, chosen[start:end], device)
 
     chosen = split.spread(n)
@@ -71,18 +71,18 @@ def made_by_model(
             first = 0
             prior = priors.get(method)
             for part in draw_in_parts(model, method, n, seed, copula, prior=prior):
-                for _, (start, end) in shares(len(part), batch):
+                for start, end in shares(len(part), batch):
                     yield first + start, decode(model, part[start:end], batch)
                 first += len(part)
 
         return ImageSet(method, n, made)
 
     def reconstructed() -> Made:
-        for number, (start, end) in shares(len(shown), batch):
+        for start, end in shares(len(shown), batch):
             index = shown[start:end]
             images = unit_images(test, index, device)
             with evaluating(model):
-                corrupted = model.corrupt(images, Noise(seed, number))
+                corrupted = model.corrupt(images, Noise(seed, 0).of_images(index))
                 yield start, model.reconstruction_of(corrupted, test, index)
 
     shown = test.spread(n)
@@ -91,7 +91,7 @@ def made_by_model(
     places = torch.randint(1, STEPS - 1, (walks,), generator=generator(seed, 0, "places"))
 
     def interpolated() -> Made:
-        for _, (first, last) in shares(walks, batch):
+        for first, last in shares(walks, batch):
             index = pairs[:, first:last].flatten()
             ends = unit_images(train, index, device)
             with evaluating(model):

@@ -57,26 +57,29 @@ def importance_log_likelihood(
     *,
     batch: int = 128,  # draws, of one or several images, computed at a time
     noise: Noise | None = None,  # default: Noise(0, 0)
+    index: Tensor | None = None,  # (n,) int64, numbers of the images; default: 0, 1, ...
 ) -> ImportanceEstimate:
     """The log of the mean importance weight of each image, evaluated in evaluation mode.
 
     Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, equation
-    8. Images are encoded once; `samples` cost 8 bytes of memory each. The same arguments give the
-    same result. The standard error says how much the estimate varies with the draws: the mean of
-    its square over many images is right or too large for any law of the weights, from 5 samples on.
-    It does not say how far the estimate is below log p(x); `dominated` says where that may be far.
+    8. Images are encoded once; `samples` cost 8 bytes of memory each. Draws are a function of noise
+    and number of the image, so that `batch` changes nothing but rounding. The standard error says
+    how much the estimate varies with the draws: the mean of its square over many images is right or
+    too large for any law of the weights, from 5 samples on. It does not say how far the estimate is
+    below log p(x); `dominated` says where that may be far.
     """
     for name, value in (("samples", samples), ("batch", batch)):
         if value < 1:
             raise ValueError(f"importance_log_likelihood: {name} must be at least 1; got {value}")
     noise = noise or Noise(0, 0)
+    index = torch.arange(len(x)) if index is None else index
     training = model.training
     model.train(False)
     try:
         with torch.no_grad():
             parts = [
-                _estimate(model, part, samples, batch, noise.derived(f"images {number}"))
-                for number, part in enumerate(x.split(batch))
+                _estimate(model, part, which, samples, batch, noise)
+                for part, which in zip(x.split(batch), index.split(batch), strict=True)
             ]
     finally:
         model.train(training)
@@ -84,7 +87,7 @@ def importance_log_likelihood(
 
 
 def _estimate(
-    model: Weighing, x: Tensor, samples: int, batch: int, noise: Noise
+    model: Weighing, x: Tensor, index: Tensor, samples: int, batch: int, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     features = model.features(x)
     images, draws = max(1, batch // samples), min(samples, batch)
@@ -96,7 +99,7 @@ def _estimate(
         for done in range(0, samples, draws):
             k = min(draws, samples - done)
             repeated = [_repeat(feature[chosen], k) for feature in features]
-            drawn = noise.derived(f"{first}/{done}")
+            drawn = noise.of_images(index[chosen], done, k)
             w = model.log_weights(repeated, _repeat(x[chosen], k), drawn)
             weights.append(w.double().unflatten(0, (n, k)))
         parts.append(_log_mean_exp(torch.cat(weights, 1)))

@@ -191,8 +191,8 @@ class VAE(LatentModel):
 
     @torch.compiler.disable
     def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
-        """Standard normal numbers, as many as there are means."""
-        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
+        """Standard normal numbers, as many as there are means (..., n, d)."""
+        return noise.normal("latent", mean.shape, mean.device, mean.dtype, axis=-2)
 
 
 class MeanVariance(nn.Module):

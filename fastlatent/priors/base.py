@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from fastlatent.noise import RowStream
+
 Density = Literal["exact", "lower_bound", "none"]
 Support = Literal["real", "bits"]
 
@@ -227,6 +229,8 @@ def report_log_prob(prior: Prior, z: Tensor, generator: torch.Generator) -> floa
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers of the dtype and on the device of `like`."""
+    if isinstance(generator, RowStream):
+        return generator.normal(shape, like.dtype).to(like.device)
     device = generator.device if generator is not None else like.device
     drawn = torch.randn(shape, generator=generator, device=device, dtype=like.dtype)
     return drawn.to(like.device)

@@ -177,7 +177,11 @@ class LaDDer(LatentModel):
 
     def held_out_log_prob(self, batches: Iterable[Tensor], noise: Noise) -> float:
         """That of the mixture: over z (gmm), or over the inner latents t (ladder)."""
-        draws = [self.draw_latents(x, noise.derived(str(k))) for k, x in enumerate(batches)]
+        draws: list[Tensor] = []
+        for x in batches:
+            seen = sum(map(len, draws))
+            index = torch.arange(seen, seen + len(x))
+            draws.append(self.draw_latents(x, noise.of_images(index)))
         seed = noise.stream("inner").initial_seed() % (1 << 32)
         return float(self.prior.refitted_log_prob(torch.cat(draws), seed=seed).mean())
 
