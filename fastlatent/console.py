@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,8 @@ from fastlatent.progress import is_main_process, printable
 
 Device = Literal["auto", "cpu", "cuda"]
 Parsed = TypeVar("Parsed")
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that end training
 
 
 class UsageError(Exception):
@@ -36,6 +39,14 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class Told(Exception):
+    """Another process of the command says what is wrong: no sentence, only the exit code."""
+
+    def __init__(self, code: int):
+        super().__init__("another process of this command says what is wrong")
+        self.code = code
 
 
 def keep_freed_memory() -> None:
@@ -66,6 +77,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             main(argv)
         except UsageError as error:
             return _fail(error, 2)
+        except Told as told:
+            return told.code
         except Stopped as error:
             if is_main_process():
                 print(printable(str(error)), file=sys.stderr, flush=True)
@@ -103,11 +116,12 @@ def _fail(error: BaseException, code: int) -> int:
         traceback.print_exception(error)
     if is_main_process() or code != 2:
         where = "" if is_main_process() else f" (rank {os.environ['RANK']})"
-        print(f"error{where}: {printable(_sentence(error))}", file=sys.stderr, flush=True)
+        print(f"error{where}: {printable(sentence_of(error))}", file=sys.stderr, flush=True)
     return code
 
 
-def _sentence(error: BaseException) -> str:
+def sentence_of(error: BaseException) -> str:
+    """What went wrong, in one sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'input or output'}: {error.strerror}"
     if isinstance(error, MemoryError) and not str(error):
@@ -186,9 +200,11 @@ def choose_device(device: Device) -> torch.device:
 
 
 class Signals:
-    """Ctrl-C and SIGTERM as a wish to be met at the next good moment.
+    """Ctrl-C, SIGTERM and SIGUSR1 as a wish to be met at the next good moment.
 
-    A second Ctrl-C ends a lone process at once; launchers of several send signals twice.
+    Schedulers send the last of them some time before they end a job. A second Ctrl-C ends a lone
+    process at once; launchers of several send signals twice. Outside the main thread, where Python
+    hears no signals, it leaves them alone.
     """
 
     def __init__(self) -> None:
@@ -196,13 +212,15 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: of a library in C, which can't be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, number: int, _frame: object) -> None:
         alone = os.environ.get("WORLD_SIZE", "1") == "1"

@@ -36,7 +36,6 @@ from fastlatent.evaluation.given import (
     what_is_learnt,
 )
 from fastlatent.evaluation.priors import bounds_under, stored_priors, table_of
-from fastlatent.evaluation.ranks import joined_ranks
 from fastlatent.evaluation.report import Comparisons, Losses
 from fastlatent.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.latents import Repair
@@ -48,6 +47,7 @@ from fastlatent.passes import measure, measure_bound, reconstruction_error
 from fastlatent.pictures import BACKGROUND, check_background
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.progress import is_main_process, say
+from fastlatent.ranks import check_launch, joined
 from fastlatent.reading import read_json
 from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
@@ -201,8 +201,9 @@ class Options(RunOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION)
+    check_launch()
     if options.run is not None:
-        with joined_ranks(choose_device(options.device)):
+        with joined(choose_device(options.device)):
             evaluate_run(options)
     elif is_main_process():
         evaluate_sets(options)

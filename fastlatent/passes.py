@@ -20,6 +20,7 @@ from fastlatent.noise import Noise
 from fastlatent.ops import pack_bits
 from fastlatent.priors import CodeStatistics
 from fastlatent.progress import track
+from fastlatent.ranks import main_alone, rank, world
 
 HELD_OUT = 10_000  # images at most by which a fit between epochs is judged
 BOUND = ("log_likelihood", "standard_error", "dominated")  # of an ImportanceEstimate, added up
@@ -154,7 +155,7 @@ def gather_codes(
         for part in _share(split, batch, device, f"codes of the {split.name} split", limit):
             words = pack_bits(model.encode(part.images))
             statistics.update(words, part.labels if labels else None)
-    if _world() > 1:
+    if world() > 1:
         count = torch.tensor(statistics.count, device=device)
         counts = (statistics.ones, statistics.agree, statistics.label_count, statistics.label_ones)
         for tensor in (count, *counts):
@@ -183,30 +184,45 @@ def refit(
     seed: int,
     epochs: int,
     unseen: Split | None = None,  # images that it is not fitted to
+    limit: int = HELD_OUT,  # of those, evenly spread
 ) -> dict[str, float]:
     """Let the model fit anew what no gradient trains, to images of the split, after so many epochs.
 
     The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
     the others its weights; the numbers to log are its own, {} elsewhere. With `unseen` there is
-    among them "held_out_log_prob", of up to 10,000 of those images.
+    among them "held_out_log_prob", of those images.
     """
     numbers: dict[str, float] = {}
-    if _rank() == 0:
-        with evaluating(model) as device:
-            order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
-            batches = split.batches(batch, device, order=order)
-            title = f"images of the {split.name} split for the fit of the prior"
-            images = (part.images for part in track(batches, title, -(-len(order) // batch)))
-            noise = Noise(seed, epochs).derived("refit")
-            numbers = model.refit(images, noise, epochs)
-            if numbers and unseen is not None:
-                some = unseen.batches(batch, device, order=unseen.spread(HELD_OUT))
-                others = (part.images for part in some)
-                held_out = model.held_out_log_prob(others, noise.derived("held out"))
-                numbers["held_out_log_prob"] = held_out
-    if _world() > 1:
+    with main_alone() as mine:
+        if mine:
+            numbers = _refit(model, split, batch, seed, epochs, unseen, limit)
+    if world() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, 0)
+    return numbers
+
+
+def _refit(
+    model: LatentModel,
+    split: Split,
+    batch: int,
+    seed: int,
+    epochs: int,
+    unseen: Split | None,
+    limit: int,
+) -> dict[str, float]:
+    with evaluating(model) as device:
+        order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
+        batches = split.batches(batch, device, order=order)
+        title = f"images of the {split.name} split for the fit of the prior"
+        images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+        noise = Noise(seed, epochs).derived("refit")
+        numbers = model.refit(images, noise, epochs)
+        if numbers and unseen is not None:
+            some = unseen.batches(batch, device, order=unseen.spread(limit))
+            others = (part.images for part in some)
+            held_out = model.held_out_log_prob(others, noise.derived("held out"))
+            numbers["held_out_log_prob"] = held_out
     return numbers
 
 
@@ -233,13 +249,13 @@ def evaluating(model: LatentModel) -> Iterator[torch.device]:
 def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[float]]:
     """The sums over all ranks; a rank that had no image to look at has no sums of its own."""
     names = [list(sums)]
-    if _world() > 1:
+    if world() > 1:
         dist.broadcast_object_list(names)
     totals = torch.zeros(len(names[0]), 2, dtype=torch.float64, device=device)
     for place, name in enumerate(names[0]):
         if name in sums:
             totals[place] = sums[name]
-    if _world() > 1:
+    if world() > 1:
         dist.all_reduce(totals)
     return dict(zip(names[0], totals.tolist(), strict=True))
 
@@ -263,17 +279,9 @@ def _share(
 def shares(n: int, batch: int) -> list[tuple[int, int]]:
     """Of n things in batches: the start and end of each batch that falls to this rank."""
     parts = [(k, min(k + batch, n)) for k in range(0, n, batch)]
-    return parts[_rank() :: _world()]
+    return parts[rank() :: world()]
 
 
 def _count(split: Split, limit: int | None) -> int:
     """How many images a pass looks at."""
     return len(split) if limit is None else min(limit, len(split))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

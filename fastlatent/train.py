@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,8 @@ from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
 from fastlatent.progress import is_main_process, say
-from fastlatent.runs import Run, locked, read_config
+from fastlatent.ranks import PATIENCE, check_launch, joined, together
+from fastlatent.runs import Run, State, locked, read_config
 from fastlatent.training import train
 
 
@@ -38,9 +40,14 @@ class Command:
     resume: Path | None = None
     """Go on with the run in this folder, with its settings; a few, like the number of epochs, may
     be changed."""
+    resume_or_start: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in the run folder where there is a checkpoint, begin it where there is
+    none: one command for a job that is started again."""
     from_step: int | None = None
     """With --resume: go on from this kept checkpoint instead of the newest; what came after it
     is dropped."""
+    timeout: float = PATIENCE
+    """Of several processes: seconds after which one that gives no sign of life is given up."""
 
 
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
@@ -52,34 +59,60 @@ FREE_DATA = {"root", "resident", "workers", "download"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    check_launch()
+    timeout = timeout_in(arguments)
+    with joined(patience=timeout), ExitStack() as held:
+        with together():
+            config, out, state = task_of(arguments, held)
+        train(config, out, state, timeout)
+
+
+def task_of(
+    arguments: list[str],
+    held: ExitStack,  # takes the lock of the run folder
+) -> tuple[TrainConfig, Path, State | None]:
+    """What to train, in which folder, from which checkpoint."""
     start, arguments = starting_point(arguments)
     chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
     if chosen.prior is not None:
         config = with_prior(config, chosen.prior, rename=chosen.resume is None)
+    out = chosen.resume or chosen.out or Path("runs") / config.name
     if chosen.resume is None:
         if chosen.from_step is not None:
             raise UsageError("--from-step needs --resume RUN")
-        out = chosen.out or Path("runs") / config.name
-        if is_main_process():
-            Run.check_free(out)
-        with locked(out):
-            train(config, out)
-    else:
-        if chosen.out is not None:
-            raise UsageError("--out does not go with --resume: the run stays in its folder")
-        run = Run.open(chosen.resume)
-        changed = check_changes(run.config, config)
-        with locked(chosen.resume):  # already here, as another process may drop what is read
-            state = run.load(chosen.from_step)
-            if config.data.name != run.config.data.name and "mark" not in state.values:
-                raise RunError(
-                    f"{chosen.resume} was trained by a version that kept no mark of its images, so "
-                    "--data.name cannot change"
-                )
-            for line in changed:
-                say(f"changed: {line}")
-            train(config, chosen.resume, state)
+        if not (chosen.resume_or_start and Run(out, config).has_learned()):
+            if is_main_process():
+                Run.check_free(out)
+            held.enter_context(locked(out))
+            return config, out, None
+    elif chosen.out is not None:
+        raise UsageError("--out does not go with --resume: the run stays in its folder")
+    run = Run.open(out)
+    changed = check_changes(run.config, config)
+    held.enter_context(locked(out))  # already here, as another process may drop what is read
+    state = run.load(chosen.from_step)
+    if config.data.name != run.config.data.name and "mark" not in state.values:
+        raise RunError(
+            f"{out} was trained by a version that kept no mark of its images, so --data.name "
+            "cannot change"
+        )
+    for line in changed:
+        say(f"changed: {line}")
+    return config, out, state
+
+
+def timeout_in(arguments: list[str]) -> float:
+    """--timeout, which the processes need before they can read anything else together."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--timeout", type=float, default=PATIENCE)
+    try:
+        timeout = finder.parse_known_args(arguments)[0].timeout
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+    if not 1 <= timeout < float("inf"):
+        raise UsageError(f"--timeout must be at least 1 second; got {timeout}")
+    return timeout
 
 
 def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
@@ -174,6 +207,9 @@ def description() -> str:
             "  python -m fastlatent.train ladder-digits --prior gmm",
             "  python -m fastlatent.train --resume runs/x --epochs 200",
             "  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data",
+            "  python -m fastlatent.train lbae-mnist --out runs/x --resume-or-start",
+            "",
+            "Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and stop, with exit code 128 + signal.",
         ]
     )
 

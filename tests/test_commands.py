@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -644,8 +645,12 @@ def test_two_processes_train_like_one(tmp_path: Path, monkeypatch) -> None:
 def test_a_batch_that_ranks_cannot_share(tmp_path: Path) -> None:
     from fastlatent.training import Plan
 
-    with pytest.raises(UsageError, match="cannot be split into 1 accumulated parts on 3 processes"):
-        Plan(PRESETS["lbae-digits"].config, 1000, torch.device("cpu"), 0, 3)
+    config = PRESETS["lbae-digits"].config
+    with pytest.raises(UsageError, match=r"batch 512 cannot .* by 3 processes; take 510 or 513"):
+        Plan(config, 1000, torch.device("cpu"), 0, 3)
+    small = replace(config, batch=2, accumulate=2)
+    with pytest.raises(UsageError, match="by 3 processes, 2 parts each; take 6"):
+        Plan(small, 1000, torch.device("cpu"), 0, 3)
 
 
 def test_pictures_show_true_values() -> None:

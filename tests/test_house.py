@@ -29,6 +29,7 @@ FLOORS = (
     {"models"},
     {"options", "patches", "presets", "progress"},
     {"console"},
+    {"ranks"},
     {"passes", "runs"},
     {"latents", "plots"},
     {"walking"},

@@ -136,11 +136,12 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
 
     bound = stored["values"]["log_likelihood"]
     noise = Noise(3, 0).derived("bound")
-    likelihoods, errors = importance_log_likelihood(model, x, 5, noise=noise, index=split.spread(5))
+    found = importance_log_likelihood(model, x, 5, noise=noise, index=split.spread(5))
+    likelihoods, errors = found
     assert bound["mean"] == pytest.approx(float(likelihoods.mean()))
     assert bound["standard_error"] == pytest.approx(float(likelihoods.std() / 5**0.5))
     assert bound["sampling_error"] == pytest.approx(float(errors.norm() / 5))
-    assert bound["dominated_images"] == sum(int(one.dominated) for one in each)
+    assert bound["dominated_images"] == int(found.dominated.sum())
 
 
 def test_evaluate_says_in_how_many_images_few_draws_dominate() -> None:

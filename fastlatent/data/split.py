@@ -215,7 +215,7 @@ def _read(images: Tensor | FileImages, index: Tensor) -> Tensor:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    # Both can reach the whole process group; the parent saves its state first and needs its
+    # All can reach the whole process group; the parent saves its state first and needs its
     # workers until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

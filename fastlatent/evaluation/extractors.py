@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastlatent.data import DataConfig, Dataset, epoch_order
-from fastlatent.evaluation.ranks import main_process_first
 from fastlatent.metrics.features import dinov2, inception, stored_classifier
 from fastlatent.pictures import BACKGROUND
 from fastlatent.progress import say
+from fastlatent.ranks import main_first
 
 Kind = Literal["classifier", "inception", "dinov2"]
 TRAINING_BATCH = 128
@@ -75,7 +75,7 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
     def heard(epoch: int, epochs: int, loss: float) -> None:
         say(f"classifier of {data.name} for its features: epoch {epoch} of {epochs}")
 
-    with main_process_first():
+    with main_first():
         classifier = stored_classifier(
             cache_folder(),
             batches,

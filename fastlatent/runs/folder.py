@@ -90,7 +90,7 @@ class Run:
             raise UsageError(
                 f"{path} is there and is no run; choose another folder with --out"
             ) from None
-        if Run(path, config)._has_learned():
+        if Run(path, config).has_learned():
             raise UsageError(
                 f"{path} already holds a run; go on with it by --resume {path}, "
                 "or choose another folder with --out"
@@ -113,7 +113,7 @@ class Run:
         self.images.mkdir(exist_ok=True)
         self._states.mkdir(exist_ok=True)
 
-    def _has_learned(self) -> bool:
+    def has_learned(self) -> bool:
         """Whether training got as far as a step, or weights came from elsewhere."""
         steps, log = self.steps(), self.path / "metrics.jsonl"
         if not steps:

@@ -1,6 +1,7 @@
 """What learning changes: weights, optimizer, moving average, loss scale, running means."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastlatent.models import LatentModel, build
 from fastlatent.noise import Noise
 from fastlatent.presets import Interval, TrainConfig
 from fastlatent.progress import say
+from fastlatent.ranks import processes
 from fastlatent.reading import load_weights
 from fastlatent.runs import (
     EVALUATED,
@@ -55,28 +57,67 @@ def optimizer_of(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.opt
 
 @contextmanager
 def accelerated(config: TrainConfig) -> Iterator["Accelerator"]:
-    """Device, ranks and precision as configured; UsageError where they do not go together."""
+    """Device, ranks and precision as configured; UsageError where they do not go together.
+
+    What an Accelerator of the caller's has settled is there again afterwards.
+    """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
     device = choose_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
-    torch.backends.cudnn.deterministic = config.deterministic
-    torch.backends.cudnn.benchmark = not config.deterministic
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulate,
-        dynamo_backend="inductor" if config.compile else "no",
-    )
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = config.deterministic, not config.deterministic
+    # Its settings are global: it takes those that are there for its own.
+    globals_ = [form._shared_state for form in (PartialState, AcceleratorState, GradientState)]
+    kept = [dict(shared) for shared in globals_]
+    for shared in globals_:
+        shared.clear()
     try:
+        with _without_settings_of_the_launcher(config):
+            accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision="no" if config.precision == "fp32" else config.precision,
+                gradient_accumulation_steps=config.accumulate,
+                dynamo_backend="inductor" if config.compile else "no",
+            )
         yield accelerator
     finally:
-        accelerator.end_training()
-        # Its settings are global: without this, the process could not train with others.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        for shared, before in zip(globals_, kept, strict=True):
+            shared.clear()
+            shared.update(before)
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+@contextmanager
+def _without_settings_of_the_launcher(config: TrainConfig) -> Iterator[None]:
+    """Leave out what `accelerate launch` sets by the environment, and say which ours overrule."""
+    chosen = {
+        "MIXED_PRECISION": "no" if config.precision == "fp32" else config.precision,
+        "GRADIENT_ACCUMULATION_STEPS": str(config.accumulate),
+        "DYNAMO_BACKEND": "inductor" if config.compile else "no",
+        **dict.fromkeys(("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM"), "false"),
+    }
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU"
+    }
+    for name, value in chosen.items():
+        other = given.get(f"ACCELERATE_{name}", value)
+        if other.lower() != value:
+            say(
+                f"note: {name.lower().replace('_', ' ')} {other} of accelerate's launcher is not "
+                f"taken, but {value}: the options of train decide, and weights are not sharded"
+            )
+    for name in given:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= given
 
 
 class Diverged(RunError):
@@ -388,8 +429,8 @@ class Learner:
         rank, ranks = self.accelerator.process_index, values["ranks"]
         if len(ranks) != self.accelerator.num_processes:
             say(
-                f"note: the checkpoint is of {len(ranks)} processes, this is "
-                f"{self.accelerator.num_processes}: the run goes on, but not to the bit"
+                f"note: the checkpoint is of {processes(len(ranks))}, and these are "
+                f"{processes(self.accelerator.num_processes)}: the run goes on, but not to the bit"
             )
             return
         prefix = f"{rank}/"

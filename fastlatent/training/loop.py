@@ -1,14 +1,16 @@
 """The training loop: one run from its settings to its pictures, on every rank."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastlatent.console import RunError, Signals, Stopped
+from fastlatent.console import RunError, Signals, Stopped, sentence_of
 from fastlatent.data import Dataset, Split, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
 from fastlatent.models import LatentModel
 from fastlatent.passes import (
+    HELD_OUT,
     conclude,
     evaluating,
     gather_codes,
@@ -21,7 +23,18 @@ from fastlatent.presets import TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.progress import Progress, Stopwatch, say
 from fastlatent.quality import compare_samplers
-from fastlatent.runs import Log, Run, State, check_values, locked, read_metrics
+from fastlatent.ranks import (
+    PATIENCE,
+    check_agreement,
+    joined,
+    launcher,
+    main_alone,
+    together,
+    where_it_breaks_off,
+    world,
+)
+from fastlatent.runs import Log, Run, State, locked, read_metrics
+from fastlatent.training.agreement import check_resumable, what_ranks_share
 from fastlatent.training.learner import (
     AGREE_EVERY,
     Diverged,
@@ -41,33 +54,45 @@ ROUNDING = 1e-9  # below this a logged number is rounding alone
 MOST_LATENTS = 128
 
 
-def train(config: TrainConfig, out: Path, resume: State | None = None) -> None:
+def train(
+    config: TrainConfig, out: Path, resume: State | None = None, timeout: float = PATIENCE
+) -> None:
     """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
 
+    To be called on every rank where there are several; a process group that is there is used and
+    left as it is. A rank that gives no sign of life for `timeout` seconds is given up.
+
     Raises UsageError or ValueError for settings and data that do not fit, Diverged when a loss is
-    no longer finite, RunError when a checkpoint cannot be written or another process trains there,
-    Stopped after a signal.
+    no longer finite, RunError when an image cannot be read, a checkpoint cannot be written, another
+    rank has ended or another process trains there, Stopped after a signal.
     """
-    with locked(out), accelerated(config) as accelerator:
-        data = load(config.data)
-        for note in data.notes:
-            say(note)
-        training = Training(config, data, accelerator, out, resume)
-        try:
-            training.learn()
-            training.conclude()
-        except Diverged as error:
-            kept = f"the last good checkpoint is that of step {training.run.latest()} in {out}"
-            raise Diverged(f"{error}; {kept}") from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RunError(
-                f"a process that reads images was killed, perhaps for want of memory; go on "
-                f"with: python -m fastlatent.train --resume {out} --data.workers 0"
-            ) from None
-        finally:
-            training.close()
+    with joined(patience=timeout), ExitStack() as held:
+        with together():
+            held.enter_context(locked(out))
+            data = load(config.data)
+            for note in data.notes:
+                say(note)
+            agreed = what_ranks_share(config, data, resume) if world() > 1 else {}
+        check_agreement(agreed)
+        with accelerated(config) as accelerator:
+            training = Training(config, data, accelerator, out, resume)
+            try:
+                training.learn()
+                training.conclude()
+            except Diverged as error:
+                kept = f"the last good checkpoint is that of step {training.run.latest()} in {out}"
+                raise Diverged(f"{error}; {kept}") from None
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RunError(
+                    "a process that reads images was killed, perhaps for want of memory; go on "
+                    f"with: {training.command} --data.workers 0"
+                ) from None
+            except (OSError, ValueError) as error:
+                raise RunError(f"{sentence_of(error)}{training.breaks_off()}") from error
+            finally:
+                training.close()
 
 
 class Training:
@@ -86,39 +111,61 @@ class Training:
         self.train = data.train.to(device)
         # What progress is measured on: the test images only where none are set apart for it.
         self.test = (data.validation or data.test).to(device)
-        rank, world = accelerator.process_index, accelerator.num_processes
+        number, count = accelerator.process_index, accelerator.num_processes
         self.learner = Learner(config, accelerator, self.train, out.parent)
         owned = self.learner.model.learns_codes
-        self.plan = Plan(config, len(self.train), device, rank, world, owned)
+        self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
         self.done = 0  # optimizer steps
         self.test_loss: float | None = None  # of the weights as they are
+        self.fresh = resume is None
+        self.refit_due = False  # the checkpoint was written before what follows its step
         if resume is None:
             self.learner.initialise(self.train)
         else:
             check_resumable(resume, self.train, out)
             self.learner.restore(resume)
             self.done, self.test_loss = resume.step, resume.values["test_loss"]
+            self.refit_due = resume.values.get("refit_due", False)
         self.first = self.done
         # Nothing is written before all that can be wrong with the settings has been seen.
         self.run = Run(out, config)
         self.log: Log | None = None
-        if self.main and resume is None:
+        with together():
+            if self.main:
+                self._open(resume)
+        self.command = f"{launcher()} fastlatent.train --resume {out}"
+        where_it_breaks_off(self.breaks_off)
+
+    def _open(self, resume: State | None) -> None:
+        """The run folder, new or as it was at the checkpoint."""
+        if resume is None:
             self.run.create()
-            self.log = Log(out)
-        elif self.main and resume is not None:
+            self.log = Log(self.out)
+        else:
             self.run.rewind(resume.step)
-            self.log = Log(out, self.done, resume.values["metrics_bytes"])
+            self.log = Log(self.out, self.done, resume.values["metrics_bytes"])
+
+    def breaks_off(self) -> str:
+        """Where the run ends without having reached its end, and what goes on with it."""
+        try:
+            kept = self.run.latest()
+        except (OSError, ValueError):
+            kept = None
+        where = f"; training ends after step {self.done}"
+        return where if kept is None else f"{where}, go on after step {kept} with: {self.command}"
 
     def learn(self) -> None:
         """Train to the last step."""
         self._introduce()
-        if self.run.latest() is None:
+        if self.fresh:
             self._save()  # whether checkpoints can be written shows now, not after hours
         last = self.plan.last_step
         watch = Stopwatch()
         with Signals() as signals, Progress("training", last, min(self.done, last)) as progress:
+            if self.refit_due:
+                self._follow(self.plan.events(self.done), watch, progress)
             for step, parts in self.plan.steps_after(self.done, self.train):
                 self.learner.learn(step, parts, self.plan)
                 self.done, self.test_loss = step + 1, None
@@ -129,28 +176,32 @@ class Training:
                 if events or signal:
                     self.learner.check_losses()
                     watch.pause()
-                if "refit" in events:
-                    self._refit()
-                if "log" in events:
-                    progress.note = self._log_loss(watch)
-                if "eval" in events:
-                    self._evaluate()
-                if "bound" in events:
-                    self._bound()
-                if "pictures" in events and self.done < last:  # the end draws its own
-                    self._draw()
-                if "film" in events:
-                    self._film()
-                if "checkpoint" in events or signal:
-                    self._save()
+                self._follow(events | {"checkpoint"} if signal else events, watch, progress)
                 if signal and self.done < last:
                     raise Stopped(
                         f"stopped at step {self.done} of {last} and saved; "
-                        f"go on with: python -m fastlatent.train --resume {self.out}",
+                        f"go on with: {self.command}",
                         signal,
                     )
                 progress.advance()
                 watch.go()
+
+    def _follow(self, events: set[str], watch: Stopwatch, progress: Progress) -> None:
+        """Do what follows a step."""
+        if "refit" in events:
+            self._refit(save="checkpoint" in events)
+        if "log" in events:
+            progress.note = self._log_loss(watch)
+        if "eval" in events:
+            self._evaluate()
+        if "bound" in events:
+            self._bound()
+        if "pictures" in events and self.done < self.plan.last_step:  # the end draws its own
+            self._draw()
+        if "film" in events:
+            self._film()
+        if "checkpoint" in events:
+            self._save()
 
     def _agree(self, signal: int | None, events: set[str]) -> int | None:
         """The signal that ends the run; several ranks ask each other, but not at every step."""
@@ -167,13 +218,17 @@ class Training:
         self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
         return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
 
-    def _refit(self) -> None:
-        """What the model fits between epochs."""
+    def _refit(self, save: bool) -> None:
+        """What the model fits between epochs, after the checkpoint: the fit may take long."""
         model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
         if not model.refit_images(epochs):
             return
+        if save and not self.refit_due:
+            self._save(refit_due=True)
+        self.refit_due = False
         batch, seed = self.config.test_batch, self.config.seed
-        numbers = refit(model, self.train, batch, seed, epochs, self.test)
+        limit = min(HELD_OUT, self.config.test_images or HELD_OUT)
+        numbers = refit(model, self.train, batch, seed, epochs, self.test, limit)
         self.learner.copy_buffers()
         if numbers:
             self._record("refit", numbers)
@@ -183,21 +238,26 @@ class Training:
     def _evaluate(self) -> None:
         """The loss on the test split, and the weights if it is the lowest so far."""
         model = self.learner.shown()
-        config = self.config
-        losses = measure_loss(model, self.test, config.test_batch, config.seed, config.test_images)
+        losses = self._measured(model, self.test)
         self.test_loss = losses["loss"]
         best = self.learner.note_test_loss(self.done, self.test_loss)
-        in_use = latents_in_use(model, self.test, config.test_batch)
+        in_use = latents_in_use(model, self.test, self.config.test_batch)
         known = {} if in_use is None else {"latents_in_use": float(in_use)}
         self._record(self.test.name, losses | known)
         latents = self.learner.latents() if best else {}
-        if best and self.main:
-            self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
+        with main_alone() as mine:
+            if best and mine:
+                self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
         mark = ", the lowest so far" if best else ""
         collapsed = usage(model, losses, in_use)
         mark += f"; {collapsed}" if collapsed else ""
         name, unit = self.test.name, model.loss_unit
         say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
+
+    def _measured(self, model: LatentModel, split: Split) -> dict[str, float]:
+        """The losses on the images of a split that are configured for it."""
+        config = self.config
+        return measure_loss(model, split, config.test_batch, config.seed, config.test_images)
 
     def _bound(self) -> None:
         """The importance-weighted bound on the test split."""
@@ -221,7 +281,9 @@ class Training:
             limit = self.config.picture_codes
             codes = gather_codes(model, self.train, self.config.test_batch, limit=limit)
             copula = BernoulliCopula().fit(codes)
-        if self.main:
+        with main_alone() as mine:
+            if not mine:
+                return
             pictures = show_model(
                 model, self.test, self.config.seed, self.config.test_batch, copula
             )
@@ -229,7 +291,6 @@ class Training:
                 path = self.run.images / f"step-{self.done:08}-{name}.png"
                 save(picture, path, self._subject())
                 self.log.picture(name, self.done, picture)
-        self.accelerator.wait_for_everyone()
 
     def _film(self) -> None:
         """A frame of the training film."""
@@ -237,7 +298,9 @@ class Training:
         index = film_index(len(self.train), self.config.film_images)
         model = learner.shown()
         latents = None if learner.codes is None else learner.codes.gather(index)
-        if self.main:
+        with main_alone() as mine:
+            if not mine:
+                return
             images = unit_images(self.train, index, self.accelerator.device)
             with evaluating(model):
                 shown = model.reconstruct(images) if latents is None else model.decode(latents)
@@ -245,7 +308,7 @@ class Training:
             save(tiles(images), film / "originals.png")
             save(tiles(shown), film / f"{self.done:08}.png")
 
-    def _save(self) -> None:
+    def _save(self, refit_due: bool = False) -> None:
         self.learner.check_weights(self.done)
         values = {
             "epoch": self.plan.epoch(self.done),
@@ -253,12 +316,13 @@ class Training:
             "mark": self.train.mark_text,
             "test_loss": self.test_loss,
             "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
+            "refit_due": refit_due,
         }
         state = self.learner.capture(self.done, values)
-        if self.main:
-            self.run.save(state)
-            self.run.prune(self.config.keep)
-        self.accelerator.wait_for_everyone()
+        with main_alone() as mine:
+            if mine:
+                self.run.save(state)
+                self.run.prune(self.config.keep)
 
     def conclude(self) -> None:
         """What a finished run shows: test loss, codes to sample from, pictures, where to go on."""
@@ -267,7 +331,7 @@ class Training:
         model = self.learner.shown()
         if self.data.validation is not None:
             test = self.data.test.to(self.accelerator.device)
-            losses = measure_loss(model, test, self.config.test_batch, self.config.seed)
+            losses = self._measured(model, test)
             self._record("test", losses)
             say(f"{self._position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
         if model.concluding_images:
@@ -276,9 +340,9 @@ class Training:
         if model.latent_kind == "bits":
             labels = len(self.data.label_names or ())
             codes = gather_codes(model, self.train, self.config.test_batch, labels)
-        if self.main:
-            self._show(model, codes)
-        self.accelerator.wait_for_everyone()
+        with main_alone() as mine:
+            if mine:
+                self._show(model, codes)
 
     def _conclude_model(self, model: LatentModel) -> None:
         """What the model fits to its trained weights, into the run's weights, last and best.
@@ -286,21 +350,22 @@ class Training:
         Checkpoints keep the weights that training goes on from.
         """
         conclude(model, self.train, self.config.test_batch, self.config.seed)
-        losses = measure_loss(model, self.test, self.config.test_batch, self.config.seed)
+        losses = self._measured(model, self.test)
         fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
         self._record("fitted", fitted)
         for name, value in fitted.items():
             unit = model.unit_of(name)
             say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {unit}".rstrip())
-        if not self.main:
-            return
-        self.run.write_weights(model.state_dict())
-        best = self.learner.best
-        if best is not None:
-            if best.step != self.done:
-                model = self.run.model("best", self.accelerator.device)
-                conclude(model, self.train, self.config.test_batch, self.config.seed)
-            self.run.write_best(model.state_dict(), *best)
+        with main_alone() as mine:
+            if not mine:
+                return
+            self.run.write_weights(model.state_dict())
+            best = self.learner.best
+            if best is not None:
+                if best.step != self.done:
+                    model = self.run.model("best", self.accelerator.device)
+                    conclude(model, self.train, self.config.test_batch, self.config.seed)
+                self.run.write_best(model.state_dict(), *best)
 
     def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
         seed, batch = self.config.seed, self.config.test_batch
@@ -344,7 +409,7 @@ class Training:
             f"python -m fastlatent.interpolate {self.out}",
             *([f"python -m fastlatent.film {self.out}"] if self.run.film.is_dir() else []),
             *(geometry if studied else ()),
-            f"python -m fastlatent.train --resume {self.out} {more}",
+            f"{self.command} {more}",
             f"tensorboard --logdir {self.out}",
         ):
             say(f"  {line}")
@@ -386,24 +451,3 @@ class Training:
 def _short(value: float) -> str:
     """To five digits; what is rounding alone is 0."""
     return f"{0 if abs(value) < ROUNDING else value:.5g}"
-
-
-def check_resumable(state: State, train: Split, out: Path) -> None:
-    """RunError when the run cannot go on from the checkpoint with these training images."""
-    file = out / "state" / str(state.step) / "state.json"
-    try:
-        check_values(state.values)
-    except ValueError as error:
-        raise RunError(f"{file} is damaged: {error}") from None
-    before, mark = state.values["images"], state.values.get("mark")  # older runs have no mark
-    if before != len(train):
-        raise RunError(
-            f"the training set has {len(train)} images now and had {before}; the run cannot go on"
-        )
-    if mark is not None and mark != train.mark_text:
-        raise RunError(
-            f"the {len(train)} training images are others than those that {out} was trained on, "
-            "or in another order; the run cannot go on"
-        )
-    if (out / "metrics.jsonl").is_file():
-        read_metrics(out, state.values["metrics_bytes"])

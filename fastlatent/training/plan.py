@@ -11,6 +11,7 @@ from fastlatent.console import UsageError
 from fastlatent.data import Batch, Split, epoch_order
 from fastlatent.noise import Noise
 from fastlatent.presets import Interval, TrainConfig
+from fastlatent.ranks import processes
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class Plan:
     def __post_init__(self) -> None:
         batch, shares = self.config.batch, self.config.accumulate * self.world
         if batch % shares:
+            parts = f", {self.config.accumulate} parts each" if self.config.accumulate > 1 else ""
+            fitting = {max(1, batch // shares) * shares, -(-batch // shares) * shares}
             raise UsageError(
-                f"--batch {batch} cannot be split into {self.config.accumulate} accumulated "
-                f"parts on {self.world} processes"
+                f"--batch {batch} cannot be shared evenly by {processes(self.world)}{parts}; "
+                f"take {' or '.join(map(str, sorted(fitting)))}"
             )
         if self.images < batch:
             raise UsageError(
