@@ -6,12 +6,16 @@ neither the batches nor the number of processes change a result.
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import wraps
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 PART = 1 << 22  # numbers of images that are computed at a time
 # SplitMix64: G. Steele, D. Lea, C. Flood, "Fast Splittable Pseudorandom Number Generators",
@@ -30,6 +34,22 @@ def generator(
 def _hash(text: str) -> int:
     """63 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def uncompiled(function: Drawing) -> Drawing:
+    """Keep a function that draws out of compiled ones.
+
+    As `torch.compiler.disable`, which imports the compiler at once, in a second.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*arguments)
+        return torch.compiler.disable(function)(*arguments)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what the compiler looks for
+    return cast(Drawing, call)
 
 
 @dataclass(frozen=True)

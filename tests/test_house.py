@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastlatent
+from fastlatent.__main__ import COMMANDS
 from fastlatent.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,6 +191,28 @@ def test_importing_geometry_brings_in_torch_and_numpy_only():
     allowed = {*sys.stdlib_module_names, "torch", "numpy", "fastlatent"}
     assert set(modules.split()) - {"__main__"} <= allowed and "fastlatent" in modules.split()
     assert dynamo == "False"
+
+
+# Prints what is imported with each command that takes its time and is not always needed.
+COSTLY = """
+import importlib, sys
+costly = {"torch._dynamo", "torch._inductor", "torchvision", "matplotlib", "accelerate", "h5py"}
+costly |= {"sklearn", "tensorboard", "tyro", "torch.utils.tensorboard"}
+for word in sys.argv[1:]:
+    importlib.import_module(f"fastlatent.{word}")
+    found = sorted(costly & sys.modules.keys())
+    costly -= set(found)
+    print(word, *found)
+"""
+
+
+def test_no_command_imports_what_it_may_not_need():
+    run = subprocess.run(
+        [sys.executable, "-c", COSTLY, *COMMANDS], capture_output=True, text=True, check=True
+    )
+    found = {word: names for word, *names in map(str.split, run.stdout.splitlines()) if names}
+    assert not {word: names for word, names in found.items() if names != ["tyro"]}
+    assert len(run.stdout.splitlines()) == len(COMMANDS)
 
 
 def includes(path: Path) -> set[str]:

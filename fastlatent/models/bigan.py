@@ -21,7 +21,7 @@ from fastlatent.models.spectral import (
     trunk,
 )
 from fastlatent.nn import at_least_float32
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 
 CHANNELS = 16  # of the outer feature map of encoder and discriminator
 GENERATOR_CHANNELS = (16, 3)
@@ -165,6 +165,6 @@ class BiGAN(LatentModel):
         """Latents to images in [-1, 1], flattened."""
         return nn.Sequential(*self.decoder.folded(), nn.Flatten()).eval()
 
-    @torch.compiler.disable
+    @uncompiled
     def _normal(self, noise: Noise, name: str, x: Tensor) -> Tensor:
         return noise.normal(f"latent/{name}", (len(x), self.latent_dim), x.device, x.dtype)

@@ -25,7 +25,7 @@ from fastlatent.nn import (
     resample_stages,
     squared_error,
 )
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 from fastlatent.ops import binarize
 
 SLOPE = 0.02  # of every leaky ReLU
@@ -252,12 +252,12 @@ class LBAE(LatentModel):
         return squared_error(at_least_float32(logits).sigmoid(), target)
 
 
-@torch.compiler.disable
+@uncompiled
 def _normal(name: str, like: Tensor, noise: Noise | None) -> Tensor:
     return _required(name, noise).normal(name, like.shape, like.device, like.dtype)
 
 
-@torch.compiler.disable
+@uncompiled
 def _rectangles(x: Tensor, fraction: float, noise: Noise | None) -> Tensor:
     """Masks (n, 1, h, w): one uniformly placed rectangle per image, of the image's proportions."""
     n, _, h, w = x.shape

@@ -23,7 +23,7 @@ from fastlatent.models.spectral import (
     trunk,
 )
 from fastlatent.nn import at_least_float32, gaussian_kl
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class VAE(LatentModel):
         constant = math.prod(self.image_shape) * math.log(2 * math.pi * variance)
         return 0.5 * (squares / variance + constant)
 
-    @torch.compiler.disable
+    @uncompiled
     def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
         """Standard normal numbers, as many as there are means (..., n, d)."""
         return noise.normal("latent", mean.shape, mean.device, mean.dtype, axis=-2)

@@ -12,7 +12,7 @@ from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
 from fastlatent.models.ladder.prior import build_prior, start_scale_
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 from fastlatent.priors import Hierarchical, Normal, Prior
 from fastlatent.priors.gaussian import entropy
 from fastlatent.untouched import slots
@@ -336,10 +336,10 @@ class LaDDer(LatentModel):
         image = self.decoder(z)
         return self.likelihood.log_prob(image, x, self.likelihood.scale()) + log_p - log_q
 
-    @torch.compiler.disable
+    @uncompiled
     def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
         return noise.normal("latent", mean.shape, mean.device, mean.dtype)
 
-    @torch.compiler.disable
+    @uncompiled
     def _stream(self, noise: Noise, mean: Tensor) -> torch.Generator:
         return noise.stream("prior", mean.device)

@@ -3,12 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from fastlatent.models.lvae.layers import Normal
 from fastlatent.nn import at_least_float32, bernoulli_nll
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 from fastlatent.ops import (
     discretized_logistic_log_prob,
     discretized_logistic_mean,
@@ -174,6 +173,6 @@ def bins(x: Tensor) -> Tensor:
     return nearest_bins(expectation, x, LEVELS, 0, LEVELS + 1)
 
 
-@torch.compiler.disable
+@uncompiled
 def _uniform(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return noise.uniform("image", shape, like.device, like.dtype)

@@ -18,7 +18,7 @@ from fastlatent.nn import (
     data_dependent_init_,
     upsample_twice,
 )
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 
 NO_FREE_BITS = 1e-6  # nats; below this a free-bits bound is none at all
 PRIOR_PART = 128  # images whose latents are drawn from the prior at a time
@@ -277,13 +277,13 @@ class LadderVAE(LatentModel):
             part.unflatten(1, shape) for part, shape in zip(parts, self.layer_shapes, strict=True)
         ]
 
-    @torch.compiler.disable
+    @uncompiled
     def _normal(self, n: int, noise: Noise) -> Tensor:
         """Standard normal noise of all latents at once (n, d)."""
         like = at_least_float32(self.top_down[-1].top_prior)
         return noise.normal("latent", (n, self.latent_dim), like.device, like.dtype)
 
-    @torch.compiler.disable
+    @uncompiled
     def _masks(self, x: Tensor, noise: Noise) -> Iterator[Tensor] | None:
         """What the channel dropouts multiply with, in their order: (n, f, 1, 1) each."""
         if not self.training or not self._dropouts:
