@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError
 
 from fastlatent.ops import KernelMissing
-from fastlatent.progress import is_main_process, printable
+from fastlatent.progress import is_main_process, printable, say
 
 Device = Literal["auto", "cpu", "cuda"]
 Parsed = TypeVar("Parsed")
+Main = Callable[[Sequence[str] | None], None]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that end training
 
@@ -62,18 +63,26 @@ def keep_freed_memory() -> None:
             mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., Any]:
     """Turn `main(argv)` into a command that returns its exit code and explains failures.
 
     Expected failures become one sentence on stderr; FASTLATENT_TRACEBACK=1 shows where they arose.
-    With the arguments of the process, it is the process's own and may set how memory is kept.
+    With the arguments of the process, it is the process's own and may set how memory is kept. There
+    only commands whose work is `shared` do anything in any process but the first of a launcher.
     """
+    if main is None:
+        return functools.partial(command, shared=shared)
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
             if argv is None:
                 keep_freed_memory()
+                count = int(os.environ.get("WORLD_SIZE", "1"))
+                if not shared and count > 1:
+                    say(f"note: one process does all of this, the first of {count}")
+                    if not is_main_process():
+                        return 0
             main(argv)
         except UsageError as error:
             return _fail(error, 2)

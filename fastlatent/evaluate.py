@@ -197,7 +197,7 @@ class Options(RunOptions):
         return partial(jpeg_round_trip, rgb=self.features == "inception") if self.jpeg else to_uint8
 
 
-@command
+@command(shared=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION)

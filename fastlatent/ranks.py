@@ -50,9 +50,9 @@ def launcher() -> str:
     """How as many processes as these are started, up to the name of the module."""
     if world() == 1:
         return "python -m"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
-    nodes = f"--nnodes {world() // here} " if world() > here else ""
-    return f"torchrun {nodes}--nproc-per-node {here} -m"
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # as torchrun calls them
+    several = f"--nnodes {nodes} " if nodes > 1 else ""
+    return f"torchrun {several}--nproc-per-node {world() // nodes} -m"
 
 
 def check_launch() -> None:

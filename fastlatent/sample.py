@@ -40,7 +40,8 @@ DESCRIPTION = """Draw new images from a trained model.
 - priors in two steps, --no-noise: means of the second, smoother, but no draws of the prior
 - a data set in place of a run: its first images, as many of each class, as PNGs in --folder
 
-Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read.
+Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read. One
+process does it all, so start it without torchrun, which takes --n for an option of its own.
 
 Examples:
   python -m fastlatent.sample runs/lbae-digits --n 100 --out samples.png

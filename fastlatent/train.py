@@ -55,7 +55,7 @@ FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
 FREE_DATA = {"root", "resident", "workers", "download"}
 
 
-@command
+@command(shared=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     arguments = list(sys.argv[1:] if argv is None else argv)
