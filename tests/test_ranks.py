@@ -131,6 +131,8 @@ def test_ranks_that_would_train_different_things_end_with_one_sentence(tmp_path:
             *new,
             "--data.name",
             f"npz:{tmp_path}/placeRANK/x.npz",
+            "--data.per-class",
+            "None",
         ],
     }
     for (codes, said), expected in zip(in_turn(list(cases.values())), cases, strict=True):
