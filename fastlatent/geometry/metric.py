@@ -42,13 +42,14 @@ def as_metric(
     with many features a much faster one. All but the former are Embeddings. Feature maps need an
     example to tell whether there is a variance.
 
-    Parameters are frozen, and modules are left as they are found. Decoders are evaluated in the
-    mode they are in: batch norm and dropout in training mode are errors. Make a new metric after
-    changing a decoder.
+    Parameters are frozen. Modules are left as they are found: what a decoder writes to parameters,
+    buffers and attributes is undone. Decoders are evaluated in the mode they are in: batch norm and
+    dropout in training mode are errors. Autocast and checkpoints within decoders have no effect.
+    Make a new metric after changing a decoder.
 
     Raises TypeError or ValueError for a decoder whose output depends on the batch, is not
-    differentiable in z, or is neither a tensor nor such a pair; for most of this only when there
-    are latents to try it on.
+    differentiable in z, has a negative variance, or is neither a float32 or float64 tensor nor such
+    a pair; for most of this only when there are latents to try it on.
     """
     if draws is not None and draws < 1:
         raise ValueError(f"as_metric: draws must be at least 1; got {draws}")
