@@ -272,6 +272,18 @@ def _differentiable(op: Op, index: int, out: Tensor | None) -> bool:
     return out is not None and out.is_floating_point() and index not in op.non_differentiable
 
 
+def contiguous_rows(x: Tensor) -> Tensor:
+    """x with stride 1 in the last dimension, which `contiguous` leaves where x is empty."""
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the dtype and the memory order of `like`, which has its shape."""
+    if torch._C._are_functorch_transforms_active():  # where `value` may have dimensions of its own
+        return value.to(like.dtype)
+    return torch.empty_like(like).copy_(value)
+
+
 def threads() -> int:
     """How many threads a CPU kernel may use."""
     return torch.get_num_threads()

@@ -17,8 +17,9 @@ from fastlatent.ops._register import register, threads
 
 def dense(x: Tensor) -> Tensor:
     """x contiguous, or channels last where it has that."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if last else x.contiguous()
+    if x.dim() != 4 or torch._C._are_functorch_transforms_active():  # which know one order only
+        return x.contiguous()
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def ordered(a: Tensor, like: Tensor) -> Tensor:

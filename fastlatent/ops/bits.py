@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, strict, threads
+from fastlatent.ops._register import contiguous_rows, register, strict, threads
 
 SURROGATES = ("identity", "clip", "tanh")
 
@@ -151,8 +151,8 @@ def binarize(
 
 def pack_signs(codes: Tensor) -> Tensor:
     """(n, d) to (n, ceil(d / 64)) int64: the definition of `pack_bits`."""
-    n, d = codes.shape
-    bits = pad((codes > 0).long(), (0, -d % 64)).view(n, -(-d // 64), 64)
+    d = codes.shape[1]
+    bits = pad((codes > 0).long(), (0, -d % 64)).unflatten(1, (-(-d // 64), 64))
     return (bits << torch.arange(64, device=codes.device)).sum(-1)
 
 
@@ -197,9 +197,8 @@ def pack_bits(
 
 
 def _unpack_bits_reference(words: Tensor, d: int, dtype: torch.dtype) -> Tensor:
-    n, w = words.shape
     bits = (words[:, :, None] >> torch.arange(64, device=words.device)) & 1
-    return 2 * bits.view(n, 64 * w)[:, :d].to(dtype) - 1
+    return (2 * bits.flatten(1)[:, :d].to(dtype) - 1).contiguous()
 
 
 def _unpack_bits_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
@@ -313,7 +312,7 @@ def _widen(x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """(..., d) as (n, d) whose rows are contiguous."""
     rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+    return contiguous_rows(rows)
 
 
 def _normal(shape: tuple[int, ...], device: str, dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlatent.ops._register import contiguous_rows
+
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
 
 
@@ -335,8 +337,7 @@ def _pull(grad: Tensor, points: Tensor, energy: bool) -> Tensor:
 
 
 def _rows(points: Tensor) -> Tensor:
-    points = points.detach()
-    return points if points.stride(-1) == 1 else points.contiguous()
+    return contiguous_rows(points.detach())
 
 
 def _tile(d: int) -> dict[str, int]:

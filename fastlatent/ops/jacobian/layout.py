@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastlatent.ops._register import contiguous_rows
+
 
 class Layout(NamedTuple):
     """The order of the elements of (..., c, *spatial)."""
@@ -26,8 +28,7 @@ class Layout(NamedTuple):
 
     def rows(self, a: Tensor) -> Tensor:
         """(..., c, *spatial) as (..., l), contiguous in the last dimension."""
-        rows = self._in_order(a).flatten(-1 - self.spatial)
-        return rows if rows.stride(-1) == 1 else rows.contiguous()
+        return contiguous_rows(self._in_order(a).flatten(-1 - self.spatial))
 
     def _in_order(self, a: Tensor) -> Tensor:
         return a.movedim(-1 - self.spatial, -1) if self.channels_last else a

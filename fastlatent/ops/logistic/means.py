@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, threads
+from fastlatent.ops._register import laid_out, register, threads
 from fastlatent.ops.logistic.arguments import (
     check_grid,
     check_params,
@@ -226,7 +226,7 @@ def _mixture_mean_backward_reference(
     q = (upstream * torch.stack([found.value for found in y], 1)).sum(1)
     by_logit = share * (q - (share * q).sum(1, keepdim=True))
     whole = torch.cat([by_logit, torch.stack(blocks, 2).flatten(1, 3)], 1)
-    return torch.empty_like(params).copy_(whole.view(params.shape))
+    return laid_out(whole.view(params.shape), params)
 
 
 def _mixture_mean_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, threads
+from fastlatent.ops._register import laid_out, register, threads
 from fastlatent.ops.logistic.arguments import (
     BINS,
     bins_and_parameters,
@@ -123,7 +123,7 @@ def _mixture_backward_reference(
     rest = torch.stack(blocks, 2) * share[:, None, None]
     whole = torch.cat([share - p.logits.softmax(1), rest.flatten(1, 3)], 1)
     scaled = grad.flatten(1)[:, None] * whole if grad.dim() > 1 else grad[:, None, None] * whole
-    return torch.empty_like(params).copy_(scaled.view(params.shape))
+    return laid_out(scaled.view(params.shape), params)
 
 
 def _mixture_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, threads
+from fastlatent.ops._register import contiguous_rows, register, threads
 from fastlatent.ops.spline.arguments import DTYPES, normal
 
 
@@ -66,7 +66,7 @@ def _backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
 def _kernel(energy: bool) -> Callable[..., Tensor]:
     def cpp(core: Any, points: Tensor) -> Tensor:
         out = points.new_empty(points.shape[0])
-        core.polyline(_rows(points), energy, out, threads())
+        core.polyline(contiguous_rows(points), energy, out, threads())
         return out
 
     return cpp
@@ -75,14 +75,10 @@ def _kernel(energy: bool) -> Callable[..., Tensor]:
 def _backward_kernel(energy: bool) -> Callable[..., Tensor]:
     def cpp(core: Any, grad: Tensor, points: Tensor) -> Tensor:
         out = torch.empty_like(points, memory_format=torch.contiguous_format)
-        core.polyline_backward(grad.contiguous(), _rows(points), energy, out, threads())
+        core.polyline_backward(grad.contiguous(), contiguous_rows(points), energy, out, threads())
         return out
 
     return cpp
-
-
-def _rows(points: Tensor) -> Tensor:
-    return points if points.stride(-1) == 1 else points.contiguous()
 
 
 _length_backward = register(
