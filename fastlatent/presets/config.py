@@ -7,6 +7,8 @@ from typing import Literal
 from fastlatent.data import DataConfig
 from fastlatent.models import ModelConfig
 
+SEEDS = 1 << 32
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -118,7 +120,10 @@ class TrainConfig:
             if not good:
                 raise ValueError(f"{name} must be {expectation}; got {getattr(self, name)!r}")
 
-        require(re.fullmatch(r"[\w.-]+", self.name) is not None, "name", "letters, digits, . _ -")
+        # Dots alone name this folder, or the one above it.
+        named = re.fullmatch(r"[\w.-]+", self.name) is not None and self.name.strip(".") != ""
+        require(named, "name", "letters, digits, . _ -, and not dots alone")
+        require(0 <= self.seed < SEEDS, "seed", f"from 0 to {SEEDS - 1}, as NumPy's seeds are")
         counts = (
             "epochs",
             "batch",

@@ -44,6 +44,7 @@ from fastlatent.training.learner import (
     check_shapes,
 )
 from fastlatent.training.plan import Plan, film_index
+from fastlatent.training.single import check_parts
 from fastlatent.training.usage import constant_bits, latents_in_use, usage
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Training:
         self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
+        check_parts(config, self.learner.model, self.train, world)
         self.done = 0  # optimizer steps
         self.test_loss: float | None = None  # of the weights as they are
         self.fresh = resume is None

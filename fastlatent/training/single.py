@@ -1,0 +1,39 @@
+"""Whether a model can learn from single images."""
+
+import copy
+
+import torch
+
+from fastlatent.console import UsageError
+from fastlatent.data import Split
+from fastlatent.latents import unit_images
+from fastlatent.models import LatentModel, Turn
+from fastlatent.noise import Noise
+from fastlatent.presets import TrainConfig
+
+
+def check_parts(config: TrainConfig, model: LatentModel, train: Split, world: int) -> None:
+    """UsageError where parts of a step hold one image each and the model needs more.
+
+    Batch normalisation has no variance of a single number per channel.
+    """
+    if config.batch > config.accumulate * world:
+        return
+    device = next(model.parameters()).device
+    trial = copy.deepcopy(model).train()
+    image = unit_images(train, torch.zeros(1, dtype=torch.int64), device)
+    codes = {"latents": torch.zeros(1, model.latent_dim, device=device)}
+    given = codes if model.learns_codes else {}
+    for turn in trial.turns or (Turn("", (trial,)),):
+        options = {"turn": turn.name} if turn.name else {}
+        try:
+            with torch.no_grad():
+                trial(image, noise=Noise(config.seed, 0), **options, **given)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            least = 2 * config.accumulate * world
+            raise UsageError(
+                f"--batch {config.batch} leaves one image to each part of a step, and batch "
+                f"normalisation needs more: --batch must be at least {least}"
+            ) from None
