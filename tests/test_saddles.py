@@ -220,6 +220,17 @@ KNOWN = {
 }
 
 
+@pytest.mark.parametrize("name", ["half-plane", "half-plane over e^4", "cone"])
+def test_errors_in_float32_hold_what_a_search_leaves(name):
+    """It stops where the next step promises less than a thousandth of the energy."""
+    decode, ends, distance = KNOWN[name]
+    a, b = (z.float() for z in ends)
+    found, true = geodesic(decode, a, b), distance(a.double(), b.double())
+    covered = (found.length - true).abs() <= found.length_error + 1e-6 * true
+    promised = found.converged | (found.status == Status.UNRESOLVED)
+    assert promised.sum() > 2 and covered[promised].all()
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_lengths_and_errors_cover_known_distances(name):
     """No length is below the distance, and what has converged or is unresolved covers it."""

@@ -12,6 +12,7 @@ from fastlatent.geometry.metric import Embedding, Metric
 
 MEASURED_SEGMENTS = 16  # of the coarsest grid on which curves to start from are measured
 GRID_ERROR = 0.01  # share of the length that the grid of a search may miss
+LEAST_CURVATURE = 0.05  # smaller ones are not told from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Geodesics:
     control: Tensor  # (n, k, d)
     knots: Tensor  # (k + 4,), shared
     length: Tensor  # (n,)
-    length_error: Tensor  # (n,), estimate
+    length_error: Tensor  # (n,), estimate: of measuring, and of what the search left
     straight_length: Tensor  # (n,)
     straight_error: Tensor  # (n,), estimate
     energy: Tensor  # (n,), of the chords that the search saw
@@ -94,13 +95,26 @@ class Best:
         return (self.status == int(Status.MAX_ITERATIONS)).nonzero()[:, 0]
 
     def offer(
-        self, candidate: int, rows: Tensor, curves: Curves, found: Minimum, segments: int
+        self,
+        candidate: int,
+        rows: Tensor,
+        curves: Curves,
+        found: Minimum,
+        curvature: Tensor,  # (r,), the least that was found; that of a flat metric is 1
+        segments: int,
     ) -> tuple[Tensor, Tensor]:
         """Measures the curves of the pairs `rows`, and takes those that are shorter.
 
         Returns their lengths (r,), and which the grid of the search missed a part of, (r,) bool.
         """
         measured = measure(self.metric, curves, rtol=self.rtol, segments=segments)
+        # A Newton step promises twice what is there, and the square root of an energy halves that
+        # again. The rest is room; where curvature is small the step was too short. What a search
+        # that stalled had been promised is not to be had.
+        left = found.promise / found.value / curvature.clamp(LEAST_CURVATURE, 1)
+        left[found.status == int(Status.STALLED)] = 0
+        error = measured.error + measured.length * left.nan_to_num(0).clamp(0, 1)
+        measured = measured._replace(error=error)
         better = self._take(candidate, rows, curves, measured)
         self.energy[rows[better]] = found.value[better]
         self.iterations[rows] += found.iterations

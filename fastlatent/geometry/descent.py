@@ -46,13 +46,14 @@ class Minimum(NamedTuple):
     values: Tensor  # (n,) int64, evaluations of the value alone
     gradients: Tensor  # (n,) int64, evaluations of value and gradient
     gradient: Tensor  # (n, ...), at x
+    promise: Tensor  # (n,), the decrease that the last step looked for
 
     def resumed(self, rows: Tensor, later: "Minimum") -> None:
         """Adds another search of the problems `rows`, and takes what it found lower."""
         for count in ("iterations", "values", "gradients"):
             getattr(self, count)[rows] += getattr(later, count)
         lower = later.value < self.value[rows]
-        for name in ("x", "value", "status", "gradient"):
+        for name in ("x", "value", "status", "gradient", "promise"):
             getattr(self, name)[rows[lower]] = getattr(later, name)[lower]
 
 
@@ -68,6 +69,7 @@ class _Search:
         everything = torch.arange(n, device=x.device)
         self.value, self.gradient = self.evaluate(self.x, everything)
         self.initial = self.value.clone()
+        self.promise = torch.zeros_like(self.value)
         self.open = torch.ones(n, dtype=torch.bool, device=x.device)
         self.close(everything[~self.value.isfinite()], Status.NON_FINITE)
 
@@ -99,6 +101,7 @@ class _Search:
             self.values,
             self.gradients,
             self.gradient,
+            self.promise,
         )
 
 
@@ -129,6 +132,7 @@ def lbfgs(
         if uphill.any():
             direction[uphill] = -precondition(gradient[uphill], rows[uphill])
             slope = dot(gradient, direction)
+        search.promise[rows] = -slope
         flat = -slope <= tolerance * search.value[rows]
         unknown = slope.isnan()  # a gradient that is not finite
         search.close(rows[flat], Status.CONVERGED)
@@ -243,7 +247,8 @@ def adam(
         search.close(rows[~value.isfinite()], Status.STALLED)
         if step % 10 == 0:
             rows = search.rows()
-            slow = mark[rows] - search.value[rows] <= tolerance * search.value[rows]
+            search.promise[rows] = mark[rows] - search.value[rows]
+            slow = search.promise[rows] <= tolerance * search.value[rows]
             search.close(rows[slow], Status.CONVERGED)
             mark = search.value.clone()
     return search.minimum()

@@ -49,8 +49,11 @@ class Minimiser:
 
     def __call__(
         self, curves: Curves, mean_metric: Tensor, segments: int, leave_saddles: bool
-    ) -> Minimum:
-        """The inner control points (n, k - 2, d) of least energy on that many segments."""
+    ) -> tuple[Minimum, Tensor]:
+        """The inner control points (n, k - 2, d) of least energy on that many segments.
+
+        With them the least curvature found (n,), NaN where it was not looked for.
+        """
         energy = Energy(self.metric, curves, segments)
         stiffness = energy.stiffness()
         axis = curves.end - curves.start
@@ -73,16 +76,20 @@ class Minimiser:
 
         rows = torch.arange(len(curves), device=curves.control.device)
         found = descend(curves.control[:, 1:-1], rows)
+        curvature = torch.full_like(found.value, torch.nan)
         if leave_saddles:
             ended = (found.status == int(Status.CONVERGED)) | (found.status == int(Status.STALLED))
             rows = rows[ended]
             for _ in range(ESCAPES):
                 if not len(rows):
                     break
-                start, rows = self._off_saddles(energy, found, precondition, axis, rows)
+                start, curvature[rows], left = self._off_saddles(
+                    energy, found, precondition, axis, rows
+                )
+                start, rows = start[left], rows[left]
                 if len(rows):
                     found.resumed(rows, descend(start, rows))
-        return found
+        return found, curvature
 
     def _off_saddles(
         self,
@@ -91,8 +98,9 @@ class Minimiser:
         precondition: Precondition,
         axis: Tensor,  # (n, d), from start to end
         rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Starts of less energy for those of the problems `rows` that have one, and which.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Starts of less energy for the problems `rows`, the least curvature at where they are, and
+        which of them have such a start, (r,) bool.
 
         One is a little off a saddle, in its softest direction. The others are bowed to either side:
         the middle of a hill with a flat top, or with a tip between two points of the grid, is a
@@ -129,8 +137,7 @@ class Minimiser:
         broken = ~found.gradient[rows].isfinite().all((1, 2))  # as at the tip of a cone
         near = ((curvature < NEGATIVE) | broken) & (best == value)
         start[near] = (x + wide(OFF * reach, x) * direction)[near]
-        left = near | (best < value)
-        return start[left], rows[left]
+        return start, curvature, near | (best < value)
 
 
 def softest(

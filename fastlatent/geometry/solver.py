@@ -219,7 +219,7 @@ def _descend(
 ) -> None:
     """Lowers the energy level by level; offers what comes out."""
     mean_metric, of_length = mean_metric_factor(minimise.metric, curves), best.length[rows]
-    slow = torch.zeros_like(rows)
+    slow, curvature = torch.zeros_like(rows), torch.ones_like(of_length)
     for count in spans:
         curves = curves.refine(max(count, curves.spans))
         control, before = curves.control.clone(), best.length[rows]
@@ -229,11 +229,16 @@ def _descend(
             if not len(going):
                 break
             part = Curves(control[going], curves.knots)
-            found = minimise(part, mean_metric[going], segments, leave_saddles=count == spans[0])
+            found, least = minimise(
+                part, mean_metric[going], segments, leave_saddles=count == spans[0]
+            )
+            curvature[going] = torch.where(least.isnan(), curvature[going], least)
             part = Curves(
                 torch.cat([part.control[:, :1], found.x, part.control[:, -1:]], 1), curves.knots
             )
-            length, unseen = best.offer(candidate, rows[going], part, found, segments)
+            length, unseen = best.offer(
+                candidate, rows[going], part, found, curvature[going], segments
+            )
             finite = length.isfinite()
             # What ran into a hole between the points of the grid goes back, to a finer one.
             control[going[finite]] = part.control[finite]
