@@ -118,7 +118,7 @@ class Training:
         self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
-        check_parts(config, self.learner.model, self.train, world)
+        check_parts(config, self.learner.model, self.train, count)
         self.done = 0  # optimizer steps
         self.test_loss: float | None = None  # of the weights as they are
         self.fresh = resume is None
