@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,6 +128,45 @@ def test_features_that_never_vary_are_left_out(dtype):
     want, _ = torch.func.grad(ops.trace_sqrtm, argnums=(0, 1))(*inner)
     torch.testing.assert_close(got[live][:, live], want)
     assert got[~live][:, ~live].abs().max() < 1e-12
+
+
+# Entries a11, a12, a22 of two nearly singular matrices: the worst found among random pairs.
+NEARLY_SINGULAR = [
+    (
+        (0.9755452103029889, -0.13741218453678894, 0.22787688247917812),
+        (0.8079229708772321, 0.39393329893033824, 0.1920770291227686),
+    ),
+    (
+        (0.5185907798102912, 0.30901505309816835, 0.8016442165282294),
+        (0.07044303555241918, -0.25589219271908165, 0.9295569644475808),
+    ),
+    (
+        (0.22691649810877298, -0.4188381560875562, 0.773083501891227),
+        (0.9298014680929672, 0.08617082106639751, 0.8942227109095255),
+    ),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), NEARLY_SINGULAR)
+def test_what_counts_as_singular_costs_no_more_than_stated(a, b):
+    """(tr (A B)^(1/2))^2 = tr A B + 2 (det A det B)^(1/2) of 2 x 2 matrices, in 50 digits."""
+
+    def trace(x, y):
+        root = mpmath.sqrt(abs((x[0] * x[2] - x[1] ** 2) * (y[0] * y[2] - y[1] ** 2)))
+        return mpmath.sqrt(x[0] * y[0] + 2 * x[1] * y[1] + x[2] * y[2] + 2 * root)
+
+    with mpmath.workdps(50):
+        x, y = (tuple(map(mpmath.mpf, entries)) for entries in (a, b))
+        truth = trace(x, y)
+        rounded = [1 + sign * mpmath.mpf(2) ** -52 for sign in (-1, 1)]
+        moved = [trace((x[0] * r, *x[1:]), (y[0] * r, *y[1:])) - truth for r in rounded]
+    matrices = [torch.tensor([[e[0], e[1]], [e[1], e[2]]], dtype=F64) for e in (a, b)]
+    got, how = ops.trace_sqrtm(*matrices, diagnostics=True)
+    scale = a[0] + a[2] + b[0] + b[2]
+    assert sum(how.rank) == 3
+    assert abs(float(got) - float(truth)) / scale < math.sqrt(18 * torch.finfo(F64).eps) / 2
+    # Rounding an entry once moves the exact trace visibly, too.
+    assert max(map(abs, moved)) / scale > 1e-10
 
 
 def test_features_of_very_different_scale_keep_their_rank():
