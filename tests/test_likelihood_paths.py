@@ -198,7 +198,8 @@ def test_turning_the_ends_turns_the_path():
     found = likelihood_path(normal, start, end, **options)
     turned = likelihood_path(normal, start @ turn, end @ turn, **options)
     torch.testing.assert_close(found.points @ turn, turned.points, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found.terms.objective, turned.terms.objective, atol=1e-4, rtol=0)
+    # Each settles where 50 iterations gain less than 1e-4.
+    torch.testing.assert_close(found.terms.objective, turned.terms.objective, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["adam", "original"])
@@ -265,7 +266,9 @@ def test_our_search_beats_the_published_one():
     ours = likelihood_path(log_prob, start, end)
     published = likelihood_path(log_prob, start, end, method="original")
     assert (ours.terms.objective < published.terms.objective + 1e-3).double().mean() > 0.9
-    assert ours.terms.spread.max() < published.terms.spread.max()
+    # Of the largest spread, between modes, rounding decides.
+    assert ours.terms.spread.max() < published.terms.spread.max() + 1e-3
+    assert ours.terms.spread.median() < 0.5 * published.terms.spread.median()
 
 
 def test_the_mean_is_the_sum_for_eight_points():
