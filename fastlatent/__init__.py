@@ -1,11 +1,24 @@
 """Fast latent-variable models in PyTorch, on custom C++, CUDA and Triton kernels."""
 
+import sys
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastlatent.patches import patch as patch
 
 __version__ = "0.1.0"
+
+
+def _spoken(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, where)
+
+
+if sys.argv[:1] == ["-m"]:  # python -m fastlatent.WORD, whose imports take seconds
+    sys.excepthook = _spoken
 
 
 def __getattr__(name: str) -> Any:

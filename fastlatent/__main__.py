@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: there is no command {word!r}; choose from {known}", file=sys.stderr)
         return 2
-    run = importlib.import_module(f"fastlatent.{word}").main
+    try:
+        run = importlib.import_module(f"fastlatent.{word}").main
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     if argv is None:
         sys.argv = [f"{sys.argv[0]} {word}", *arguments]
         return run()

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,7 +23,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Parsed = TypeVar("Parsed")
 Main = Callable[[Sequence[str] | None], None]
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that end training
+# Signals that end training; the second where it is not ignored, as nohup wants it.
+STOPPING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 
 
 class UsageError(Exception):
@@ -39,6 +40,14 @@ class Stopped(Exception):
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
+        self.signal_number = signal_number
+
+
+class Heard(BaseException):
+    """A signal has come inside `Signals.at_once`; no handler of errors is to take it for one."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
         self.signal_number = signal_number
 
 
@@ -63,6 +72,18 @@ def keep_freed_memory() -> None:
             mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def end_by_exception() -> None:
+    """Let SIGTERM and SIGHUP end the process by Heard, so that nothing half made is left behind."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _raise_heard)
+
+
+def _raise_heard(number: int, _frame: object) -> None:
+    raise Heard(number)
+
+
 def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., Any]:
     """Turn `main(argv)` into a command that returns its exit code and explains failures.
 
@@ -78,6 +99,7 @@ def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., 
         try:
             if argv is None:
                 keep_freed_memory()
+                end_by_exception()
                 count = int(os.environ.get("WORLD_SIZE", "1"))
                 if not shared and count > 1:
                     say(f"note: one process does all of this, the first of {count}")
@@ -88,9 +110,12 @@ def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., 
             return _fail(error, 2)
         except Told as told:
             return told.code
+        except Heard as heard:
+            return 128 + heard.signal_number
         except Stopped as error:
             if is_main_process():
-                print(printable(str(error)), file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # a terminal that has gone, as SIGHUP tells
+                    print(printable(str(error)), file=sys.stderr, flush=True)
             return 128 + error.signal_number
         except BrokenPipeError:
             # The reader of our output has left; point stdout elsewhere so that exit stays silent.
@@ -209,22 +234,43 @@ def choose_device(device: Device) -> torch.device:
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGUSR1 as a wish to be met at the next good moment.
+    """Ctrl-C, SIGHUP, SIGTERM and SIGUSR1 as a wish to be met at the next good moment.
 
-    Schedulers send the last of them some time before they end a job. A second Ctrl-C ends a lone
-    process at once; launchers of several send signals twice. Outside the main thread, where Python
-    hears no signals, it leaves them alone.
+    That is the end of a step, and any moment inside `at_once`. Schedulers send the last of them
+    some time before they end a job, and a terminal that closes sends SIGHUP. A second Ctrl-C ends a
+    lone process at once; launchers of several send signals twice. Outside the main thread, where
+    Python hears no signals, it leaves them alone.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
-                self._previous[number] = signal.signal(number, self._receive)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal ends by Heard, also one that came before: work to be done again.
+
+        Processes that work together go on to where they ask each other.
+        """
+        before, self._at_once = self._at_once, self._alone
+        try:
+            if self._at_once and self.received is not None:
+                raise Heard(self.received)
+            yield
+        finally:
+            self._at_once = before
+
+    @property
+    def _alone(self) -> bool:
+        return os.environ.get("WORLD_SIZE", "1") == "1"
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -232,11 +278,14 @@ class Signals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        if self.received is not None and number == signal.SIGINT and alone:
+        if self.received is not None and number == signal.SIGINT and self._alone:
             raise KeyboardInterrupt
         if self.received is None:
-            more = "; Ctrl-C again quits without saving" if alone else ""
+            when = "" if self._at_once else " after this step"
+            more = "; Ctrl-C again quits without saving" if self._alone else ""
             # Straight to the descriptor: print is not safe inside a signal handler.
-            os.write(2, f"stopping after this step{more}\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"stopping{when}{more}\n".encode())
         self.received = number
+        if self._at_once:
+            raise Heard(number)

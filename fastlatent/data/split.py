@@ -217,5 +217,5 @@ def _read(images: Tensor | FileImages, index: Tensor) -> Tensor:
 def _leave_signals_to_the_parent(_worker: int) -> None:
     # All can reach the whole process group; the parent saves its state first and needs its
     # workers until then.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastlatent.console import RunError, Signals, Stopped, sentence_of
+from fastlatent.console import Heard, RunError, Signals, Stopped, sentence_of
 from fastlatent.data import Dataset, Split, load
 from fastlatent.gallery import show_model
 from fastlatent.latents import unit_images
@@ -75,11 +75,18 @@ def train(
                 say(note)
             agreed = what_ranks_share(config, data, resume) if world() > 1 else {}
         check_agreement(agreed)
-        with accelerated(config) as accelerator:
-            training = Training(config, data, accelerator, out, resume)
+        with accelerated(config) as accelerator, Signals() as signals:
+            training = Training(config, data, accelerator, out, resume, signals)
             try:
                 training.learn()
-                training.conclude()
+                with signals.at_once():
+                    training.conclude()
+            except Heard as heard:
+                raise Stopped(
+                    f"stopped after step {training.done}, which is saved, before the end was "
+                    f"shown; go on with: {training.command}",
+                    heard.signal_number,
+                ) from None
             except Diverged as error:
                 kept = f"the last good checkpoint is that of step {training.run.latest()} in {out}"
                 raise Diverged(f"{error}; {kept}") from None
@@ -106,7 +113,9 @@ class Training:
         accelerator: "Accelerator",
         out: Path,
         resume: State | None,
+        signals: Signals,
     ):
+        self.signals = signals
         device, self.main = accelerator.device, accelerator.is_main_process
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
         self.train = data.train.to(device)
@@ -122,14 +131,14 @@ class Training:
         self.done = 0  # optimizer steps
         self.test_loss: float | None = None  # of the weights as they are
         self.fresh = resume is None
-        self.refit_due = False  # the checkpoint was written before what follows its step
+        self.due: set[str] = set()  # of what follows the step, what is still to be done
         if resume is None:
             self.learner.initialise(self.train)
         else:
             check_resumable(resume, self.train, out)
             self.learner.restore(resume)
             self.done, self.test_loss = resume.step, resume.values["test_loss"]
-            self.refit_due = resume.values.get("refit_due", False)
+            self.due = set(resume.values.get("due", ()))
         self.first = self.done
         # Nothing is written before all that can be wrong with the settings has been seen.
         self.run = Run(out, config)
@@ -165,45 +174,61 @@ class Training:
             self._save()  # whether checkpoints can be written shows now, not after hours
         last = self.plan.last_step
         watch = Stopwatch()
-        with Signals() as signals, Progress("training", last, min(self.done, last)) as progress:
-            if self.refit_due:
-                self._follow(self.plan.events(self.done), watch, progress)
+        with Progress("training", last, min(self.done, last)) as progress:
+            if self.due:
+                self._follow(self.due | {"checkpoint"}, watch, progress)
             for step, parts in self.plan.steps_after(self.done, self.train):
                 self.learner.learn(step, parts, self.plan)
                 self.done, self.test_loss = step + 1, None
                 watch.count += self.config.batch
 
                 events = self.plan.events(self.done)
-                signal = self._agree(signals.received, events)
+                signal = self._agree(self.signals.received, events)
                 if events or signal:
                     self.learner.check_losses()
                     watch.pause()
                 self._follow(events | {"checkpoint"} if signal else events, watch, progress)
                 if signal and self.done < last:
-                    raise Stopped(
-                        f"stopped at step {self.done} of {last} and saved; "
-                        f"go on with: {self.command}",
-                        signal,
-                    )
+                    raise self._stopped(signal)
                 progress.advance()
                 watch.go()
 
     def _follow(self, events: set[str], watch: Stopwatch, progress: Progress) -> None:
-        """Do what follows a step."""
-        if "refit" in events:
-            self._refit(save="checkpoint" in events)
-        if "log" in events:
-            progress.note = self._log_loss(watch)
-        if "eval" in events:
-            self._evaluate()
-        if "bound" in events:
-            self._bound()
-        if "pictures" in events and self.done < self.plan.last_step:  # the end draws its own
-            self._draw()
-        if "film" in events:
-            self._film()
+        """Do what follows a step; what a signal leaves undone, the resumed run begins with."""
+        self.due = set(events)
+        try:
+            if "refit" in events:
+                self._refit()
+            self.due.discard("refit")
+            if "log" in events:
+                progress.note = self._log_loss(watch)
+            self.due.discard("log")
+            if "eval" in events:
+                self._evaluate()
+            self.due.discard("eval")
+            if "bound" in events:
+                self._bound()
+            self.due.discard("bound")
+            if "pictures" in events and self.done < self.plan.last_step:  # the end draws its own
+                with self.signals.at_once():
+                    self._draw()
+            self.due.discard("pictures")
+            if "film" in events:
+                with self.signals.at_once():
+                    self._film()
+            self.due.discard("film")
+        except Heard as heard:
+            self._save()
+            raise self._stopped(heard.signal_number) from None
         if "checkpoint" in events:
             self._save()
+
+    def _stopped(self, signal: int) -> Stopped:
+        return Stopped(
+            f"stopped at step {self.done} of {self.plan.last_step} and saved; "
+            f"go on with: {self.command}",
+            signal,
+        )
 
     def _agree(self, signal: int | None, events: set[str]) -> int | None:
         """The signal that ends the run; several ranks ask each other, but not at every step."""
@@ -220,17 +245,22 @@ class Training:
         self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
         return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
 
-    def _refit(self, save: bool) -> None:
+    def _refit(self) -> None:
         """What the model fits between epochs, after the checkpoint: the fit may take long."""
         model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
         if not model.refit_images(epochs):
             return
-        if save and not self.refit_due:
-            self._save(refit_due=True)
-        self.refit_due = False
+        if "checkpoint" in self.due:
+            self._save()
         batch, seed = self.config.test_batch, self.config.seed
         limit = min(HELD_OUT, self.config.test_images or HELD_OUT)
-        numbers = refit(model, self.train, batch, seed, epochs, self.test, limit)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        try:
+            with self.signals.at_once():
+                numbers = refit(model, self.train, batch, seed, epochs, self.test, limit)
+        except Heard:
+            model.load_state_dict(before)
+            raise
         self.learner.copy_buffers()
         if numbers:
             self._record("refit", numbers)
@@ -240,10 +270,11 @@ class Training:
     def _evaluate(self) -> None:
         """The loss on the test split, and the weights if it is the lowest so far."""
         model = self.learner.shown()
-        losses = self._measured(model, self.test)
+        with self.signals.at_once():
+            losses = self._measured(model, self.test)
+            in_use = latents_in_use(model, self.test, self.config.test_batch)
         self.test_loss = losses["loss"]
         best = self.learner.note_test_loss(self.done, self.test_loss)
-        in_use = latents_in_use(model, self.test, self.config.test_batch)
         known = {} if in_use is None else {"latents_in_use": float(in_use)}
         self._record(self.test.name, losses | known)
         latents = self.learner.latents() if best else {}
@@ -264,9 +295,10 @@ class Training:
     def _bound(self) -> None:
         """The importance-weighted bound on the test split."""
         model, config, samples = self.learner.shown(), self.config, self.config.bound_samples
-        bound = measure_bound(
-            model, self.test, samples, config.test_batch, config.seed, config.bound_images
-        )
+        with self.signals.at_once():
+            bound = measure_bound(
+                model, self.test, samples, config.test_batch, config.seed, config.bound_images
+            )
         numbers = {"log_likelihood": bound.value, "standard_error": bound.error}
         self._record("bound", {"samples": samples, **numbers})
         say(
@@ -310,7 +342,7 @@ class Training:
             save(tiles(images), film / "originals.png")
             save(tiles(shown), film / f"{self.done:08}.png")
 
-    def _save(self, refit_due: bool = False) -> None:
+    def _save(self) -> None:
         self.learner.check_weights(self.done)
         values = {
             "epoch": self.plan.epoch(self.done),
@@ -318,7 +350,7 @@ class Training:
             "mark": self.train.mark_text,
             "test_loss": self.test_loss,
             "metrics_bytes": self.log.flush_to_disk() if self.log is not None else 0,
-            "refit_due": refit_due,
+            "due": sorted(self.due - {"checkpoint"}),
         }
         state = self.learner.capture(self.done, values)
         with main_alone() as mine:
