@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     out = run.images / "film.gif" if options.out is None else options.out.expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
-    save(frames, out, options.fps)
+    save([few_colours(frame, frames[-1]) for frame in frames], out, options.fps)
     last = plots.save(frames[-1], out.with_suffix(".png"))
     say(f"film of {len(frames):,} frames: {out}; its last one: {last}")
 
@@ -95,15 +95,20 @@ def images_of(run: Run, path: Path) -> torch.Tensor:  # (n, c, h, w) in [0, 1]
     return plots.untiled(sheet, run.config.film_images, height, width)
 
 
+def few_colours(frame: "Image", last: "Image") -> "Image":
+    """The frame in few greys, or in the colours of the last: what does not move takes no bytes."""
+    from PIL import Image, ImageChops
+
+    grey = frame.convert("L")
+    if ImageChops.difference(frame, grey.convert("RGB")).getbbox() is None:
+        step = 255 / (COLOURS - 1)
+        return grey.point([round(round(value / step) * step) for value in range(256)])
+    colours = last.quantize(COLOURS, dither=Image.Dither.NONE)
+    return frame.quantize(palette=colours, dither=Image.Dither.NONE)
+
+
 def save(frames: list["Image"], path: Path, fps: float) -> None:
-    """Write a GIF that runs for ever, whole or not at all.
-
-    All frames share few colours, those of the last: what does not move then takes no bytes.
-    """
-    from PIL import Image
-
-    last = frames[-1].quantize(COLOURS, dither=Image.Dither.NONE)
-    frames = [frame.quantize(palette=last, dither=Image.Dither.NONE) for frame in frames]
+    """Write a GIF that runs for ever, whole or not at all."""
     duration = [round(1000 / fps)] * len(frames)
     duration[-1] *= HOLD
     with written_whole(path) as temporary:

@@ -496,7 +496,9 @@ def test_the_film_shows_the_same_images_through_training(run: Run, tmp_path: Pat
         moving.seek(3)
         last = np.asarray(moving.convert("RGB"))
     assert first.shape == last.shape and (first != last).any()
-    assert np.array_equal(last, np.asarray(Image.open(tmp_path / "film.png")))
+    drawn = np.asarray(Image.open(tmp_path / "film.png"))
+    assert np.abs(last.astype(int) - drawn).max() <= 2  # in 64 greys
+    assert (last[drawn == 255] == 255).all()
 
 
 def test_a_run_without_frames_has_no_film(tmp_path: Path, capsys) -> None:
