@@ -1,13 +1,19 @@
 """Arrays in files of NumPy, and images in arrays."""
 
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastlatent.progress import track
+
+BLOCK = 1 << 20  # bytes read at a time
 
 
 @contextmanager
@@ -35,6 +41,40 @@ def read_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.nda
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: {name} is not an array")
     return native(array)
+
+
+def map_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndarray | None:
+    """An array of an .npz file as a map of the file, which all processes share.
+
+    None where it is compressed, or not as it is used. ValueError where it is damaged.
+    """
+    member = f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name
+    info = archive.zip.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # encrypted
+        return None
+    try:
+        with archive.zip.open(info) as content:  # its checksum is looked at on the way
+            blocks = iter(lambda: content.read(BLOCK), b"")
+            for _ in track(blocks, f"reading {name} of {path.name}", -(-info.file_size // BLOCK)):
+                pass
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            lengths = struct.unpack("<26xHH", file.read(30))  # of the name, of what follows it
+            file.seek(sum(lengths), 1)
+            shape, by_columns, dtype = _header(file)
+            start = file.tell()
+    except Exception as error:  # damage can end in any of them
+        raise ValueError(f"{path} is damaged at {name}: {error}") from None
+    if by_columns or dtype.hasobject or 0 in shape or native(np.empty(0, dtype)).dtype != dtype:
+        return None
+    # What is written to it goes to memory of the process alone.
+    return np.memmap(path, dtype, "c", start, shape)
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def native(array: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from memory import needs_linux, peak
 from PIL import Image
 
 from fastlatent.data import Batch, DataConfig, Split, epoch_order, load, published
@@ -693,6 +694,45 @@ def test_npz_layouts(tmp_path, rng, stored, channels):
     assert np.array_equal(data.train.images(torch.tensor([0, 17])), x[[1, 19]])
     assert data.test.labels.tolist() == [0, 1]
     assert data.label_names == ("0", "1", "2")
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("save", "names", "most"),
+    [
+        (np.savez, ("train_x", "test_x"), 1.2),  # and these are the pages of the file
+        (np.savez, ("x",), 2.2),
+        (np.savez_compressed, ("train_x", "test_x"), 1.2),
+        (np.savez_compressed, ("x",), 2.2),
+    ],
+)
+def test_images_of_an_npz_take_their_size_once_or_twice(tmp_path, rng, save, names, most):
+    arrays = {name: rng.integers(0, 256, (8000, 64, 64), np.uint8) for name in names}
+    save(tmp_path / "a.npz", **arrays)
+    config = DataConfig(name=f"npz:{tmp_path}/a.npz")
+    whole = sum(x.nbytes for x in arrays.values())
+    kept = []
+    assert peak(lambda: kept.append(load(config))) < most * whole
+    first = arrays[names[0]][1 if len(names) == 1 else 0]
+    assert np.array_equal(kept[0].train.images(torch.tensor([0]))[0, 0], first)
+
+
+def test_damage_of_a_mapped_npz_is_seen(tmp_path, rng):
+    path = tmp_path / "a.npz"
+    np.savez(path, train_x=rng.integers(0, 256, (20, 8, 8), np.uint8), test_x=np.ones((2, 8, 8)))
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is damaged at train_x: .*CRC"):
+        load(DataConfig(name=f"npz:{path}"))
+
+
+def test_arrays_that_no_map_fits_are_read(tmp_path, rng):
+    x = rng.integers(0, 256, (20, 6, 6), np.uint8)
+    for stored in (np.asfortranarray(x), x.astype(">f4") / 255):
+        np.savez(tmp_path / "a.npz", x=stored)
+        data = load(DataConfig(name=f"npz:{tmp_path}/a.npz"))
+        assert np.array_equal(data.test.images(torch.arange(2))[:, 0], x[::10])
 
 
 def test_npz_of_booleans_without_a_channel(tmp_path):

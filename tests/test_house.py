@@ -23,12 +23,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up; a module imports from rows below its own. `_core` is the compiled csrc.
 FLOORS = (
     {"_core"},
-    {"ops"},
+    {"ops", "progress"},
     {"arrays", "graphs", "nn", "noise", "pictures", "reading", "subset", "untouched", "writing"},
     {"image_folders"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},
-    {"options", "patches", "presets", "progress"},
+    {"options", "patches", "presets"},
     {"console"},
     {"ranks"},
     {"passes", "runs"},

@@ -141,8 +141,9 @@ def _chosen(
             kept = _with_label(labels, config, len(label_names))
         if config.per_class is not None and split == "train":
             kept &= _first_of_each_label(labels, config)
-        rows = kept.nonzero()[:, 0]
-        images, labels = take(images, rows), labels[rows]
+        if not kept.all():  # all without a copy
+            rows = kept.nonzero()[:, 0]
+            images, labels = take(images, rows), labels[rows]
     if len(images) == 0:
         left = f" with a label in data.classes {config.classes}" if config.classes else ""
         raise ValueError(f"{config.name} has no {split} image{left}")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlatent.arrays import open_npz, read_array
+from fastlatent.arrays import map_array, open_npz, read_array
+from fastlatent.progress import track
 
 
 def check_md5(path: Path, md5: str, content: bytes | None = None) -> None:
@@ -83,7 +84,11 @@ def read_npz_arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.nda
     At least one must be there.
     """
     with open_npz(path) as archive:
-        arrays = {key: read_array(path, archive, key) for key in archive.files if key in wanted}
+        arrays = {}
+        for key in archive.files:
+            if key in wanted:
+                mapped = map_array(path, archive, key)
+                arrays[key] = read_array(path, archive, key) if mapped is None else mapped
         others = [key for key in archive.files if key not in wanted]
     if not arrays:
         held = ", ".join(others) or "nothing"
@@ -91,10 +96,11 @@ def read_npz_arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.nda
     return arrays, others
 
 
-def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], list[np.ndarray]]:
-    """Names and images of the groups of an h5 file, each with a dataset `image`, uint8 (h, w, c).
+def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    """Names and images (n, h, w, c) of the groups of an h5 file, each with a dataset `image`.
 
-    In the order of `ids`; None: of all groups, sorted. Raises ValueError where h5py is missing too.
+    In the order of `ids`; None: of all groups, sorted. Raises ValueError where h5py is missing, and
+    where images differ in shape or type.
     """
     try:
         import h5py
@@ -105,8 +111,9 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], li
     try:
         with h5py.File(path, "r") as file:
             names = sorted(file) if ids is None else list(ids)
-            images = []
-            for name in names:
+            images = np.empty(0)
+            title = f"reading {path.name}"
+            for number, name in enumerate(track(names, title, len(names), "image")):
                 entry = file.get(name)  # None where a link leads nowhere, too
                 if isinstance(entry, h5py.Dataset):
                     raise ValueError(
@@ -117,7 +124,14 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], li
                 image = None if entry is None else entry.get("image")
                 if not isinstance(image, h5py.Dataset):
                     raise ValueError(f"{path} has no image of the id {name!r}")
-                images.append(np.asarray(image))
+                if number == 0:
+                    images = np.empty((len(names), *image.shape), image.dtype)
+                if image.shape != images.shape[1:] or image.dtype != images.dtype:
+                    raise ValueError(
+                        f"{path}: the image of {name!r} is {image.dtype} {image.shape} where that "
+                        f"of {names[0]!r} is {images.dtype} {images.shape[1:]}"
+                    )
+                image.read_direct(images[number])
             return names, images
     except ValueError:
         raise

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlatent.image_folders import survey
 from fastlatent.pictures import BACKGROUND, decode
+from fastlatent.progress import track
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class FileImages:
         """Every image, uint8 (n, c, h, w), decoded by as many threads as there are cores."""
         chunks = [range(i, min(i + 64, len(self))) for i in range(0, len(self), 64)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.cat(list(pool.map(self.read, chunks)))
+            parts = pool.map(self.read, chunks)
+            return torch.cat(list(track(parts, "decoding images", len(chunks))))
 
     def _fitted_size(self, path: Path | str, size: tuple[int, int]) -> tuple[int, int]:
         try:

@@ -12,6 +12,7 @@ from fastlatent.data.formats import read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
 from fastlatent.image_folders import find_images
 
+CONVERTED = 4096  # images at a time
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
 
 
@@ -113,9 +114,12 @@ def _images(path: Path, arrays: dict[str, np.ndarray], notes: list[str]) -> list
 def _in_8_bits(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
-    # At least float32: in half precision 255 x would be rounded before.
-    wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    return (wide * 255).round().to(torch.uint8)
+    whole = torch.empty(images.shape, dtype=torch.uint8)
+    for out, part in zip(whole.split(CONVERTED), images.split(CONVERTED), strict=True):
+        # At least float32: in half precision 255 x would be rounded before.
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        out.copy_((wide * 255).round())
+    return whole
 
 
 def _npz_labels(path: Path, key: str, y: np.ndarray, count: int) -> Tensor:
@@ -168,14 +172,8 @@ def h5(config: DataConfig) -> Source:
         raise ValueError(f"{path} must hold at least 2 images; got {len(names)}")
     if len(set(names)) < len(names):
         raise ValueError(f"{listed} names an image twice")
-    for name, image in zip(names, images, strict=True):
-        if image.shape != images[0].shape or image.dtype != images[0].dtype:
-            raise ValueError(
-                f"{path}: the image of {name!r} is {image.dtype} {image.shape} where that of "
-                f"{names[0]!r} is {images[0].dtype} {images[0].shape}"
-            )
     notes: list[str] = []
-    (pixels,) = _images(path, {"image": np.stack(images)}, notes)
+    (pixels,) = _images(path, {"image": images}, notes)
     source = hold_out(pixels, None, None)
     source.notes += notes
     source.train_ids = tuple(name for k, name in enumerate(names) if k % 10)
