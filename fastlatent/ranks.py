@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,8 +87,9 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
         if world() == 1:
             yield
             return
+        minder = Minder(patience)
         try:
-            with Minder(patience) as minder:
+            with minder:
                 try:
                     yield
                 except Exception as error:
@@ -95,6 +97,7 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
         finally:
             if own:
                 dist.destroy_process_group()
+            minder.part()
 
 
 @contextmanager
@@ -113,6 +116,18 @@ def _launched() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+_gatherings = itertools.count()  # as many in every process
+
+
+@cache
+def _meeting(_place: tuple[str, ...]) -> tuple[dist.Store, int, int]:
+    """The store where processes meet, which the first of them may hold: it lives as long as that.
+
+    With this process's rank and the number of processes.
+    """
+    return next(dist.rendezvous("env://", timeout=GATHERING))
+
+
 def _gather_processes(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -120,7 +135,9 @@ def _gather_processes(device: torch.device | None) -> None:
             raise RunError(f"there are {gpus} GPUs for process {local + 1}: start fewer processes")
         torch.cuda.set_device(local)
     cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    store, number, count = next(dist.rendezvous("env://", timeout=GATHERING))
+    place = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    base, number, count = _meeting(place)
+    store = dist.PrefixStore(f"gathering/{next(_gatherings)}", base)
     store.set(f"started/{number}", "")
     store.wait([f"started/{k}" for k in range(count)], GATHERING)
     dist.init_process_group(
@@ -153,6 +170,7 @@ class Minder:
         self._over = threading.Event()
 
     def __enter__(self) -> "Minder":
+        self.rank = rank()
         self.hosts = gather(socket.gethostname())
         store = dist.distributed_c10d._get_default_store()
         prefix = f"fastlatent/{next(Minder._joins)}"
@@ -161,21 +179,25 @@ class Minder:
         self._silent = dict.fromkeys(watched, 0.0)
         Minder.current = self
         for target in (self._beat, self._watch):
-            threading.Thread(target=target, args=(rank(),), daemon=True).start()
+            threading.Thread(target=target, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         Minder.current = None
-        try:
-            if kind is not None and not issubclass(kind, Stopped):
-                self._store.set("ended", str(rank()))
-            self._store.set(f"left/{rank()}", "")
-            if rank() == 0 and kind is None:  # the store may go with this process
-                left = [f"left/{k}" for k in range(world())]
+        if kind is not None and not issubclass(kind, Stopped):
+            self.patience = min(self.patience, GRACE)
+            with suppress(RuntimeError):
+                self._store.set("ended", str(self.rank))
+        with suppress(RuntimeError):
+            self._store.set(f"left/{self.rank}", "")
+
+    def part(self) -> None:
+        """Let the others leave first, as the store may go with rank 0."""
+        if self.rank == 0:
+            left = [f"left/{k}" for k in range(len(self.hosts))]
+            with suppress(RuntimeError):
                 self._store.wait(left, timedelta(seconds=self.patience))
-        except (RuntimeError, dist.DistError):
-            pass  # whoever is gone has been told of, or has nothing more to do
 
     def told_once(self, error: Exception) -> Exception:
         """The error that this rank ends with: one that it tells, or Told where another does."""
@@ -185,10 +207,10 @@ class Minder:
         if _is_broken_connection(error):
             error = RunError(f"{self.lost or 'another process has ended'}{self.position()}")
         if code == 2:  # arguments, which all ranks have
-            return error if rank() == 0 else Told(code)
+            return error if self.rank == 0 else Told(code)
         try:
             first = self._store.add("told", 1) == 1
-        except (RuntimeError, dist.DistError):
+        except RuntimeError:  # DistError is one
             first = True
         return error if first else Told(code)
 
@@ -208,11 +230,11 @@ class Minder:
     def passed(self, block: str) -> None:
         self._store.set(block, "")
 
-    def _beat(self, own: int) -> None:
+    def _beat(self) -> None:
         seen: dict[int, bytes] = {}
         for number in itertools.count():
             try:
-                self._beats.set(f"beat/{own}", str(number))
+                self._beats.set(f"beat/{self.rank}", str(number))
                 for other in self._silent:
                     if not self._beats.check([f"beat/{other}"]):
                         continue
@@ -223,12 +245,12 @@ class Minder:
                 if self._beats.check(["ended"]):
                     ended = int(self._beats.get("ended"))
                     self.lost = self.lost or f"{self._name(ended)} has ended"
-            except (RuntimeError, dist.DistError):
+            except RuntimeError:  # DistError is one
                 pass  # the store is gone: nobody is heard any more
             if self._over.wait(min(5.0, self.patience / 10)):
                 return
 
-    def _watch(self, own: int) -> None:
+    def _watch(self) -> None:
         last, since = time.monotonic(), 0.0
         while not self._over.wait(TICK):
             # While this process itself was halted, nobody was silent for it.
@@ -247,7 +269,7 @@ class Minder:
 
     def _tell_of(self, other: int) -> None:
         """Let ranks that look at rank 0 alone know of another that is gone."""
-        if rank() == 0:
+        if self.rank == 0:
             threading.Thread(
                 target=self._beats.set, args=("ended", str(other)), daemon=True
             ).start()
