@@ -106,7 +106,12 @@ def walk(
             if steps < 3:
                 raise ValueError(f"walk: a likely path needs an inner step; got {steps} steps")
             likely = likelihood_path(
-                space.log_prob, first.double(), last.double(), steps - 2, **(search or {})
+                space.log_prob,
+                first.double(),
+                last.double(),
+                steps - 2,
+                units=space.units,
+                **(search or {}),
             )
             points = likely.points.to(first)
         else:
@@ -155,7 +160,7 @@ def space_of(prior: Prior, where: Space = "t", seed: int = 0) -> PathSpace:
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
         return prior.sample(n, generator=generator)
 
-    return PathSpace(prior.dim, lambda z: z, bound, lambda z: z, draw)
+    return PathSpace(prior.dim, lambda z: z, bound, lambda z: z, draw, prior.spread())
 
 
 class Measured(NamedTuple):
@@ -184,7 +189,7 @@ def measured(
     terms = None
     points = path.points if path.points is not None else points_of(space, path.latents)
     if points is not None and space is not None:
-        objective = objective or Objective(space.log_prob)
+        objective = objective or Objective(space.log_prob, units=space.units)
         terms = objective.terms(points.double())
     return Measured(polyline_length(images), terms)
 

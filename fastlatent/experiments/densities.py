@@ -95,9 +95,7 @@ def components(prior: Prior) -> tuple[Tensor, Tensor]:  # (k,), (k, m, 2)
     elif isinstance(prior, Normal):
         weights, means, factors = torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]
         if prior.covariance != "identity":
-            means, factors = prior.mean[None], prior.deviations.diag_embed()[None]
-        if prior.covariance == "full":
-            factors = prior.basis @ factors
+            means, factors = prior.mean[None], prior.factor()[None]
     else:
         raise ValueError(f"components: {type(prior).__name__} has no components to draw")
     return weights, means[:, None] + circle.to(means) @ factors.mT

@@ -44,7 +44,7 @@ class LikelyOptions:
     """Where paths run: in the prior's own space, which for a hierarchical one are the latents
     below, or (z) in the model's latents."""
     length_weight: float = 10.0
-    """What a unit of length costs, in nats."""
+    """What a unit of length costs, in nats; among the model's latents a unit is their deviation."""
     spread_weight: float = 100.0
     """What a unit of the steps' standard deviation costs."""
     reduction: Reduction = "sum"
@@ -82,7 +82,12 @@ class Likely:
         """What paths are judged by, those of other methods too."""
         o = self.options
         return Objective(
-            self.space.log_prob, o.length_weight, o.spread_weight, o.reduction, self.level
+            self.space.log_prob,
+            o.length_weight,
+            o.spread_weight,
+            o.reduction,
+            self.level,
+            self.space.units,
         )
 
     def walks(self, joined: Joined, steps: int) -> dict[str, Walk]:

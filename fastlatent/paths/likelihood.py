@@ -73,6 +73,7 @@ def likelihood_path(
     typical: float | None = None,
     starts: Sequence[Start] | None = None,
     data: Tensor | None = None,  # (m, d)
+    units: Tensor | None = None,  # (d,), positive
     iterations: int | None = None,
     rate: float | None = None,
     seed: int = 0,
@@ -93,6 +94,10 @@ def likelihood_path(
     settings, 500 of rate 1e-2 from the line, gradients cut off at 1, the last points kept,
     whatever they cost. A path whose J moves by less than 1e-4 in 50 iterations settles and stays.
 
+    A unit of length costs `length_weight` nats, so J depends on the units of the points. `units`
+    are what lengths are measured in, for each dimension: with the deviations of the density
+    (`Prior.spread`) paths are the same whatever the points are scaled by.
+
     Pairs move `chunk` at a time, by default so many that memory is bounded, and each as it would
     alone; what rounding makes different the search amplifies, from 1e-16 to less than 1e-6. Use
     float64 for paths that are to be the same in any company. `report` is called with the number of
@@ -100,24 +105,38 @@ def likelihood_path(
     """
     log_prob = Untouched(log_prob)
     _check(log_prob, start, end, n)
+    _check_units(units, start)
     _check_settings(
         method, reduction, length_weight, spread_weight, typical, iterations, rate, chunk
     )
     search = SEARCHES[method]
     search = replace(search, iterations=iterations or search.iterations, rate=rate or search.rate)
     chosen_starts = _checked_starts(starts, method, data, start)
+    first, last = start, end
+    if units is not None:
+        scale = units.to(start)
+        log_prob, start, end = _rescaled(log_prob, scale), start / scale, end / scale
+        data = None if data is None else data / scale
     objective = Objective(log_prob, length_weight, spread_weight, reduction, typical)
     if chunk is None:
         width = len(chosen_starts) + 2 * ("bent" in chosen_starts)
         chunk = max(1, CHUNK_NUMBERS // (width * n * start.shape[1]))
     parts = []
-    for first in range(0, max(len(start), 1), chunk):
-        ends = start[first : first + chunk].detach(), end[first : first + chunk].detach()
+    for begin in range(0, max(len(start), 1), chunk):
+        ends = start[begin : begin + chunk].detach(), end[begin : begin + chunk].detach()
         names, points = first_points(chosen_starts, log_prob, *ends, n, data, seed)
         parts.append(_best_of(_descend(objective, search, *ends, points), names))
         if report is not None:
-            report(min(first + chunk, len(start)))
-    return _joined(parts)
+            report(min(begin + chunk, len(start)))
+    found = _joined(parts)
+    if units is None:
+        return found
+    inner = found.points[:, 1:-1] * scale
+    return replace(found, points=torch.cat([first[:, None], inner, last[:, None]], 1).detach())
+
+
+def _rescaled(log_prob: LogProb, scale: Tensor) -> LogProb:
+    return lambda points: log_prob(points * scale)
 
 
 @dataclass(frozen=True)
@@ -258,6 +277,16 @@ def _check(log_prob: LogProb, start: Tensor, end: Tensor, n: int) -> None:
         raise ValueError(f"{who}: log_prob must map points (m, d) to (m,) nats; got {got}")
     if not probe.requires_grad:
         raise ValueError(f"{who}: log_prob must be differentiable in the points")
+
+
+def _check_units(units: Tensor | None, start: Tensor) -> None:
+    if units is None:
+        return
+    if not isinstance(units, Tensor) or tuple(units.shape) != (start.shape[1],):
+        got = tuple(units.shape) if isinstance(units, Tensor) else type(units).__name__
+        raise ValueError(f"likelihood_path: units must be ({start.shape[1]},); got {got}")
+    if not ((units > 0) & units.isfinite()).all():
+        raise ValueError("likelihood_path: units must be positive and finite")
 
 
 def _check_settings(

@@ -36,12 +36,13 @@ class Objective:
     spread_weight: float = 100.0
     reduction: Reduction = "sum"
     typical: float | None = None  # c: a point costs max(0, -log p - c) in place of -log p
+    units: Tensor | None = None  # (d,): what lengths are measured in, for each dimension; None: 1
 
     @torch.no_grad()
     def terms(self, path: Tensor) -> Terms:
         """The terms of each path."""
         n = path.shape[1] - 2
-        steps = path.diff(dim=1).norm(dim=2)
+        steps = (path.diff(dim=1) / self._units(path)).norm(dim=2)
         log_prob = self.log_prob(path[:, 1:-1].flatten(0, 1)).unflatten(0, (len(path), n))
         return self._terms(steps, log_prob.to(path.dtype))
 
@@ -62,7 +63,8 @@ class Objective:
             log_prob = self.log_prob(inner)
             (score,) = torch.autograd.grad(log_prob.sum(), inner)
         log_prob = log_prob.detach().to(path.dtype).unflatten(0, (-1, n))
-        segments = path.diff(dim=1)
+        units = self._units(path)
+        segments = path.diff(dim=1) / units
         steps = segments.norm(dim=2)
         terms = self._terms(steps, log_prob)
 
@@ -72,12 +74,15 @@ class Objective:
         deviation = steps - steps.mean(1, keepdim=True)
         smooth = (terms.spread.square() + slack.square()).sqrt()[:, None] * (n + 1)
         pull = self.length_weight + self.spread_weight * _ratio(deviation, smooth)
-        force = _ratio(pull, steps)[:, :, None] * segments  # of each step on its end
+        force = _ratio(pull, steps)[:, :, None] * segments / units  # of each step on its end
         return terms, force[:, :-1] - force[:, 1:] - weight * score.unflatten(0, (-1, n))
 
     def point_weight(self, n: int) -> float:
         """What -log p of each of n points counts."""
         return 1.0 if self.reduction == "sum" else MEAN_WEIGHT / n
+
+    def _units(self, path: Tensor) -> Tensor | float:
+        return 1.0 if self.units is None else self.units.to(path)
 
     def _terms(self, steps: Tensor, log_prob: Tensor) -> Terms:
         n = log_prob.shape[1]

@@ -8,7 +8,7 @@ mixture the ladder, another such prior a longer ladder.
 """
 
 import math
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,17 +42,22 @@ class Bound(NamedTuple):
 
 
 class Hierarchical(Prior):
-    """p(z) = int p(t) N(z; g(t), tau^2 I) dt, with an inner VAE of two (or three) perceptrons.
+    """p(z) = int p(t) N(z; c + u g(t), (u tau)^2) dt, an inner VAE of two or three perceptrons.
 
     `scale` is tau: "profile", the value of highest likelihood of each training batch, whose
     running mean serves in evaluation; "learned" inside the bounds; "fixed". `predicted_std` gives
     p(z|t) a deviation for each dimension, another perceptron of t, in place of tau.
+
+    Centre c and units u, for each dimension, are 0 and 1 until `fit` takes the latents' mean and
+    deviation: tau and its bounds are parts of that.
 
     Dimensions in `masked` have the factor N(0, 1) in p(z|t): those that the posterior does not
     use (see `mask_unused`).
     """
 
     masked: Tensor  # (dim,) bool
+    centre: Tensor  # (dim,)
+    units: Tensor  # (dim,)
 
     def __init__(
         self,
@@ -95,6 +100,8 @@ class Hierarchical(Prior):
             self.deviation_decoder = perceptron(self.code.dim, width, depth, activation, dim)
         self.scale = Scale(scale, start_scale, scale_bounds)
         self.register_buffer("masked", torch.zeros(dim, dtype=torch.bool))
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("units", torch.ones(dim))
 
     @property
     def density(self) -> Density:  # type: ignore[override]
@@ -107,7 +114,8 @@ class Hierarchical(Prior):
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean m(z) and deviation v(z) of q(t|z): (..., dim) -> (..., code.dim) each."""
         self._check_points("posterior", z)
-        hidden = self.encoder(z.to(self.mean_head[0].weight.dtype))
+        white = (z - self.centre.to(z)) / self.units.to(z)
+        hidden = self.encoder(white.to(self.mean_head[0].weight.dtype))
         raw = at_least_float32(self.deviation_head(hidden))
         positive = F.softplus(raw) if self.std_head == "softplus" else raw.relu()
         return at_least_float32(self.mean_head(hidden)), positive + _LEAST
@@ -120,6 +128,8 @@ class Hierarchical(Prior):
         else:
             raw = at_least_float32(self.deviation_decoder(t.to(self.decoder[0].weight.dtype)))
             std = self.scale.bounds[0] + F.softplus(raw)
+        units = self.units.to(mean)
+        mean, std = self.centre.to(mean) + units * mean, units * std
         return mean.masked_fill(self.masked, 0), std.masked_fill(self.masked, 1)
 
     def log_prob(
@@ -177,6 +187,7 @@ class Hierarchical(Prior):
         Leaves the prior in evaluation mode.
         """
         z = self._check_latents(z)
+        self._measure(z)
         self.report = train(self, z, self.two_stage, seed, self._refit_code, self._fit_code)
         return self
 
@@ -191,7 +202,10 @@ class Hierarchical(Prior):
 
     @property
     def path_space(self) -> PathSpace:
-        """That of p(t): points are encoded by m(z), followed under p(t) and lifted by g(t)."""
+        """That of p(t): points are encoded by m(z), followed under p(t) and lifted by g(t).
+
+        Lengths are those of t, which are the same whatever the units of z.
+        """
         below = self.code.path_space
         return PathSpace(
             below.dim,
@@ -218,13 +232,27 @@ class Hierarchical(Prior):
         self.masked.copy_(std > threshold)
         return int(self.masked.sum())
 
+    def _measure(self, z: Tensor) -> None:
+        """Take centre and units from latents (n, dim); what is masked keeps those of N(0, 1)."""
+        wide = z.double()
+        self.centre.copy_(wide.mean(0).masked_fill(self.masked, 0))
+        self.units.copy_(wide.std(0).masked_fill(self.masked, 1))
+
     def _likelihood(self, z: Tensor, t: Tensor) -> Tensor:
         """log p(z|t): (..., dim), (n, ..., code.dim) -> (n, ...)."""
         mean, std = self.conditional(t)
         if self.training and self.deviation_decoder is None and torch.is_grad_enabled():
-            std = self.scale.observe(z - mean, ~self.masked).to(mean).expand_as(mean)
-            std = std.masked_fill(self.masked, 1)
+            units = self.units.to(mean)
+            tau = self.scale.observe((z - mean) / units, ~self.masked).to(mean)
+            std = (tau * units).expand_as(mean).masked_fill(self.masked, 1)
         return gaussian_log_prob(z, mean, std)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        # Those stored before there were any had neither centre nor units.
+        if prefix + "masked" in state_dict:
+            state_dict.setdefault(prefix + "centre", torch.zeros(self.dim))
+            state_dict.setdefault(prefix + "units", torch.ones(self.dim))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _codes(self, z: Tensor, seed: int) -> Tensor:
         """One draw of q(t|z) for each latent."""

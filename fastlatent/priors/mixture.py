@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlatent.priors.base import FitReport, Prior, check_count, normal, report_log_prob
+from fastlatent.priors.base import (
+    FitReport,
+    Prior,
+    check_count,
+    mixture_spread,
+    normal,
+    report_log_prob,
+)
 from fastlatent.priors.mixture_density import log_diagonal_mixture, log_full_mixture
 from fastlatent.priors.mixture_fit import WARM, Covariance, Fitted, MixtureFit, fit_mixture
 
@@ -108,6 +115,12 @@ class GaussianMixture(Prior):
         """S_k (k, dim, dim)."""
         factor = self._deviations()
         return factor @ factor.mT if self.covariance == "full" else factor.square().diag_embed()
+
+    @torch.no_grad()
+    def spread(self) -> Tensor:
+        deviations = self._deviations().square()
+        variances = deviations.sum(-1) if self.covariance == "full" else deviations
+        return mixture_spread(self.log_weights.exp(), self.means, variances)
 
     def set(self, weights: Tensor, means: Tensor, precisions_cholesky: Tensor) -> Self:
         """Make it the mixture with these k <= K weights (k,), means (k, dim) and factors P_k.

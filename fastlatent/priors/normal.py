@@ -1,7 +1,7 @@
 """Gaussian prior: N(0, I), or the mean and covariance of given latents."""
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fastlatent.priors.gaussian import LOG_2PI
 
 
 class Normal(Prior):
-    """N(mean, V diag(w) V^T); starts as N(0, I), and `fit` leaves it so for "identity".
+    """N(mean, D V diag(w) V^T D); starts as N(0, I), and `fit` leaves it so for "identity".
 
     Latents that fill only a subspace can be fitted and sampled (some w are 0); there is no density
     on the whole space then: `density` is "none" and `log_prob` raises ValueError.
@@ -27,7 +27,8 @@ class Normal(Prior):
 
     mean: Tensor  # (dim,)
     deviations: Tensor  # (dim,) sqrt(w)
-    basis: Tensor  # (dim, dim) V, orthogonal; of "full" only
+    basis: Tensor  # (dim, dim) V, orthogonal; of "full" only, as is the next
+    scale: Tensor  # (dim,) diagonal of D, so that latents in any units lose no digits
 
     def __init__(
         self, dim: int, covariance: Literal["identity", "diagonal", "full"] = "identity"
@@ -43,6 +44,7 @@ class Normal(Prior):
             self.register_buffer("deviations", torch.ones(dim))
         if covariance == "full":
             self.register_buffer("basis", torch.eye(dim))
+            self.register_buffer("scale", torch.ones(dim))
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     @property
@@ -78,7 +80,7 @@ class Normal(Prior):
         if self.covariance != "identity":
             precision = self.deviations.to(std) ** -2
         if self.covariance == "full":
-            precision = self.basis.to(std).square() @ precision
+            precision = self.basis.to(std).square() @ precision / self.scale.to(std).square()
         return self.log_prob(mean) - 0.5 * (std.square() * precision).sum(-1)
 
     def sample(
@@ -88,8 +90,18 @@ class Normal(Prior):
         z = normal((n, self.dim), self.like, generator)
         if self.covariance == "identity":
             return z
-        z = z * self.deviations
-        return self.mean + (z @ self.basis.mT if self.covariance == "full" else z)
+        return self.mean + z @ self.factor().mT
+
+    def factor(self) -> Tensor:
+        """F (dim, dim), F F^T the covariance."""
+        if self.covariance == "identity":
+            return torch.eye(self.dim).to(self.like)
+        if self.covariance == "diagonal":
+            return self.deviations.diag()
+        return self.scale[:, None] * self.basis * self.deviations
+
+    def spread(self) -> Tensor:
+        return self.factor().double().norm(dim=1)
 
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:
         """Mean and (unbiased) covariance in float64; directions without variance get exactly 0."""
@@ -97,17 +109,23 @@ class Normal(Prior):
         if self.covariance != "identity":
             wide = z.double()
             mean = wide.mean(0)
-            centred = wide - mean
-            if self.covariance == "full":
-                w, basis = torch.linalg.eigh(centred.mT @ centred / (len(z) - 1))
-                self.basis.copy_(basis)
-            else:
-                w = centred.square().sum(0) / (len(z) - 1)
-            # The error of the product and of the eigenvalues; float32 latents carry their own.
-            floor = self.dim * torch.finfo(torch.float64).eps * float(w.max())
-            rounding = (torch.finfo(z.dtype).eps * float(wide.abs().max())) ** 2
+            # Each dimension in its own units: one of large numbers hides no other.
+            scale = wide.std(0)
+            rounding = torch.finfo(z.dtype).eps * wide.abs().amax(0)  # that float32 latents carry
+            flat = scale <= rounding
             self.mean.copy_(mean)
-            self.deviations.copy_(torch.where(w > max(floor, rounding), w, 0).sqrt())
+            if self.covariance == "full":
+                scale = torch.where(flat, 1.0, scale)
+                white = (wide - mean).masked_fill(flat, 0) / scale
+                w, basis = torch.linalg.eigh(white.mT @ white / (len(z) - 1))
+                # The error of the product and of the eigenvalues, and that of the latents.
+                floor = self.dim * torch.finfo(torch.float64).eps * w.max()
+                floor = floor.maximum((rounding / scale).square() @ basis.square())
+                self.scale.copy_(scale)
+                self.basis.copy_(basis)
+                self.deviations.copy_(torch.where(w > floor, w, 0).sqrt())
+            else:
+                self.deviations.copy_(torch.where(flat, 0, scale))
         self.report = FitReport(len(z), 1, True, math.nan)
         if not self.singular:
             log_prob = report_log_prob(self, z, torch.Generator(z.device).manual_seed(seed))
@@ -128,6 +146,14 @@ class Normal(Prior):
             )
         z = z - self.mean.to(z)
         deviations = self.deviations.to(z)
+        log_volume = deviations.log().sum()
         if self.covariance == "full":
-            z = z @ self.basis.to(z)
-        return z / deviations, deviations.log().sum()
+            scale = self.scale.to(z)
+            z, log_volume = (z / scale) @ self.basis.to(z), log_volume + scale.log().sum()
+        return z / deviations, log_volume
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        # Those stored before there was a scale have all of it in their deviations.
+        if self.covariance == "full" and prefix + "basis" in state_dict:
+            state_dict.setdefault(prefix + "scale", torch.ones(self.dim))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

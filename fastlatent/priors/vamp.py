@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.nn import at_least_float32
-from fastlatent.priors.base import Density, FitReport, Prior, check_count, normal
+from fastlatent.priors.base import Density, FitReport, Prior, check_count, mixture_spread, normal
 from fastlatent.priors.mixture_density import log_diagonal_mixture
 from fastlatent.priors.two_stage import TwoStage, train
 
@@ -120,6 +120,12 @@ class VampPrior(Prior):
         which = torch.randint(self.components, (n,), generator=generator, device=device)
         which = which.to(means.device)
         return means[which] + stds[which] * normal((n, self.dim), means, generator)
+
+    @torch.no_grad()
+    def spread(self) -> Tensor:
+        means, stds = self.mixture()
+        weights = torch.full_like(means[:, 0], 1 / self.components)
+        return mixture_spread(weights, means, stds.square())
 
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:
         """Move the pseudo-images by gradients; the encoder stays as it is."""

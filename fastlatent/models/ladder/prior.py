@@ -60,7 +60,8 @@ def start_scale_(prior: Hierarchical, z: Tensor) -> None:
     """Let a learned deviation of p(z|t) begin at its likeliest value for latents (n, d)."""
     if prior.scale.kind != "learned":
         return
-    errors = (z - prior.conditional(prior.posterior(z)[0])[0])[:, ~prior.masked]
+    errors = (z - prior.conditional(prior.posterior(z)[0])[0]) / prior.units
+    errors = errors[:, ~prior.masked]
     low, high = map(math.log, prior.scale.bounds)
     # At a bound itself the gradient would vanish.
     place = ((errors.square().mean().sqrt().log() - low) / (high - low)).clamp(0.01, 0.99)
