@@ -143,7 +143,8 @@ def space_of(prior: Prior, where: Space = "t", seed: int = 0) -> PathSpace:
 
     "t": that of its own choice, the latents below it of a hierarchical prior. "z": the latents
     themselves, under the log-mean of 64 importance weights where p(z) has no closed form; their
-    noise is the same at each call. Raises ValueError where the prior has no density or is of bits.
+    noise is the same at each call and for each latent. Raises ValueError where the prior has no
+    density or is of bits.
     """
     if prior.support != "real" or prior.density == "none":
         raise ValueError(
@@ -154,8 +155,7 @@ def space_of(prior: Prior, where: Space = "t", seed: int = 0) -> PathSpace:
         return prior.path_space
 
     def bound(z: Tensor) -> Tensor:
-        stream = torch.Generator(z.device).manual_seed(seed)
-        return prior.log_prob(z, DRAWS, generator=stream)
+        return prior.steady_log_prob(z, DRAWS, seed=seed)
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
         return prior.sample(n, generator=generator)

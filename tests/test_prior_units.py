@@ -125,12 +125,25 @@ def test_likely_paths_follow_the_units_of_the_latents(plain, where):
         path = likelihood_path(space.log_prob, start, end, **options)
         found.append((space.lift(path.points), path.terms.length))
         assert torch.equal(path.points[:, 0], start) and torch.equal(path.points[:, -1], end)
-        if where == "t":  # in z the noise of a bound depends on how many points come together
-            judged = Objective(space.log_prob, units=space.units).terms(path.points)
-            torch.testing.assert_close(judged.objective, path.terms.objective, rtol=1e-6, atol=1e-6)
+        judged = Objective(space.log_prob, units=space.units).terms(path.points)
+        torch.testing.assert_close(judged.objective, path.terms.objective, rtol=1e-6, atol=1e-6)
     (points, length), (ours, our_length) = found
     torch.testing.assert_close((ours - offset) / scale, points, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(our_length, length, rtol=1e-3, atol=0)
+
+
+def test_steady_bounds_do_not_depend_on_the_company_of_a_latent(plain):
+    _, prior = plain
+    z = latents(12)
+    together = prior.steady_log_prob(z.reshape(3, 4, DIM), 5, seed=1)
+    alone = torch.stack([prior.steady_log_prob(row[None], 5, seed=1)[0] for row in z])
+    torch.testing.assert_close(together.flatten(), alone, rtol=1e-9, atol=1e-9)
+    if prior.density == "lower_bound":
+        assert not torch.equal(prior.steady_log_prob(z, 5, seed=2), alone)
+        many = torch.stack([prior.log_prob(z, 5, generator=stream(k)) for k in range(200)])
+        steady = torch.stack([prior.steady_log_prob(z, 5, seed=k) for k in range(200)])
+        error = ((many.var(0) + steady.var(0)) / 200).sqrt()
+        assert ((many.mean(0) - steady.mean(0)).abs() < 4 * error).all()
 
 
 def test_spreads_are_those_of_draws(plain):

@@ -330,6 +330,61 @@ def test_repairs_trade_errors_as_they_promise():
         assert distortion.second_moment_rms <= distortion.second_moment_max
 
 
+def undertrained_codes(n: int = 4000, d: int = 200, seed: int = 0) -> Tensor:
+    """Codes of which 94 bits of 200 are constant, equal to others or opposite to them."""
+    codes, make = clustered_codes(n, d, seed), generator(seed + 1)
+    dead, live = torch.randperm(d, generator=make).split([94, d - 94])
+    codes[:, dead[:47]] = codes[0, dead[:47]]
+    signs = 1 - 2 * torch.arange(47) % 4
+    codes[:, dead[47:]] = codes[:, live[torch.arange(47) % 7]] * signs.sign()
+    return codes
+
+
+def original_correlation(codes: Tensor) -> Tensor:
+    """R of the published repair, (d + 1, d + 1): every bit has a row of its own."""
+    signs = torch.nn.functional.pad(codes.double(), (0, 1), value=1.0)
+    h = (math.pi / 2 * (signs.T @ signs) / len(codes)).sin()
+    w, v = torch.linalg.eigh(h)
+    product = v * w.clamp_min(0) @ v.T
+    length = product.diagonal().sqrt()
+    return product / length / length[:, None]
+
+
+def test_constant_and_equal_bits_count_in_the_repair_as_in_the_original():
+    codes = undertrained_codes()
+    prior = BernoulliCopula().fit(codes)
+    assert prior.repaired
+    torch.testing.assert_close(prior.correlation, original_correlation(codes), rtol=0, atol=1e-9)
+    nearest = BernoulliCopula("nearest_correlation").fit(codes).distortion()
+    assert nearest.second_moment_rms < 0.9 * prior.distortion().second_moment_rms
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_samples_of_constant_and_equal_bits_have_the_pair_moments_of_the_fit(repair):
+    codes, n = undertrained_codes(), 20_000
+    prior = BernoulliCopula(repair).fit(codes)
+    drawn = prior.sample(n, generator=generator(3))
+    agree = CodeStatistics.of(drawn).agree
+    law = prior.agreement()
+    error = (law * (1 - law) * n).clamp_min(0).sqrt()
+    fixed = CodeStatistics.of(codes).agree % len(codes) == 0
+    assert (agree[fixed] == (law[fixed] * n).round()).all() and (error[fixed] < 1e-6 * n).all()
+    z = ((agree - n * law) / error)[~fixed]
+    assert z.abs().max() < 5.0  # 19,900 pairs: as large once in 90 repetitions
+    assert z.square().mean().sqrt() == pytest.approx(1, abs=0.15)
+    constant = (codes == codes[0]).all(0)
+    assert (drawn[:, constant] == codes[0, constant]).all()
+
+
+def test_weights_of_a_repair_are_numbers_of_equal_rows():
+    h = torch.tensor([[1.0, 0.9, -0.6], [0.9, 1.0, 0.7], [-0.6, 0.7, 1.0]]).double()
+    counts = torch.tensor([3, 1, 2])
+    rows = torch.arange(3).repeat_interleave(counts)
+    alone = REPAIRS["clip"](h[rows][:, rows], None)
+    factor = REPAIRS["clip"](h, counts)[rows]
+    torch.testing.assert_close(factor @ factor.T, alone @ alone.T, rtol=0, atol=1e-12)
+
+
 def test_distortion_is_the_difference_of_moments():
     codes = clustered_codes(2000, 30)
     codes[:, 4] = codes[:, 5]

@@ -115,6 +115,10 @@ class Prior(nn.Module, ABC):
         `noise=False` leaves out the last, independent noise of a hierarchy.
         """
 
+    def steady_log_prob(self, z: Tensor, n: int = 1, *, seed: int = 0) -> Tensor:
+        """`log_prob` (...), by the same draws for each of the latents z (..., dim)."""
+        return self.log_prob(z, n)
+
     @abstractmethod
     def fit(self, z: Tensor, *, seed: int = 0) -> Self:
         """Fit everything to latents z (n, dim); what came of it is in `report`.

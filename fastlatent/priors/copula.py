@@ -62,7 +62,8 @@ class BernoulliCopula(Prior):
     eigendecompositions), "exact_means" (means stay exact, second moments give way).
     `distortion()` is the price.
 
-    Bits that are constant, equal or opposite in all codes are so in all samples.
+    Bits that are constant, equal or opposite in all codes are so in all samples. The repair counts
+    each of them, as it would if they had coordinates of their own.
     """
 
     support = "bits"
@@ -92,14 +93,14 @@ class BernoulliCopula(Prior):
         disagree[:-1, -1] = disagree[-1, :-1] = n - statistics.ones
 
         source, sign = _representatives(disagree, n)
-        kept, place = source.unique(return_inverse=True)
+        kept, place, counts = source.unique(return_inverse=True, return_counts=True)
         if len(kept) < len(source):
             disagree = disagree[kept][:, kept]
         h = gaussian_correlation(disagree, n)
         # Cholesky is the fast way to a factor and to the news that there is none.
         factor, failed = torch.linalg.cholesky_ex(h)
         if failed:
-            factor = REPAIRS[self.repair](h)
+            factor = REPAIRS[self.repair](h, counts)
         self._fit = _Fit(
             source=source,
             place=place,

@@ -141,12 +141,17 @@ class Hierarchical(Prior):
         z = at_least_float32(z)
         mean, std = self.posterior(z)
         t = mean + std * normal((n, *mean.shape), mean, generator)
-        weights = (
-            self._likelihood(z, t)
-            + self.code.log_prob(t, generator=generator)
-            - gaussian_log_prob(t, mean, std)
-        )
-        return weights.logsumexp(0) - math.log(n)
+        return self._log_mean_weight(z, mean, std, t, self.code.log_prob(t, generator=generator))
+
+    def steady_log_prob(self, z: Tensor, n: int = 1, *, seed: int = 0) -> Tensor:
+        self._check_points("steady_log_prob", z)
+        check_count(self, "steady_log_prob", n)
+        z = at_least_float32(z)
+        mean, std = self.posterior(z)
+        stream = torch.Generator(mean.device).manual_seed(seed)
+        shape = (n, *[1] * (mean.dim() - 1), mean.shape[-1])
+        t = mean + std * normal(shape, mean, stream)
+        return self._log_mean_weight(z, mean, std, t, self.code.steady_log_prob(t, seed=seed + 1))
 
     def bound(self, z: Tensor, n: int = 1, *, generator: torch.Generator | None = None) -> Bound:
         """The lower bound for training, at one draw of t; n fresh draws for E[log p(t)]."""
@@ -237,6 +242,12 @@ class Hierarchical(Prior):
         wide = z.double()
         self.centre.copy_(wide.mean(0).masked_fill(self.masked, 0))
         self.units.copy_(wide.std(0).masked_fill(self.masked, 1))
+
+    def _log_mean_weight(
+        self, z: Tensor, mean: Tensor, std: Tensor, t: Tensor, log_code: Tensor
+    ) -> Tensor:
+        weights = self._likelihood(z, t) + log_code - gaussian_log_prob(t, mean, std)
+        return weights.logsumexp(0) - math.log(len(t))
 
     def _likelihood(self, z: Tensor, t: Tensor) -> Tensor:
         """log p(z|t): (..., dim), (n, ..., code.dim) -> (n, ...)."""
