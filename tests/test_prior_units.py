@@ -221,3 +221,19 @@ def test_masked_dimensions_stay_standard_normal_in_any_fit():
     mean, std = prior.conditional(torch.randn(5, 2))
     assert (mean[:, 1] == 0).all() and (std[:, 1] == 1).all()
     assert prior.centre[1] == 0 and prior.units[1] == 1 and (prior.units[[0, 2]] > 10).all()
+
+
+def test_each_dimension_gets_a_deviation_of_its_own_given_t():
+    """Two dimensions that t explains, one of noise alone; fitted scales are stored and loaded."""
+    z = latents(600).float()
+    z[:, 2] = torch.randn(600, generator=stream(5))
+    z[:, 1] = z[:, 0] + 0.01 * z[:, 1]
+    torch.manual_seed(0)
+    options = SMALL | {"two_stage": TwoStage(steps=200, rate=1e-2)}
+    prior = Hierarchical(DIM, 1, **options).fit(z)
+    tau = prior.scale.value
+    assert tau.shape == (DIM,) and tau[2] > 2 * tau[:2].max()
+    other = Hierarchical(DIM, 1, **options)
+    other.load_state_dict(prior.state_dict())
+    values = [p.eval().log_prob(z, generator=stream()) for p in (prior, other)]
+    assert torch.equal(*values)

@@ -173,6 +173,12 @@ class Prior(nn.Module, ABC):
         """The fewest latents that `fit` takes."""
         return 2
 
+    def warm(self, on: bool) -> None:
+        """Begin (or end) the first part of a fit by gradients; nothing by default."""
+
+    def settle(self, z: Tensor, seed: int) -> None:
+        """Take from all latents what a fit by gradients saw of batches; nothing by default."""
+
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self.sample(n, generator=generator)
 

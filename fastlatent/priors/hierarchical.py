@@ -8,6 +8,7 @@ mixture the ladder, another such prior a longer ladder.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -21,8 +22,9 @@ from fastlatent.priors.inner import Activation, Scale, ScaleKind, perceptron
 from fastlatent.priors.mixture import GaussianMixture
 from fastlatent.priors.mixture_fit import MixtureFit
 from fastlatent.priors.normal import Normal
-from fastlatent.priors.two_stage import TwoStage, train
+from fastlatent.priors.two_stage import SETTLED, TwoStage, train
 
+PART = 1 << 13  # latents at a time
 _LEAST = 1e-3  # deviation of q(t|z)
 
 
@@ -49,7 +51,8 @@ class Hierarchical(Prior):
     p(z|t) a deviation for each dimension, another perceptron of t, in place of tau.
 
     Centre c and units u, for each dimension, are 0 and 1 until `fit` takes the latents' mean and
-    deviation: tau and its bounds are parts of that.
+    deviation: tau and its bounds are parts of that, and from then on each dimension has its own,
+    but for a fixed one.
 
     Dimensions in `masked` have the factor N(0, 1) in p(z|t): those that the posterior does not
     use (see `mask_unused`).
@@ -193,7 +196,13 @@ class Hierarchical(Prior):
         """
         z = self._check_latents(z)
         self._measure(z)
-        self.report = train(self, z, self.two_stage, seed, self._refit_code, self._fit_code)
+        self.scale.widen(self.dim)
+        report = train(self, z, self.two_stage, seed, self._refit_code, self._fit_code)
+        free = self.scale.kind != "fixed" and not self.masked.any()
+        if free and report.log_prob < -float(entropy(self.units)) - SETTLED:
+            # The Gaussian of the same deviations, where t says nothing, is one of its kind.
+            report = replace(report, converged=False)
+        self.report = report
         return self
 
     def refit(self, z: Tensor, *, seed: int = 0) -> FitReport | None:
@@ -237,6 +246,20 @@ class Hierarchical(Prior):
         self.masked.copy_(std > threshold)
         return int(self.masked.sum())
 
+    def warm(self, on: bool) -> None:
+        # With errors as large as the latents all that t says costs more than it explains: a scale
+        # profiled from the first step on settles there.
+        self.scale.held = on
+
+    @torch.no_grad()
+    def settle(self, z: Tensor, seed: int) -> None:
+        if self.scale.kind != "profile" or self.deviation_decoder is not None:
+            return
+        squares = torch.zeros(self.dim, dtype=torch.float64, device=z.device)
+        for part, t in zip(z.split(PART), self._codes(z, seed).split(PART), strict=True):
+            squares += ((part - self.conditional(t)[0]) / self.units).double().square().sum(0)
+        self.scale.running.copy_((squares / len(z)).sqrt().clamp(*self.scale.bounds))
+
     def _measure(self, z: Tensor) -> None:
         """Take centre and units from latents (n, dim); what is masked keeps those of N(0, 1)."""
         wide = z.double()
@@ -269,7 +292,7 @@ class Hierarchical(Prior):
         """One draw of q(t|z) for each latent."""
         generator = torch.Generator(z.device).manual_seed(seed)
         with torch.no_grad():
-            parts = [self.posterior(part) for part in z.split(1 << 13)]
+            parts = [self.posterior(part) for part in z.split(PART)]
             return torch.cat([m + v * normal(tuple(m.shape), m, generator) for m, v in parts])
 
     def _refit_code(self, z: Tensor, seed: int) -> FitReport | None:

@@ -1,7 +1,7 @@
 """Parts of the VAE inside a hierarchical prior."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +39,15 @@ def perceptron(
 
 
 class Scale(nn.Module):
-    """A positive scalar inside bounds: profiled out, learned or fixed.
+    """A positive scale inside bounds: profiled out, learned or fixed.
+
+    It is one number for all dimensions, or one for each after `widen`, which leaves a fixed one.
 
     "learned" moves the logit of the place between the bounds (of log scales), so that the gradient
     is never cut off; an infinite upper bound is taken as 100 times the start.
     """
 
-    running: Tensor  # () of "profile" and "fixed"
+    running: Tensor  # () or (d,), of "profile" and "fixed"
 
     def __init__(self, kind: ScaleKind, start: float, bounds: tuple[float, float]):
         super().__init__()
@@ -57,6 +59,8 @@ class Scale(nn.Module):
                 f"Scale: the start must be positive and the bounds in order; got {start}, {bounds}"
             )
         self.kind = kind
+        self.held = False  # at the start, though it is profiled
+        self.start = start
         self.bounds = (low, high if high < math.inf else 100 * max(start, low))
         if kind == "learned":
             low, high = map(math.log, self.bounds)
@@ -69,26 +73,47 @@ class Scale(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """The scale () for evaluation."""
+        """The scale, () or (d,), for evaluation."""
         if self.kind != "learned":
             return self.running
         low, high = map(math.log, self.bounds)
         return (low + (high - low) * self.logit.sigmoid()).exp()
 
-    def observe(self, error: Tensor, used: Tensor) -> Tensor:
-        """The scale () for a training batch with these errors (..., d), of dimensions `used` (d,).
+    def widen(self, dim: int) -> None:
+        """A scale for each dimension from now on, all as the one there is."""
+        if self.kind == "learned" and not self.logit.dim():
+            self.logit = nn.Parameter(self.logit.detach().repeat(dim))
+        elif self.kind == "profile" and not self.running.dim():
+            self.running = self.running.repeat(dim)
 
-        "profile": the root of the mean square inside the bounds. It is given without gradient: at
-        the best scale the likelihood does not change with it to first order.
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        name = "logit" if self.kind == "learned" else "running"
+        stored = state_dict.get(prefix + name)
+        if stored is not None and stored.dim() == 1:
+            self.widen(len(stored))
+        elif stored is not None and getattr(self, name).dim():
+            state_dict[prefix + name] = stored.expand(getattr(self, name).shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def observe(self, error: Tensor, used: Tensor) -> Tensor:
+        """The scale for a training batch with these errors (..., d), of dimensions `used` (d,).
+
+        "profile": the root of the mean square inside the bounds, of all or of each dimension. It is
+        given without gradient: at the best scale the likelihood does not change with it to first
+        order.
         """
         if self.kind == "learned":
             with torch.no_grad():
                 self.logit.clamp_(-_FAR, _FAR)
         if self.kind != "profile":
             return self.value
+        if self.held:
+            return torch.full_like(self.running, self.start).clamp(*self.bounds)
         with torch.no_grad():
-            count = used.sum().clamp_min(1) * (error.numel() // error.shape[-1])
-            best = ((error.square() * used).sum() / count).sqrt().clamp(*self.bounds)
+            squares = error.square().flatten(0, -2).mean(0)
+            if not self.running.dim():
+                squares = (squares * used).sum() / used.sum().clamp_min(1)
+            best = squares.sqrt().clamp(*self.bounds)
             start = torch.where(self.seen, self.running, best.to(self.running))
             self.running.copy_(torch.lerp(best.to(start), start, _MOMENTUM))
             self.seen.fill_(True)

@@ -21,7 +21,8 @@ class TwoStage:
     rate: float = 1e-3
     """Learning rate of Adam; it falls to 0 along a cosine."""
     warmup: float = 0.3
-    """Part of the steps before a mixture inside is first fitted; until then it is N(0, I)."""
+    """Part of the steps before a mixture inside is first fitted; until then it is N(0, I), and a
+    profiled scale stays at its start."""
     refits: int = 5
     """How often it is fitted from then on, before the last time."""
     clip: float = 10.0
@@ -63,7 +64,10 @@ def train(
     every = max(1, math.ceil((options.steps - first) / max(1, options.refits)))
     before = -math.inf
     prior.train()
+    prior.warm(True)
     for step in range(options.steps):
+        if step == first:
+            prior.warm(False)
         if step == options.steps * 4 // 5:
             before = _level(prior, z, seed)
         if options.refits and step >= first and (step - first) % every == 0:
@@ -81,6 +85,8 @@ def train(
         schedule.step()
         if prior.on_step is not None:
             prior.on_step()
+    prior.warm(False)
+    prior.settle(z, seed)
     gained = _level(prior, z, seed) - before
     prior.eval()
     inner = finish(z, seed)
