@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -356,3 +357,49 @@ def test_alone_is_what_a_lone_process_is() -> None:
     with main_alone() as mine:
         assert mine
     assert (processes(1), processes(2)) == ("1 process", "2 processes")
+
+
+def test_the_number_of_test_images_holds_to_the_end(tmp_path: Path, monkeypatch) -> None:
+    from fastlatent.training import loop
+
+    seen, measure = [], loop.measure_loss
+
+    def noted(model, split, batch, seed, limit) -> dict[str, float]:
+        seen.append((split.name, limit))
+        return measure(model, split, batch, seed, limit)
+
+    monkeypatch.setattr(loop, "measure_loss", noted)
+    options = ["--steps", "2", "--test-images", "20", "--data.validation", "40"]
+    assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert set(seen) == {("validation", 20), ("test", 20)}
+    assert len(seen) == 3  # while training, on the test images, after the last fit
+
+
+# Two ranks read files of which one, which falls to the second of them, is cut off.
+def test_a_damaged_image_ends_all_with_one_sentence(tmp_path: Path) -> None:
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(80):
+        pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    # Every tenth is test. Marks look at all 72 others, so the damage comes once they are taken.
+    spoil = (
+        "import fastlatent.training.loop as loop, pathlib\n"
+        "create = loop.Run.create\n"
+        "def spoiling(self):\n"
+        "    create(self)\n"
+        f"    for path in pathlib.Path({str(folder)!r}).glob('*5.png'):\n"
+        "        path.write_bytes(path.read_bytes()[:40])\n"
+        "loop.Run.create = spoiling\n"
+    )
+    out = tmp_path / "run"
+    data = ("--data.name", f"folder:{folder}", "--data.resident", "stream", "--data.workers", "0")
+    options = [*TINY, *data, "--data.per-class", "None", "--steps", "6", "--out", str(out)]
+    found = ended(*[["-c", spoil + SCRIPT, json.dumps([options])]] * 2)
+    said = complaints(found)
+    assert said.count("error") == 1, said
+    assert re.search(r"5\.png .*; training ends after step [01], go on after step 0 with: t", said)
+    assert [out.count("code 1") for _, out, _ in found] == [1, 1]
