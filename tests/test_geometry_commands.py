@@ -391,7 +391,7 @@ def test_a_walk_may_end_where_it_begins(ends, space: Path, tmp_path: Path, capsy
 def test_numbers_do_not_wait_for_pictures(
     space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("no picture")
 
     monkeypatch.setattr(pictures, "correlations", fail)

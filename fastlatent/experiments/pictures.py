@@ -171,10 +171,11 @@ def correlations(
     straight: Tensor,  # (n, m, m), cosines between the m points of each straight line
     shorter: Tensor,  # (n, m, m), of the shorter curves
     what: str,
-    rows: Sequence[int],  # number of each pair of ends, from 0
+    rows: Sequence[int] | None = None,  # number of each pair of ends, from 0; default: all
 ) -> "Image":
     """Filled contours side by side, a row for each pair of ends, with one colour range a row."""
     n, m, _ = straight.shape
+    numbers = range(n) if rows is None else rows
     page = figure(7.4, 0.5 + 3 * n)
     page.suptitle(f"cosine between {what} at equal distances along the curve")
     grid = page.subplots(n, 2, squeeze=False, sharex=True, sharey=True)
@@ -183,7 +184,7 @@ def correlations(
     for row, pair in enumerate(np.ma.masked_invalid(pairs)):
         for axes, part, name in zip(grid[row], pair, ("straight", "shorter"), strict=True):
             spread = f"{part.var():.4f}" if part.count() else "unknown"
-            axes.set_title(f"row {rows[row] + 1}, {name}: variance {spread}", fontsize=10)
+            axes.set_title(f"row {numbers[row] + 1}, {name}: variance {spread}", fontsize=10)
             axes.set_aspect("equal")
         grid[row, 0].set_ylabel("share of the length")
         if not pair.count():
