@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fastlatent.progress import track
+from fastlatent.reading import reading
 
 BLOCK = 1 << 20  # bytes read at a time
+MAGIC = b"\x93NUMPY"  # what an array in a file begins with
 
 
 @contextmanager
@@ -24,20 +26,16 @@ def open_npz(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     # A truncated archive has lost the directory at its end, so it is no zip file either.
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file, or it is truncated")
-    try:
+    with reading(path, "is damaged"):
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
     with archive:
         yield archive
 
 
 def read_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndarray:
     """An array of an .npz file, in a type of PyTorch's; ValueError where it cannot be read."""
-    try:
+    with reading(path, f"is damaged at {name}"):
         array = archive[name]
-    except Exception as error:  # damage can end in any of them, encryption in a RuntimeError
-        raise ValueError(f"{path} is damaged at {name}: {error}") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: {name} is not an array")
     return native(array)
@@ -52,8 +50,10 @@ def map_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndar
     info = archive.zip.getinfo(member)
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # encrypted
         return None
-    try:
+    with reading(path, f"is damaged at {name}"):
         with archive.zip.open(info) as content:  # its checksum is looked at on the way
+            if content.read(len(MAGIC)) != MAGIC:
+                return None
             blocks = iter(lambda: content.read(BLOCK), b"")
             for _ in track(blocks, f"reading {name} of {path.name}", -(-info.file_size // BLOCK)):
                 pass
@@ -63,8 +63,6 @@ def map_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndar
             file.seek(sum(lengths), 1)
             shape, by_columns, dtype = _header(file)
             start = file.tell()
-    except Exception as error:  # damage can end in any of them
-        raise ValueError(f"{path} is damaged at {name}: {error}") from None
     if by_columns or dtype.hasobject or 0 in shape or native(np.empty(0, dtype)).dtype != dtype:
         return None
     # What is written to it goes to memory of the process alone.

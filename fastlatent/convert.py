@@ -237,7 +237,9 @@ def glspace_files(path: Path) -> dict[str, Path]:
 
 def read_options(path: Path) -> dict[str, Any]:
     """The options that the Ladder VAE's program stored; ValueError for anything else."""
-    options = read_pickle(path, "options", {("argparse", "Namespace"): argparse.Namespace})
+    options = read_pickle(
+        path, "cannot be read as options", {("argparse", "Namespace"): argparse.Namespace}
+    )
     if not isinstance(options, argparse.Namespace):
         raise ValueError(f"{path} holds {type(options).__name__}, not options")
     return vars(options)

@@ -122,13 +122,25 @@ def say(line: str = "") -> None:
     """Print a line, once for all ranks, above whatever bar is on the screen."""
     line = printable(line)
     if Progress._screen is not None:
-        Progress._screen.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console = Progress._screen.console
+        line = spelled(line, console.encoding)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     elif is_main_process():
         try:
-            print(line, flush=True)
+            print(spelled(line, sys.stdout.encoding), flush=True)
         except BrokenPipeError:
             # The reader of our output has left: the work goes on unheard, and exit stays silent.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def spelled(text: str, encoding: str | None) -> str:
+    """The text in the letters of an encoding: +/- and escapes for what ASCII does not have."""
+    try:
+        text.encode(encoding or "utf-8")
+        return text
+    except UnicodeEncodeError:
+        plain = text.replace("\N{PLUS-MINUS SIGN}", "+/-")
+        return plain.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def printable(text: str) -> str:

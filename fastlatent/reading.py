@@ -144,10 +144,10 @@ class OnlyThese(pickle.Unpickler):
 
 
 def read_pickle(
-    path: Path, what: str, allowed: Mapping[tuple[str, str], Any], **options: Any
+    path: Path, complaint: str, allowed: Mapping[tuple[str, str], Any], **options: Any
 ) -> Any:
     """The object in a pickle made of plain values and the `allowed` classes, by their names."""
-    with reading(path, f"cannot be read as {what}"), path.open("rb") as file:
+    with reading(path, complaint), path.open("rb") as file:
         return OnlyThese(file, allowed, **options).load()
 
 

@@ -23,8 +23,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up; a module imports from rows below its own. `_core` is the compiled csrc.
 FLOORS = (
     {"_core"},
-    {"ops", "progress"},
-    {"arrays", "graphs", "nn", "noise", "pictures", "reading", "subset", "untouched", "writing"},
+    {"ops", "progress", "reading"},
+    {"arrays", "graphs", "nn", "noise", "pictures", "subset", "untouched", "writing"},
     {"image_folders"},
     {"data", "geometry", "metrics", "paths", "priors"},
     {"models"},

@@ -15,7 +15,11 @@ from safetensors.torch import save_file
 
 import fastlatent
 from fastlatent import convert, reading
-from fastlatent.metrics.features import Classifier, dinov2, inception
+from fastlatent.data import DataConfig, load
+from fastlatent.data.formats import read_cifar_batch, read_svhn_mat
+from fastlatent.metrics import FeatureStatistics
+from fastlatent.metrics.features import Classifier, dinov2, inception, read_npz
+from fastlatent.pictures import decode
 from fastlatent.runs import read_config, read_metrics
 from fastlatent.runs.files import read_tensors, write_tensors
 
@@ -31,8 +35,17 @@ READERS: dict[str, Callable[[Path], object]] = {
     "classifier.safetensors": Classifier.load,
     "inception.pth": lambda path: inception(path, sha256=None),
     "dino.pt": dinov2,
+    "a.npz": read_npz,
+    "mu.npz": FeatureStatistics.load,
+    "data.npz": lambda path: load(DataConfig(f"npz:{path}")),
+    "data.hdf5": lambda path: load(DataConfig(f"h5:{path}")),
+    "data_batch_1": read_cifar_batch,
+    "train_32x32.mat": read_svhn_mat,
+    "picture.png": decode,
     "dino.pt2": lambda path: dinov2(path, trust_code=True),
 }
+
+NEEDED = {"inception.pth": ["pytorch_fid"], "data.hdf5": ["h5py"], "train_32x32.mat": ["scipy"]}
 
 
 class Evil:
@@ -73,8 +86,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 def placed(name: str, tmp_path: Path, write: Callable[[Path], object]) -> Path:
     """A file of that name, whose last line is whole."""
-    if name == "inception.pth":
-        pytest.importorskip("pytorch_fid")
+    for module in NEEDED.get(name, ()):
+        pytest.importorskip(module)
     path = tmp_path / name
     write(path)
     if name == "metrics.jsonl" and path.is_file():

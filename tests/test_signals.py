@@ -1,5 +1,6 @@
 """Signals are heard within seconds, whatever is being done, and nothing is lost."""
 
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from fastlatent import train
 from fastlatent.console import Heard, Signals, command
 from fastlatent.models import VAE
+from fastlatent.progress import say
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import loop
 
@@ -136,3 +138,10 @@ def test_ctrl_c_during_imports_leaves_no_traceback(tmp_path: Path) -> None:
         )
         assert ended.returncode in (130, -signal.SIGINT)
         assert ended.stderr == "interrupted\n"
+
+
+def test_a_stdout_of_ascii_is_spoken_to_in_ascii(monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    say("1.5 ± 0.2 \N{EM DASH} ü")
+    assert written.getvalue() == b"1.5 +/- 0.2 \\u2014 \\xfc\n"

@@ -65,7 +65,7 @@ def _chosen(folder: Path) -> dict[Path, tuple[str, str]]:
 
 
 def _read(path: Path, kind: str, caption: str) -> Picture:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     # Opening a pipe waits for its other end.
     if not path.is_file():
@@ -78,7 +78,7 @@ def _read(path: Path, kind: str, caption: str) -> Picture:
             return Picture(
                 kind, caption, data_uri(small, form), image.size, len(content), len(small)
             )
-    except (UnidentifiedImageError, OSError, SyntaxError):
+    except Exception:  # damage can end in any of them
         raise RunError(f"{path} is damaged: it is no picture that can be read") from None
 
 

@@ -7,7 +7,6 @@ that is damaged or of another kind; the others are to be checked with `check_md5
 import gzip
 import hashlib
 import math
-import pickle
 import struct
 import zlib
 from collections.abc import Sequence
@@ -17,6 +16,16 @@ import numpy as np
 
 from fastlatent.arrays import map_array, open_npz, read_array
 from fastlatent.progress import track
+from fastlatent.reading import read_pickle, reading
+
+# What NumPy arrays in a pickle ask for: an md5 is no proof against forgery. NumPy 1 and Python 2
+# wrote numpy.core, NumPy 2 writes numpy._core.
+ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 def check_md5(path: Path, md5: str, content: bytes | None = None) -> None:
@@ -142,33 +151,16 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], np
 
 def read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (n, 3, 32, 32) and labels (n,) of a batch of CIFAR-10's python version."""
-    with path.open("rb") as file:
-        try:
-            entry = _ArraysOnly(file, encoding="latin1").load()
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{path} is not a CIFAR-10 batch: {error}") from None
-    return entry["data"].reshape(-1, 3, 32, 32), np.array(entry["labels"], np.int64)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds NumPy arrays and plain Python values only: an md5 is no proof against forgery."""
-
-    def find_class(self, module: str, name: str) -> object:
-        # NumPy 1 and Python 2 wrote numpy.core, NumPy 2 writes numpy._core.
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return allowed[module, name]
+    complaint = "is not a CIFAR-10 batch"
+    entry = read_pickle(path, complaint, ARRAYS, encoding="latin1")
+    with reading(path, complaint):
+        return entry["data"].reshape(-1, 3, 32, 32), np.array(entry["labels"], np.int64)
 
 
 def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (n, 3, 32, 32) and labels (n,) of an SVHN .mat file; its label 10 is digit 0."""
     from scipy.io import loadmat
 
-    entry = loadmat(path)
-    return entry["X"].transpose(3, 2, 0, 1), entry["y"].astype(np.int64).reshape(-1) % 10
+    with reading(path, "is not a file of SVHN"):
+        entry = loadmat(path)
+        return entry["X"].transpose(3, 2, 0, 1), entry["y"].astype(np.int64).reshape(-1) % 10

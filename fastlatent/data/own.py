@@ -11,6 +11,7 @@ from fastlatent.data.config import DataConfig
 from fastlatent.data.formats import read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
 from fastlatent.image_folders import find_images
+from fastlatent.reading import reading
 
 CONVERTED = 4096  # images at a time
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
@@ -166,7 +167,10 @@ def h5(config: DataConfig) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"data.name: there is no file {path}")
     listed = path.with_name("id.txt")
-    wanted = listed.read_text().split() if listed.is_file() else None
+    wanted = None
+    if listed.is_file():
+        with reading(listed, "is damaged"):
+            wanted = listed.read_text(encoding="utf-8").split()
     names, images = read_h5_groups(path, wanted)
     if len(names) < 2:
         raise ValueError(f"{path} must hold at least 2 images; got {len(names)}")
