@@ -171,10 +171,21 @@ def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
     """
     with evaluating(model) as device:
         order = epoch_order(len(split), seed, 0)[: model.concluding_images]
-        batches = split.batches(batch, device, order=order)
-        title = f"images of the {split.name} split for the last fit"
-        images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+        images = _Images(split, batch, device, order)
         model.conclude(images, Noise(seed, 0).derived("conclude"))
+
+
+class _Images:
+    """Batches of a split's images, read anew each time: all of them would not fit into memory."""
+
+    def __init__(self, split: Split, batch: int, device: torch.device, order: Tensor):
+        self.split, self.batch, self.device, self.order = split, batch, device, order
+
+    def __iter__(self) -> Iterator[Tensor]:
+        batches = self.split.batches(self.batch, self.device, order=self.order)
+        title = f"images of the {self.split.name} split for the last fit"
+        for part in track(batches, title, -(-len(self.order) // self.batch)):
+            yield part.images
 
 
 def refit(

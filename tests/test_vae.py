@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory import needs_linux, peak
 from safetensors.torch import load_file
 from scipy.optimize import minimize
 from torch import Tensor, nn
@@ -327,6 +328,48 @@ def test_weights_do_not_depend_on_how_many_pixels_are_fitted_at_a_time(monkeypat
     whole = fit_weights(*arguments)
     monkeypatch.setattr("fastlatent.models.precision.PART_BYTES", 50 * 8 * 2)
     torch.testing.assert_close(fit_weights(*arguments), whole)
+
+
+def test_errors_in_parts_are_fitted_as_a_whole(monkeypatch) -> None:
+    """Also where v(z) of all codes are too many to be kept."""
+    torch.manual_seed(0)
+    codes, errors = torch.randn(90, 3).double(), torch.rand(90, 7).double()
+    found = []
+    for given, part, kept in (
+        (errors, 1 << 26, 1 << 29),
+        (iter(errors.split(40)), 1 << 26, 1 << 29),
+        (errors.split(40), 100, 0),
+    ):
+        monkeypatch.setattr("fastlatent.models.precision.PART_BYTES", part)
+        monkeypatch.setattr("fastlatent.models.precision.KEPT_BYTES", kept)
+        net = PrecisionNet(3, 12, 7).double()
+        net.fit(codes, given, Noise(0, 0), 1e-4, 20)
+        found.append((net.weight, net.basis.bandwidths, net(codes)))
+    for other in found[1:]:
+        for mine, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+@needs_linux
+def test_the_last_fit_needs_memory_for_a_part_only(monkeypatch) -> None:
+    """Differences of all codes from all centres are 1 GB."""
+    torch.manual_seed(0)
+    given = lambda codes, count, noise: (codes[:count], torch.arange(len(codes)) % count)  # noqa: E731
+    monkeypatch.setattr("fastlatent.models.precision.cluster", given)  # scikit-learn's takes long
+    codes, net = torch.randn(2000, 512), PrecisionNet(512, 256, 64)
+    errors = (torch.rand(250, 64) for _ in range(8))
+    taken = peak(lambda: (net.fit(codes, errors, Noise(0, 0), 1e-4, 2), net(codes)))
+    assert taken < 300 << 20
+    assert net.fitted
+
+
+def test_the_spread_around_centres_follows_the_units_of_latents() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(60, 2)
+    centers, labels = cluster(codes, 8, Noise(0, 0))
+    for scale in (1e-8, 1e8):
+        moved = spreads(scale * codes, scale * centers, labels)
+        torch.testing.assert_close(moved / scale, spreads(codes, centers, labels))
 
 
 def test_no_cluster_is_empty() -> None:

@@ -229,6 +229,7 @@ class LatentModel(nn.Module, ABC):
     def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
         """Fit what is fitted to the trained weights, from training images (n, c, h, w) each.
 
+        Where the batches are no iterator, they can be read more than once, and are the same again.
         To be called in evaluation mode and without gradients.
         """
         raise NotImplementedError(f"{type(self).__name__} has nothing to fit after training")

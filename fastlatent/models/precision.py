@@ -6,6 +6,7 @@ Models", ICLR 2018, arXiv 1710.11379, section 4.
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from fastlatent.noise import Noise
 
 FLOOR = 1e-2  # precision far from all data, the published zeta
-PART_BYTES = 1 << 26  # of precisions at a time while the weights are fitted
+PART_BYTES = 1 << 26  # of differences, or of precisions, at a time
+KEPT_BYTES = 1 << 29  # of v(z) of all codes; where they take more they are computed at each step
 
 
 class RadialBasis(nn.Module):
@@ -29,6 +31,13 @@ class RadialBasis(nn.Module):
         # By differences: from norms and products, those of near points would cancel.
         squares = (z.unsqueeze(1) - self.centers).square().sum(2)
         return (-self.bandwidths * squares).exp()
+
+    def in_parts(self, z: Tensor) -> Tensor:
+        """As `forward`, with so many latents at a time that the differences take little memory."""
+        rows = max(1, PART_BYTES // max(1, self.centers.nbytes))
+        if len(z) <= rows:
+            return self(z)
+        return torch.cat([self(part) for part in z.split(rows)])
 
 
 class Reciprocal(nn.Module):
@@ -52,7 +61,7 @@ class PrecisionNet(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.linear(self.basis(z), self.weight) + self.floor
+        return F.linear(self.basis.in_parts(z), self.weight) + self.floor
 
     def variance(self) -> nn.Sequential:
         """A frozen copy that gives variances, 1 / precision."""
@@ -67,17 +76,25 @@ class PrecisionNet(nn.Module):
     def fit(
         self,
         codes: Tensor,  # (n, d), of the images
-        errors: Tensor,  # (n, D), their squared residuals under the decoder
+        errors: Tensor | Iterable[Tensor],  # (n, D), their squared residuals, whole or in parts
         noise: Noise,
         error_floor: float,  # see fit_weights
         iterations: int,
     ) -> None:
-        """Centres by k-means over the codes, bandwidths by the spread around them, then weights."""
+        """Centres by k-means over the codes, bandwidths by the spread around them, then weights.
+
+        Errors in parts are taken one after the other, so that no more than one is in memory.
+        """
         centers, labels = cluster(codes, len(self.basis.centers), noise)
         self.basis.centers.copy_(centers)
         self.basis.bandwidths.copy_(0.5 / spreads(codes, centers, labels).square())
-        weight = fit_weights(self.basis(codes), errors, self.floor, error_floor, iterations)
-        self.weight.copy_(weight)
+        pull = torch.zeros_like(self.weight.T)  # (K, D)
+        first = 0
+        for part in [errors] if isinstance(errors, Tensor) else errors:
+            near = codes[first : first + len(part)]
+            first += len(part)
+            pull += _pull(self.basis.in_parts, near, part, error_floor)
+        self.weight.copy_(_climb(self.basis.in_parts, codes, pull, self.floor, iterations))
         self.fitted.fill_(True)
 
 
@@ -100,15 +117,21 @@ def cluster(codes: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
 def spreads(codes: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """Mean distance of each centre's codes to it: (n, d), (K, d), (n,) -> (K,).
 
-    A centre of one code or none takes the mean of the others.
+    A centre of one code or none takes the mean of the others, and none is below a millionth of the
+    spread of all codes.
     """
     # Not by index_add, whose sums differ from run to run on CUDA.
-    member = F.one_hot(labels, len(centers)).to(codes.dtype)  # (n, K)
-    distances = (codes - centers[labels]).norm(dim=1, keepdim=True) + 1e-6
-    counts = member.sum(0)
-    means = (member * distances).sum(0) / counts
+    sums, counts = centers.new_zeros(2, len(centers))
+    rows = max(1, PART_BYTES // (8 * len(centers)))
+    for part, label in zip(codes.split(rows), labels.split(rows), strict=True):
+        member = F.one_hot(label, len(centers)).to(codes.dtype)  # (rows, K)
+        sums += (part - centers[label]).norm(dim=1) @ member
+        counts += member.sum(0)
+    scale = codes.std(0, unbiased=False).norm()
+    scale = torch.where(scale > 0, scale, 1.0)
     many = counts > 1
-    others = means[many].mean() if many.any() else centers.new_ones(())
+    means = torch.maximum(sums / counts, 1e-6 * scale)
+    others = means[many].mean() if many.any() else scale
     return torch.where(many, means, others)
 
 
@@ -126,16 +149,47 @@ def fit_weights(
     present weights, so that none makes it worse (as D. D. Lee, H. S. Seung, "Algorithms for
     Non-negative Matrix Factorization", NeurIPS 2000). Where errors vanish, error_floor bounds b.
     """
-    weights = []
-    columns = max(1, PART_BYTES // (basis.element_size() * max(1, len(basis))))
-    for part in (errors + error_floor).split(columns, 1):
-        pull = basis.T @ part  # (K, columns)
-        weight = basis.sum(0)[:, None] / pull.clamp(min=1e-30) / basis.sum(1).mean()
-        for _ in range(iterations):
-            precision = basis @ weight + floor
-            weight = weight * (basis.T @ precision.reciprocal()) / pull.clamp(min=1e-30)
-        weights.append(weight.T)
-    return torch.cat(weights)
+    pull = _pull(_itself, basis, errors, error_floor)
+    return _climb(_itself, basis, pull, floor, iterations)
+
+
+def _pull(
+    basis: Callable[[Tensor], Tensor],  # (rows, d) -> (rows, K)
+    codes: Tensor,  # (n, d)
+    errors: Tensor,  # (n, D)
+    error_floor: float,
+) -> Tensor:  # (K, D), sum of v(z) (e + error_floor)
+    rows = max(1, PART_BYTES // max(1, errors[:1].nbytes))
+    parts = zip(codes.split(rows), errors.split(rows), strict=True)
+    return sum(basis(near).T @ (part + error_floor) for near, part in parts)
+
+
+def _climb(
+    basis: Callable[[Tensor], Tensor],  # (rows, d) -> (rows, K)
+    codes: Tensor,  # (n, d)
+    pull: Tensor,  # (K, D), see `_pull`
+    floor: Tensor,  # (1,)
+    iterations: int,
+) -> Tensor:  # (D, K)
+    """The steps of `fit_weights`, some codes at a time."""
+    row = max(1, pull[0].nbytes, pull[:, 0].nbytes)
+    parts = codes.split(max(1, PART_BYTES // row))
+    if len(codes) * pull[:, 0].nbytes <= KEPT_BYTES:
+        parts, basis = [basis(part) for part in parts], _itself
+    pull = pull.clamp(min=1e-30)
+    sums = sum(basis(part).sum(0) for part in parts)
+    weight = sums[:, None] / pull / (sums.sum() / len(codes))
+    for _ in range(iterations):
+        push = torch.zeros_like(weight)
+        for part in parts:
+            values = basis(part)
+            push += values.T @ (values @ weight + floor).reciprocal()
+        weight = weight * push / pull
+    return weight.T
+
+
+def _itself(basis: Tensor) -> Tensor:
+    return basis
 
 
 def gaussian_nll(

@@ -165,12 +165,12 @@ class VAE(LatentModel):
 
     def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
         """Fit the variance to what the decoder leaves of each image at its own code."""
-        codes, errors = [], []
-        for x in batches:
-            codes.append(self.encode(x))
-            errors.append(self._errors(codes[-1], 2 * x - 1))
+        if iter(batches) is batches:
+            batches = [*batches]  # they are read twice
+        codes = [self.encode(x) for x in batches]
+        errors = (self._errors(z, 2 * x - 1) for z, x in zip(codes, batches, strict=True))
         floor, steps = self.config.variance_floor, self.config.variance_steps
-        self.precision.fit(torch.cat(codes), torch.cat(errors), noise, floor, steps)
+        self.precision.fit(torch.cat(codes), errors, noise, floor, steps)
 
     def geometric_decoder(self) -> nn.Module:
         """Latents to mean images in [-1, 1], flattened; once they are fitted, also variances."""
