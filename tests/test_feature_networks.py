@@ -161,12 +161,12 @@ def small(pretrained=True):
 def test_dinov2_prepares_images_for_any_file(small: Small, tmp_path: Path, form: str) -> None:
     if form == "torchscript":
         torch.jit.trace(small.train(False), torch.rand(2, 3, 224, 224)).save(tmp_path / "m.pt")
-        model = dinov2(tmp_path / "m.pt")
+        model = dinov2(tmp_path / "m.pt", trust_code=True)
     elif form == "export":
         shapes = ({0: torch.export.Dim("n")},)
         program = torch.export.export(small, (torch.rand(2, 3, 224, 224),), dynamic_shapes=shapes)
         torch.export.save(program, tmp_path / "m.pt2")
-        model = dinov2(tmp_path / "m.pt2")
+        model = dinov2(tmp_path / "m.pt2", trust_code=True)
     else:
         (tmp_path / "hubconf.py").write_text(HUB)
         torch.save(small.state_dict(), tmp_path / "m.pth")
@@ -202,6 +202,6 @@ def test_dinov2_says_what_is_wrong(small: Small, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name and weights go with a folder"):
         dinov2(tmp_path / "m.pth", "small")
     with pytest.raises(ValueError, match=r"m.pth cannot be loaded"):
-        dinov2(tmp_path / "m.pth")
+        dinov2(tmp_path / "m.pth", trust_code=True)
     with pytest.raises(ValueError, match="neither TorchScript nor an exported program"):
         dinov2(tmp_path / "hubconf.py")
