@@ -18,6 +18,7 @@ from manifolds import (
     torus,
 )
 from memory import needs_linux, peak
+from torch import Tensor, nn
 from trained_decoders import bigan
 
 from fastlatent.geometry import (
@@ -517,3 +518,39 @@ def test_distances_between_no_points_and_what_is_no_points():
         distance_matrix(sphere, A[0])
     with pytest.raises(ValueError, match="distance_matrix: points must be finite"):
         distance_matrix(sphere, torch.nan * A)
+
+
+class InUnits(nn.Module):
+    """A decoder of latents that are given in other units and from another origin."""
+
+    def __init__(self, first: nn.Linear, rest: nn.Module, units: Tensor, origin: Tensor):
+        super().__init__()
+        moved = nn.Linear(*first.weight.T.shape, dtype=torch.float64)
+        with torch.no_grad():
+            moved.weight.copy_(first.weight / units)
+            moved.bias.copy_(first.bias - moved.weight @ origin)
+        self.layers = nn.Sequential(moved, rest)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+def test_geodesics_follow_the_units_of_latents():
+    torch.manual_seed(0)
+    first = nn.Linear(2, 16, dtype=torch.float64)
+    rest = nn.Sequential(nn.Tanh(), nn.Linear(16, 9, dtype=torch.float64))
+    start, end = 2 * torch.randn(2, 8, 2, dtype=torch.float64)
+    found = []
+    for units, origin in (
+        ((1, 1), (0, 0)),
+        ((1e-4, 1e-4), (0, 0)),
+        ((1e4, 1e-4), (0, 0)),
+        ((1e-2, 30), (5, 1e3)),
+    ):
+        units, origin = (torch.tensor(x, dtype=torch.float64) for x in (units, origin))
+        decoder = InUnits(first, rest, units, origin).eval().requires_grad_(False)
+        curves = geodesic(decoder, origin + units * start, origin + units * end)
+        found.append((curves.length, (curves.control - origin) / units, curves.status))
+    for other in found[1:]:
+        for mine, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-7, atol=1e-7)

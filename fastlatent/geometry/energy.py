@@ -10,7 +10,7 @@ from fastlatent.geometry.precision import full_precision
 from fastlatent.ops import polyline_energy
 
 METRIC_POINTS = 5  # of the straight line, for the preconditioner
-RIDGE = 1e-3  # added to that metric, in units of its mean diagonal
+RIDGE = 1e-3  # added to the diagonal of that metric, as a part of each entry
 
 
 class Energy:
@@ -62,9 +62,13 @@ def mean_metric_factor(metric: Metric, line: Curves) -> Tensor:
     t = midpoints(line, METRIC_POINTS)
     with torch.no_grad():
         matrix = metric.matrix(line.points(t).flatten(0, 1)).unflatten(0, (n, -1)).mean(1)
-    scale = matrix.diagonal(dim1=1, dim2=2).mean(1)
-    usable = matrix.isfinite().all((1, 2)) & (scale > 0)
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    usable = (matrix.isfinite().all(2).all(1, keepdim=True) & (mean > 0)).expand_as(diagonal)
+    # Each dimension in units of its own, so that those of the latents change no step.
+    units = torch.where(diagonal > 0, diagonal, mean).where(usable, 1.0).sqrt()
     unit = torch.eye(d, dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(usable[:, None, None], matrix + RIDGE * scale[:, None, None] * unit, unit)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed[:, None, None] > 0, unit * scale.sqrt()[:, None, None], factor)
+    matrix = torch.where(usable[:, :1, None], matrix / (units[:, :, None] * units[:, None]), 0)
+    factor, failed = torch.linalg.cholesky_ex(matrix + RIDGE * unit)
+    factor = torch.where(usable[:, :1, None] & (failed[:, None, None] == 0), factor, unit)
+    return units[:, :, None] * factor
