@@ -246,6 +246,10 @@ class Hierarchical(Prior):
         self.masked.copy_(std > threshold)
         return int(self.masked.sum())
 
+    def spread(self) -> Tensor:
+        """Deviations of the latents it was fitted to; 1 where it was trained with an encoder."""
+        return self.units.double()
+
     def warm(self, on: bool) -> None:
         # With errors as large as the latents all that t says costs more than it explains: a scale
         # profiled from the first step on settles there.
