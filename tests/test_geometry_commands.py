@@ -642,7 +642,7 @@ def test_runs_on_other_images_are_not_compared(plane: Path, tmp_path: Path, caps
     assert_one_sentence(capsys.readouterr().err, "their classes differ: all and (1, 2)")
 
 
-def test_a_metric_that_is_no_number_is_a_sentence(space: Path, tmp_path: Path, capsys) -> None:
+def test_weights_that_are_no_numbers_are_a_sentence(space: Path, tmp_path: Path, capsys) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(space, broken)
     model = Run.open(broken).model("last")
@@ -650,4 +650,6 @@ def test_a_metric_that_is_no_number_is_a_sentence(space: Path, tmp_path: Path, c
     weights["decoder.image.weight"].fill_(torch.nan)
     Run.open(broken).write_weights(weights)
     assert geodesics.main([str(broken), "--pairs", "2", *FAST]) == 1
-    assert_one_sentence(capsys.readouterr().err, "the metric must be finite; it is not at 2 of 2")
+    assert_one_sentence(
+        capsys.readouterr().err, "32 of the 32 numbers of decoder.image.weight are NaN or infinite"
+    )

@@ -527,7 +527,7 @@ def test_presets_hold_the_published_settings():
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--model.prior.kind", "gauss", "invalid"),
+        ("--model.prior.kind", "gauss", "must be one of normal, gmm"),
         ("--model.prior.components", "0", "components must be at least 1"),
         ("--model.prior.most-scale", "0.01", "most_scale must be more than least_scale"),
         ("--model.schedule.prior-from", "50", "prior_from must be from 0 to warmup_epochs"),
