@@ -116,6 +116,24 @@ def plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
 
 
 @REGISTRY.primitive_rule
+def several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Any number of values of one kind; what is wrong with one of them is said of it."""
+    kind, *rest = get_args(info.type) or (None,)
+    if get_origin(info.type) is not tuple or rest != [...]:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec) or spec.nargs != 1:
+        return None
+    return PrimitiveConstructorSpec(
+        "*",
+        f"[{spec.metavar} [{spec.metavar} ...]]",
+        lambda words: tuple(spec.instance_from_str([word]) for word in words),
+        lambda value: isinstance(value, tuple) and all(map(spec.is_instance, value)),
+        lambda value: [word for part in value for word in spec.str_from_instance(part)],
+    )
+
+
+@REGISTRY.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """A value that may be None, shown as if it could not; the word None is taken all the same."""
     members = union_members(info.type)

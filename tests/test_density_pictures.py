@@ -219,7 +219,7 @@ def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
     [
         (("--images", "1"), "--images must be at least 2"),
         (("--window", "1", "0", "0", "1"), "--window must be left < right"),
-        (("--priors", "beta"), "invalid"),
+        (("--priors", "beta"), "must be one of normal, gmm"),
         (("--prior-steps", "0"), "--prior-steps must be at least 1"),
         (("nowhere", "--stored"), "--stored goes with a single run"),
     ],

@@ -79,6 +79,7 @@ def test_values_become_what_the_fields_say() -> None:
         (("--seed", "x"), "--seed: must be a whole number; got 'x'"),
         (("--seed", "1.5"), "--seed: must be a whole number; got '1.5'"),
         (("--inner.rate", "fast"), "--inner.rate: must be a number; got 'fast'"),
+        (("--sizes", "3", "x"), "--sizes: must be a whole number; got 'x'"),
         (("--seed", "13"), "--seed must not be 13"),
     ],
 )
