@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,16 @@ from fastlatent.models import VAE
 from fastlatent.progress import say
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import loop
+
+
+@pytest.fixture(autouse=True)
+def heard_by_default() -> Iterator[None]:
+    """Signals as a shell in the foreground hands them on, whoever started the tests."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number: int) -> None:

@@ -10,6 +10,7 @@ from fastlatent.data import Split
 from fastlatent.latents import FITTED
 from fastlatent.metrics import Estimate
 from fastlatent.models import LaDDer
+from fastlatent.models.base import NATS
 from fastlatent.passes import Bound, Mean, measure, measure_bound
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.progress import say
@@ -57,7 +58,7 @@ class UnderPrior(NamedTuple):
         """The numbers as JSON values."""
         names = ("loss", "kl", "log_likelihood")
         return {
-            name: {"mean": found.value, "standard_error": found.error}
+            name: {"mean": found.value, "standard_error": found.error, "unit": NATS}
             for name, found in zip(names, self.numbers(), strict=True)
             if found is not None
         }

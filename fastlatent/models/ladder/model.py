@@ -247,7 +247,7 @@ class LaDDer(LatentModel):
             "inner_reconstruction": -bound.reconstruction,
             "inner_entropy": bound.entropy,
             "inner_log_prior": bound.prior,
-            "prior_scale": prior.scale.value.detach().expand(len(z)),
+            "prior_scale": prior.scale.value.detach().mean().expand(len(z)),
         }
         return bound.total, parts
 
