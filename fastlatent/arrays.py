@@ -2,7 +2,7 @@
 
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +15,7 @@ from fastlatent.progress import track
 from fastlatent.reading import reading
 
 BLOCK = 1 << 20  # bytes read at a time
+LOOKED_AT = 1024  # images looked at together
 MAGIC = b"\x93NUMPY"  # what an array in a file begins with
 
 
@@ -109,8 +110,42 @@ def images_of(where: str, array: np.ndarray, binary: bool = False) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def are_binary(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether uint8 arrays, taken together, hold 0 and 1 alone, as bits are often stored."""
-    return all(array.dtype == np.uint8 for array in arrays) and (
-        max((int(array.max(initial=0)) for array in arrays), default=0) == 1
-    )
+def bits_among(where: Path | str, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of those uint8 arrays of images that hold 0 and 1 alone, as bits are often stored.
+
+    Each is judged by itself. Raises ValueError, naming `where`, beside arrays with greys, and where
+    images of one array have 1 for white and others 255.
+    """
+    bits = [name for name, x in arrays.items() if x.dtype == np.uint8 and x.max(initial=0) == 1]
+    for name, array in arrays.items():
+        if name not in bits and bits and _has_greys(array):
+            raise ValueError(
+                f"{where}: {' and '.join(bits)} holds uint8 of 0 and 1 alone, and {name} holds "
+                "greys; give all in one scale, or bits as bool"
+            )
+        if array.dtype == np.uint8 and array.max(initial=0) == 255 and not _has_greys(array):
+            pixels = tuple(range(1, array.ndim))
+            ones, whites = ((array == value).any(pixels) for value in (1, 255))
+            if ones.any() and not (ones & whites).any():  # otherwise three values, such as masks
+                raise ValueError(
+                    f"{where}: {name} holds {ones.sum():,} images of 0 and 1 and {whites.sum():,} "
+                    "of 0 and 255; give all in one scale"
+                )
+    return bits
+
+
+def _has_greys(array: np.ndarray) -> bool:
+    """Whether a pixel is neither black nor white, nor a bit."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        return False
+    array = np.atleast_1d(array)
+    parts = (array[i : i + LOOKED_AT] for i in range(0, len(array), LOOKED_AT))
+    if array.dtype == np.uint8:
+        # Below 2 the difference wraps around.
+        return any(bool((part - np.uint8(2) < 253).any()) for part in parts)
+    return any(bool(((part > 0) & (part < 1)).any()) for part in parts)
+
+
+def taken_as_white(names: Sequence[str]) -> str:
+    """What to say of arrays that `bits_among` names."""
+    return f"{' and '.join(names)}: uint8 of 0 and 1 alone is taken as black and white"

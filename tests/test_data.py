@@ -750,7 +750,8 @@ def test_bits_in_bytes_are_black_and_white_and_that_is_said(tmp_path, rng):
         np.savez(tmp_path / "a.npz", **arrays)
         data = load(DataConfig(name=name))
         assert data.notes == [
-            f"{tmp_path}/a.npz: uint8 of 0 and 1 alone is taken as black and white"
+            f"{tmp_path}/a.npz: {next(iter(arrays))}: uint8 of 0 and 1 alone is taken as black "
+            "and white"
         ]
         expected = bits[1] if "x" in arrays else bits[0]
         assert torch.equal(next(data.train.batches(1, "cpu")).images[0, 0], torch.tensor(expected))
@@ -758,9 +759,49 @@ def test_bits_in_bytes_are_black_and_white_and_that_is_said(tmp_path, rng):
         np.savez(tmp_path / "a.npz", x=x)
         data = load(DataConfig(name=name))
         assert data.notes == [] and np.array_equal(data.test.images(torch.tensor([0]))[0, 0], x[0])
-    # A dark split of a set that is not binary is taken as it is.
-    np.savez(tmp_path / "a.npz", train_x=bits * np.uint8(255), test_x=bits)
-    assert load(DataConfig(name=name)).test.images(torch.arange(20)).unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("white", [np.uint8(255), 1.0, True])
+def test_each_array_is_looked_at_for_bits_in_bytes(tmp_path, rng, white):
+    bits = rng.integers(0, 2, (20, 4, 4), np.uint8)
+    other = np.where(bits[::-1] == 1, white, np.zeros((), np.asarray(white).dtype))
+    for first, second in (("train_x", "test_x"), ("test_x", "train_x")):
+        np.savez(tmp_path / "a.npz", **{first: bits, second: other})
+        data = load(DataConfig(name=f"npz:{tmp_path}/a.npz"))
+        splits = {"train_x": data.train, "test_x": data.test}
+        found = {x: split.images(torch.arange(20))[:, 0] for x, split in splits.items()}
+        assert torch.equal(found[first], torch.tensor(bits * 255))
+        assert torch.equal(found[second], torch.tensor(bits[::-1] * 255))
+        (said,) = data.notes
+        assert said.endswith(f"a.npz: {first}: uint8 of 0 and 1 alone is taken as black and white")
+
+
+@pytest.mark.parametrize("greys", [np.uint8(200), np.float32(0.5)])
+def test_bits_beside_greys_are_refused(tmp_path, greys):
+    bits = np.ones((3, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", train_x=bits * greys, test_x=bits)
+    expected = r"a\.npz: test_x holds uint8 of 0 and 1 alone, and train_x holds greys; give all in"
+    with pytest.raises(ValueError, match=expected):
+        load(DataConfig(name=f"npz:{tmp_path}/a.npz"))
+
+
+def test_images_of_two_scales_in_one_array_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    white = np.array([1, 1, 255, 0], np.uint8)
+    images = np.ones((4, 5, 5, 1), np.uint8) * white[:, None, None, None]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for k, image in enumerate(images):
+            file[f"{k}/image"] = image
+    np.savez(tmp_path / "a.npz", x=images)
+    for name, array in ((f"h5:{tmp_path}/a.h5", "image"), (f"npz:{tmp_path}/a.npz", "x")):
+        expected = rf"{array} holds 2 images of 0 and 1 and 1 of 0 and 255; give all in one scale"
+        with pytest.raises(ValueError, match=expected):
+            load(DataConfig(name=name))
+    # Three values in one image are no bits.
+    images[0, 0] = 255
+    np.savez(tmp_path / "a.npz", x=images)
+    found = load(DataConfig(name=f"npz:{tmp_path}/a.npz")).test.images(torch.tensor([0]))
+    assert found.unique().tolist() == [1, 255]
 
 
 def test_arrays_that_are_not_read_are_named(tmp_path):

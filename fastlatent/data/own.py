@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.arrays import are_binary, images_of
+from fastlatent.arrays import bits_among, images_of, taken_as_white
 from fastlatent.data.config import DataConfig
 from fastlatent.data.formats import read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
@@ -105,10 +105,10 @@ def npz(config: DataConfig) -> Source:
 
 def _images(path: Path, arrays: dict[str, np.ndarray], notes: list[str]) -> list[Tensor]:
     """Each array of images, of any layout and type that `images_of` takes, as uint8."""
-    binary = are_binary(list(arrays.values()))
-    if binary:
-        notes.append(f"{path}: uint8 of 0 and 1 alone is taken as black and white")
-    images = [images_of(f"{path}: {name}", array, binary) for name, array in arrays.items()]
+    bits = bits_among(path, arrays)
+    if bits:
+        notes.append(f"{path}: {taken_as_white(bits)}")
+    images = [images_of(f"{path}: {name}", x, name in bits) for name, x in arrays.items()]
     return [_in_8_bits(x) for x in images]
 
 

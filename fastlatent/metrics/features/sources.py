@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.arrays import are_binary, images_of, open_npz, read_array
+from fastlatent.arrays import bits_among, images_of, open_npz, read_array, taken_as_white
 from fastlatent.image_folders import find_images, survey
 from fastlatent.metrics.features.images import resize, to_unit, with_channels
 from fastlatent.metrics.statistics import FeatureStatistics
@@ -294,10 +294,10 @@ def read_stored(path: Path, key: str | None = None, images: bool = True) -> Stor
     where = f"{path}: {name}"
     if name not in IMAGE_KEYS and array.ndim <= 2:
         return Stored(_features(where, array), notes)
-    binary = are_binary([array])
-    if binary:
-        notes.append(f"{where}: uint8 of 0 and 1 alone is taken as black and white")
-    return Stored(images_of(where, array, binary), notes)
+    bits = bits_among(path, {name: array})
+    if bits:
+        notes.append(f"{path}: {taken_as_white(bits)}")
+    return Stored(images_of(where, array, bool(bits)), notes)
 
 
 def _features(where: str, array: np.ndarray) -> Tensor:
