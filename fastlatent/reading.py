@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import pickle
+import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 LONGEST = 300  # characters of a parser's own words
+LOOKED_AT = 512  # bytes of a file that tell what it is
+ARCHIVE, PICKLE, SAVED = "a zip archive", "a pickle", "an archive of torch.save"
 
 # What a file's first bytes tell, where it is not what was expected.
 MAGIC = (
@@ -26,10 +30,10 @@ MAGIC = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
-    (b"PK", "a zip archive"),
+    (b"PK", ARCHIVE),
     (b"\x1f\x8b", "a gzip file"),
     (b"version https://git-lfs", "a pointer of Git LFS, whose content was not fetched"),
-    (b"\x80", "a pickle"),
+    (b"\x80", PICKLE),
 )
 
 
@@ -76,15 +80,38 @@ def _reason(error: Exception) -> str:
 def looks_like(path: Path) -> str:
     """What the file is by its first bytes, in words."""
     with path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(LOOKED_AT)
     if not head:
         return "an empty file"
     for magic, words in MAGIC:
         if head.startswith(magic):
-            return words
+            return _kind_of_archive(path) if words == ARCHIVE else words
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return "a page of the web, as a server sends where the file is not"
+    if len(head) < LOOKED_AT and _is_old_pickle(head):
+        return PICKLE
     return "a text file" if all(byte >= 32 or byte in b"\t\r\n" for byte in head) else "other data"
+
+
+def _kind_of_archive(path: Path) -> str:
+    if not zipfile.is_zipfile(path):  # the directory is at its end
+        return "a truncated zip archive"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a program of TorchScript, which could run code and is not loaded"
+    if any(name.endswith("/data.pkl") for name in names):
+        return SAVED
+    return "an .npz file" if names and all(name.endswith(".npy") for name in names) else ARCHIVE
+
+
+def _is_old_pickle(content: bytes) -> bool:
+    """Whether it is a pickle of protocol 0 or 1, which have no mark at their beginning."""
+    try:
+        steps = [step.name for step, _, _ in pickletools.genops(content)]
+    except Exception:  # what is no pickle can end in any of them
+        return False
+    return not {"GLOBAL", "INST", "PUT", "BINPUT"}.isdisjoint(steps)  # some words pass for steps
 
 
 def read_json(path: Path, complaint: str = "is damaged: it is not valid JSON") -> Any:
@@ -111,23 +138,23 @@ def read_checkpoint(path: Path, what: str = "a checkpoint") -> Any:
         return read_tensors(path)[0]
     with reading(path, f"cannot be read as {what}"):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of pickles and archives that are refused anyway
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
         except (MemoryError, OSError):
             raise
         except Exception as error:
             # PyTorch's own words advise to load the file all the same.
-            if not zipfile.is_zipfile(path) and not _is_pickle(path):
-                raise ValueError(f"it is {looks_like(path)}") from None
+            kind = looks_like(path)
+            if kind not in (PICKLE, SAVED):
+                raise ValueError(f"it is {kind}") from None
             if isinstance(error, pickle.UnpicklingError):
                 raise ValueError(
                     "it holds more than tensors and plain values, could run code and is not loaded"
                 ) from None
+            if kind == SAVED:
+                raise ValueError("its archive is damaged") from None
             raise
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
 
 
 class OnlyThese(pickle.Unpickler):

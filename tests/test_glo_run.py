@@ -556,13 +556,26 @@ def test_damaged_data_of_the_original_program(tmp_path: Path, spoil, sentence) -
 def test_other_layouts_of_h5_files_are_told_which_one_is_read(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "data.hdf5"
-    with h5py.File(path, "w") as file:
-        file["images"] = np.zeros((20, 8, 8, 1), np.uint8)
-    sentence = (
-        r"holds the array 'images' of shape \(20, 8, 8, 1\); what is read is a group for each"
-    )
-    with pytest.raises(ValueError, match=sentence):
-        load(DataConfig(f"h5:{path}"))
+    pixels = np.zeros((20, 8, 8), np.uint8)
+    floats = np.zeros((20, 9, 9, 1), np.float32)
+    read = r"; what is read is a group for each image, with a dataset image \(h, w, c\) in it"
+    for arrays, held in (
+        ({"images": pixels}, r"the array 'images' of shape \(20, 8, 8\)"),
+        (
+            {"labels": np.arange(20), "x": pixels},
+            r"the array 'x' of shape \(20, 8, 8\) and labels",
+        ),
+        (
+            {"a": np.zeros(9000), "test/y": np.arange(20), "test/x": pixels, "train/x": floats},
+            r"the array 'train/x' of shape \(20, 9, 9, 1\) and test/x, a, test/y",
+        ),
+        ({}, "nothing"),
+    ):
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+        with pytest.raises(ValueError, match=rf"hdf5 holds {held}{read}"):
+            load(DataConfig(f"h5:{path}"))
     with h5py.File(path, "w") as file:
         for k in range(20):
             file[f"{k:02}/image"] = np.full((8, 8, 1), k % 2, np.uint8)
@@ -571,9 +584,14 @@ def test_other_layouts_of_h5_files_are_told_which_one_is_read(tmp_path: Path) ->
         load(DataConfig(f"h5:{path}"))
     with h5py.File(path, "a") as file:
         del file["20"]
+        file["labels"] = np.arange(20)
+    with pytest.raises(ValueError, match="has no image of the id 'labels'; what else is in"):
+        load(DataConfig(f"h5:{path}"))
+    with h5py.File(path, "a") as file:
+        del file["labels"]
     data = load(DataConfig(f"h5:{path}"))
     assert data.train.images(torch.arange(3))[:, 0, 0, 0].tolist() == [255, 0, 255]
-    assert data.notes == [f"{path}: uint8 of 0 and 1 alone is taken as black and white"]
+    assert data.notes == [f"{path}: image: uint8 of 0 and 1 alone is taken as black and white"]
 
 
 def test_images_of_two_sizes_in_one_file(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +146,49 @@ def test_a_foreign_file_is_named_and_no_advice_is_handed_on(tmp_path: Path) -> N
         reading.read_checkpoint(page)
     with pytest.raises(ValueError, match=r"code\.cp .*could run code and is not loaded$"):
         reading.read_checkpoint(code)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_are_refused_in_our_own_words_alone(protocol: int, tmp_path: Path, capfd) -> None:
+    path = tmp_path / "code.pkl"
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "made"), protocol))
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match=r"code\.pkl .*could run code and is not loaded$"),
+    ):
+        warnings.simplefilter("error")
+        reading.read_checkpoint(path)
+    assert capfd.readouterr() == ("", "") and not (tmp_path / "made").exists()
+
+
+def test_archives_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    saved = io.BytesIO()
+    torch.save({"a": torch.arange(1000)}, saved)
+    content = saved.getvalue()
+    numbers = content.index(torch.arange(1000).numpy().tobytes())
+    archives = {
+        "an .npz file": {"x.npy": "", "y.npy": ""},
+        "a zip archive": {"x.npy": "", "y": ""},
+        "a program of TorchScript, which could run code": {"a/constants.pkl": "", "a/data.pkl": ""},
+    }
+    for kind, entries in archives.items():
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in entries.items():
+                archive.writestr(name, text)
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(ValueError, match=rf"a\.pt cannot be read as a checkpoint: it is {kind}"),
+        ):
+            warnings.simplefilter("error")
+            reading.read_checkpoint(path)
+    for damaged, words in (
+        (content[: len(content) // 2], "it is a truncated zip archive"),
+        (content[:numbers] + bytes(8) + content[numbers + 8 :], "its archive is damaged"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=words):
+            reading.read_checkpoint(path)
 
 
 def test_files_that_changed_under_way_are_noticed(tmp_path: Path) -> None:

@@ -11,12 +11,18 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlatent.arrays import map_array, open_npz, read_array
 from fastlatent.progress import track
 from fastlatent.reading import read_pickle, reading
+
+if TYPE_CHECKING:
+    import h5py
+
+MENTIONED = 5  # arrays of a file of another layout
 
 # What NumPy arrays in a pickle ask for: an md5 is no proof against forgery. NumPy 1 and Python 2
 # wrote numpy.core, NumPy 2 writes numpy._core.
@@ -119,20 +125,18 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], np
         )
     try:
         with h5py.File(path, "r") as file:
+            if not any(_image_in(file.get(name)) for name in file):
+                raise ValueError(_other_layout(path, file))
             names = sorted(file) if ids is None else list(ids)
             images = np.empty(0)
             title = f"reading {path.name}"
             for number, name in enumerate(track(names, title, len(names), "image")):
-                entry = file.get(name)  # None where a link leads nowhere, too
-                if isinstance(entry, h5py.Dataset):
+                image = _image_in(file.get(name))
+                if image is None:
                     raise ValueError(
-                        f"{path} holds the array {name!r} of shape {entry.shape}; what is read is "
-                        "a group for each image, with a dataset image (h, w, c) in it. An array "
-                        "of all images can be given as npz:PATH, named x"
+                        f"{path} has no image of the id {name!r}; what else is in the file is left "
+                        "alone where id.txt beside it names the images, one a line"
                     )
-                image = None if entry is None else entry.get("image")
-                if not isinstance(image, h5py.Dataset):
-                    raise ValueError(f"{path} has no image of the id {name!r}")
                 if number == 0:
                     images = np.empty((len(names), *image.shape), image.dtype)
                 if image.shape != images.shape[1:] or image.dtype != images.dtype:
@@ -147,6 +151,35 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], np
     except Exception as error:  # damage can end in any of them
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no h5 file of images, or damaged: {reason}") from None
+
+
+def _image_in(entry: "h5py.HLObject | None") -> "h5py.Dataset | None":  # None: a broken link
+    """The dataset `image` of a group of an h5 file; None where there is none."""
+    import h5py
+
+    image = entry.get("image") if isinstance(entry, h5py.Group) else None
+    return image if isinstance(image, h5py.Dataset) else None
+
+
+def _other_layout(path: Path, file: "h5py.File") -> str:
+    """What to say of an h5 file without groups of images: what it holds instead."""
+    import h5py
+
+    arrays: list[h5py.Dataset] = []
+    file.visititems(lambda _, x: arrays.append(x) if isinstance(x, h5py.Dataset) else None)
+    # Images rather than their labels.
+    arrays.sort(key=lambda x: (x.ndim in (3, 4), x.dtype.kind in "ubf", x.size or 0))
+    held = "nothing"
+    if arrays:
+        others = [x.name.strip("/") for x in arrays[-2::-1]]
+        beside = f" and {', '.join(others[:MENTIONED])}" if others else ""
+        beside += ", ..." if len(others) > MENTIONED else ""
+        shown = arrays[-1].name.strip("/")
+        held = f"the array {shown!r} of shape {arrays[-1].shape}{beside}"
+    return (
+        f"{path} holds {held}; what is read is a group for each image, with a dataset image "
+        "(h, w, c) in it. An array of all images can be given as npz:PATH, named x, its classes y"
+    )
 
 
 def read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
