@@ -183,8 +183,9 @@ def _of_torch_fidelity(stat_1: Any, stat_2: Any, verbose: Any) -> Any:
 
 def _arrays(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float) -> np.floating[Any]:
     arrays = [np.asanyarray(part) for part in (mu1, sigma1, mu2, sigma2)]
-    dtype = np.result_type(*arrays, np.float32)
-    return dtype.type(_distance_of_arrays(*arrays))
+    one = np.result_type(*arrays, np.float32).type(1)
+    # The type that packages end in: of 2 and a float32, NumPy 1 makes a float64.
+    return type(2 * one)(_distance_of_arrays(*arrays))
 
 
 def _dictionaries(stat_1: Any, stat_2: Any, verbose: Any) -> dict[str, float]:

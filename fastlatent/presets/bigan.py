@@ -33,7 +33,7 @@ BIGAN_PRESETS = (
         replace(
             _MNIST,
             name="bigan-digits",
-            model=BiGANConfig(discriminator_rate=4),
+            model=BiGANConfig(discriminator_rate=4.0),
             data=DataConfig(name="digits", size=28),
             epochs=45,
             batch=32,
