@@ -141,9 +141,11 @@ def read_checkpoint(path: Path, what: str = "a checkpoint") -> Any:
             with warnings.catch_warnings():  # of pickles and archives that are refused anyway
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except (MemoryError, OSError):
+        except MemoryError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a damaged offset
+                raise
             # PyTorch's own words advise to load the file all the same.
             kind = looks_like(path)
             if kind not in (PICKLE, SAVED):
@@ -152,9 +154,10 @@ def read_checkpoint(path: Path, what: str = "a checkpoint") -> Any:
                 raise ValueError(
                     "it holds more than tensors and plain values, could run code and is not loaded"
                 ) from None
-            if kind == SAVED:
-                raise ValueError("its archive is damaged") from None
-            raise
+            fault = (
+                "its archive is damaged" if kind == SAVED else "it was not written by torch.save"
+            )
+            raise ValueError(fault) from None
 
 
 class OnlyThese(pickle.Unpickler):

@@ -183,6 +183,7 @@ def test_archives_are_told_apart(tmp_path: Path) -> None:
             warnings.simplefilter("error")
             reading.read_checkpoint(path)
     for damaged, words in (
+        (pickle.dumps({"a": 1}, 2), "it was not written by torch.save"),
         (content[: len(content) // 2], "it is a truncated zip archive"),
         (content[:numbers] + bytes(8) + content[numbers + 8 :], "its archive is damaged"),
     ):

@@ -1,5 +1,6 @@
 """DINOv2, or another network of ImageNet's preprocessing, from files on this machine."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def _from_file(path: Path, trust_code: bool) -> Any:
             f"dinov2: {path} holds a program, which can run any code when it is loaded; where you "
             "trust it, say so by trust_code=True or --trust-feature-code"
         )
-    with reading(path, "cannot be loaded as a network"):
+    with reading(path, "cannot be loaded as a network"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, which is to go
         with zipfile.ZipFile(path) as archive:
             scripted = any(entry.endswith("/constants.pkl") for entry in archive.namelist())
         if scripted:
