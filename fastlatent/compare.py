@@ -8,12 +8,12 @@ from pathlib import Path
 
 import tyro
 
-from fastlatent.comparison import columns_of, page, rivals, screen_table, subjects
-from fastlatent.comparison.pictures import Picture, pictures_of
-from fastlatent.console import command, parse
-from fastlatent.progress import say, track
+from fastlatent.commands.comparison import columns_of, page, rivals, screen_table, subjects
+from fastlatent.commands.comparison.pictures import Picture, pictures_of
+from fastlatent.commands.console import command, parse
+from fastlatent.files.writing import written_whole
+from fastlatent.jobs.progress import say, track
 from fastlatent.runs.files import RESULTS
-from fastlatent.writing import written_whole
 
 DESCRIPTION = """Put runs side by side: a table on the screen, and one page for the browser.
 The page holds the table, which sorts, the curves of the losses, and the samples, reconstructions

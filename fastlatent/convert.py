@@ -10,14 +10,16 @@ from typing import Any, Literal, NamedTuple
 import tyro
 from torch import Tensor
 
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import Device, RunError, UsageError, command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.files.reading import load_weights, read_checkpoint, read_pickle
+from fastlatent.inference.devices import Device
+from fastlatent.inference.passes import measure_loss
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.progress import say
 from fastlatent.models import LVAEConfig, build, glspace, lbae
 from fastlatent.models.lvae import original as lvae
-from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS, TrainConfig
-from fastlatent.progress import say
-from fastlatent.reading import load_weights, read_checkpoint, read_pickle
 from fastlatent.runs import Run, locked
 
 DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.

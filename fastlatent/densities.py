@@ -11,10 +11,8 @@ import tyro
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command, parse
-from fastlatent.data import epoch_order
-from fastlatent.experiments.densities import (
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.experiments.densities import (
     Panel,
     aggregate_posterior,
     circles,
@@ -22,14 +20,17 @@ from fastlatent.experiments.densities import (
     prior_panel,
     window_of,
 )
-from fastlatent.experiments.fits import fit_to_run
-from fastlatent.latents import unit_images
+from fastlatent.commands.experiments.fits import fit_to_run
+from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.data import epoch_order
+from fastlatent.inference.latents import unit_images
+from fastlatent.inference.passes import evaluating
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say, track
 from fastlatent.models import LaDDer, LaDDerConfig
 from fastlatent.models.ladder.prior import build_prior
 from fastlatent.noise import Noise
-from fastlatent.passes import evaluating
 from fastlatent.priors import Hierarchical, Prior, PriorKind, PriorSettings, VampPrior
-from fastlatent.progress import say, track
 from fastlatent.runs.priors import prior_file
 
 DESCRIPTION = """Draw the density of two latents next to their prior, where posteriors are Gaussian.

@@ -13,7 +13,8 @@ import torch
 
 import fastlatent
 from fastlatent import ops
-from fastlatent.console import RunError, command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.jobs.errors import RunError
 from fastlatent.ops import OPS, Serving, _load
 from fastlatent.ops._register import Op
 

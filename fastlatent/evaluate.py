@@ -14,16 +14,14 @@ import tyro
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, choose_device, command, parse
-from fastlatent.data.config import BINARY_SIZES
-from fastlatent.evaluation.extractors import (
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.evaluation.extractors import (
     Extractor,
     Kind,
     classifier_of,
     open_extractor,
 )
-from fastlatent.evaluation.given import (
+from fastlatent.commands.evaluation.given import (
     Given,
     Opened,
     Reading,
@@ -35,20 +33,24 @@ from fastlatent.evaluation.given import (
     take_features,
     what_is_learnt,
 )
-from fastlatent.evaluation.priors import bounds_under, stored_priors, table_of
-from fastlatent.evaluation.report import Comparisons, Losses
-from fastlatent.evaluation.sets import features_of, made_by_model, real_images
-from fastlatent.latents import Repair
+from fastlatent.commands.evaluation.priors import bounds_under, stored_priors, table_of
+from fastlatent.commands.evaluation.report import Comparisons, Losses
+from fastlatent.commands.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.data.config import BINARY_SIZES
+from fastlatent.files.image_files import BACKGROUND, check_background
+from fastlatent.files.reading import read_json
+from fastlatent.inference.devices import choose_device
+from fastlatent.inference.latents import Repair
+from fastlatent.inference.passes import measure, measure_bound, reconstruction_error
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import check_launch, is_main_process, joined
 from fastlatent.metrics import Weighing
 from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
 from fastlatent.metrics.sets import SEED
 from fastlatent.models import LaDDer, LVAEConfig
-from fastlatent.passes import measure, measure_bound, reconstruction_error
-from fastlatent.pictures import BACKGROUND, check_background
 from fastlatent.priors import Prior, PriorKind
-from fastlatent.progress import is_main_process, say
-from fastlatent.ranks import check_launch, joined
-from fastlatent.reading import read_json
 from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.

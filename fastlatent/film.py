@@ -10,12 +10,13 @@ import torch
 import tyro
 
 from fastlatent import plots
-from fastlatent.console import RunError, command, parse
-from fastlatent.pictures import decode
-from fastlatent.progress import say, track
+from fastlatent.commands.console import command, parse
+from fastlatent.files.image_files import decode
+from fastlatent.files.subset import spread
+from fastlatent.files.writing import written_whole
+from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.progress import say, track
 from fastlatent.runs import Run
-from fastlatent.subset import spread
-from fastlatent.writing import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

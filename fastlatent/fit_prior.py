@@ -10,13 +10,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.experiments.fits import fit_to_run
+from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import Split
-from fastlatent.experiments.fits import fit_to_run
+from fastlatent.inference.passes import evaluating
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import Progress, format_seconds, say, track
 from fastlatent.metrics import frechet_from_features
 from fastlatent.noise import Noise, generator
-from fastlatent.passes import evaluating
 from fastlatent.priors import (
     Estimate,
     Normal,
@@ -25,7 +27,6 @@ from fastlatent.priors import (
     PriorSettings,
     cross_entropy,
 )
-from fastlatent.progress import Progress, format_seconds, say, track
 from fastlatent.runs.priors import prior_file, write_prior
 
 DESCRIPTION = """Fit a prior to the latents of a trained model's images, and store it in the run.

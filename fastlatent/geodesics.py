@@ -10,11 +10,9 @@ import torch
 import tyro
 
 from fastlatent import plots
-from fastlatent.arguments import Trained
-from fastlatent.console import UsageError, command, parse
-from fastlatent.experiments import pictures
-from fastlatent.experiments.comparison import compare
-from fastlatent.experiments.findings import (
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.experiments import pictures
+from fastlatent.commands.experiments.findings import (
     Files,
     circumstances,
     joined_images,
@@ -22,7 +20,7 @@ from fastlatent.experiments.findings import (
     statistics_lines,
     summary_values,
 )
-from fastlatent.experiments.shorter import (
+from fastlatent.commands.experiments.shorter import (
     CurveOptions,
     draw_prior,
     encode,
@@ -35,11 +33,14 @@ from fastlatent.experiments.shorter import (
     sequences,
     shorten,
 )
+from fastlatent.commands.experiments.two_models import compare
+from fastlatent.commands.trained import Trained
 from fastlatent.geometry.experiment import Experiment, Pairs, eigenvector_pairs
 from fastlatent.geometry.field import metric_field
 from fastlatent.geometry.metric import Metric
 from fastlatent.geometry.solver import Method
-from fastlatent.progress import say
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say
 
 DESCRIPTION = """Shorten straight lines in the latent space of a trained model, and say by how much.
 - one run: Monte-Carlo over pairs of latents. --ends eigenvector, the published protocol: a start

@@ -9,20 +9,21 @@ from typing import Literal
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import Trained
-from fastlatent.console import UsageError, command, parse
-from fastlatent.experiments.ends import EndOptions, Joined, first_images_of, join
-from fastlatent.experiments.geodesic_walks import walk_shorter
-from fastlatent.experiments.likely_walks import Density, LikelyOptions, walk_likely
-from fastlatent.experiments.shorter import CurveOptions
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.experiments.ends import EndOptions, Joined, first_images_of, join
+from fastlatent.commands.experiments.geodesic_walks import walk_shorter
+from fastlatent.commands.experiments.likely_walks import Density, LikelyOptions, walk_likely
+from fastlatent.commands.experiments.shorter import CurveOptions
+from fastlatent.commands.single_images import SingleImages
+from fastlatent.commands.trained import Trained
 from fastlatent.geometry.solver import Method
-from fastlatent.latents import Repair, check_method, decode
+from fastlatent.inference.latents import Repair, check_method, decode
+from fastlatent.inference.walking import Direction, Space, Walk, Walking, walk, walkings
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say
 from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
-from fastlatent.progress import say
-from fastlatent.single_images import SingleImages
-from fastlatent.walking import Direction, Space, Walk, Walking, walk, walkings
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.inference.passes import evaluating
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say, track
 from fastlatent.models import LadderVAE
 from fastlatent.noise import Noise
-from fastlatent.passes import evaluating
-from fastlatent.progress import say, track
 
 DESCRIPTION = """Show what varies with one layer of a Ladder VAE alone: a picture for each layer.
 

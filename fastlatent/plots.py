@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.writing import written_whole
+from fastlatent.files.writing import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

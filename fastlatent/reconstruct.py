@@ -9,14 +9,14 @@ from typing import Literal
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.single_images import SingleImages
+from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import Split
-from fastlatent.gallery import reconstruction_picture
+from fastlatent.inference.gallery import reconstruction_picture
+from fastlatent.inference.passes import evaluating, measure_loss
+from fastlatent.jobs.progress import say, track
 from fastlatent.noise import Noise
-from fastlatent.passes import evaluating, measure_loss
-from fastlatent.progress import say, track
-from fastlatent.single_images import SingleImages
 
 DESCRIPTION = """Show images next to their reconstructions and measure the loss over all images.
 

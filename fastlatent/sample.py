@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command, parse
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.single_images import SingleImages
+from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import DataConfig, Split, load
 from fastlatent.data.config import KINDS
-from fastlatent.gallery import NAMES
-from fastlatent.latents import (
+from fastlatent.inference.gallery import NAMES
+from fastlatent.inference.latents import (
     FITTED,
     Repair,
     Sampling,
@@ -26,9 +27,9 @@ from fastlatent.latents import (
     sampling_methods,
     unit_images,
 )
-from fastlatent.progress import say, track
-from fastlatent.quality import compare_samplers
-from fastlatent.single_images import SingleImages
+from fastlatent.inference.quality import compare_samplers
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say, track
 
 DESCRIPTION = """Draw new images from a trained model.
 - bits, --method copula: codes with the pair moments of the training codes

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastlatent.console import RunError, UsageError, command, parse
+from fastlatent.commands.console import command, parse
 from fastlatent.data import DataConfig
 from fastlatent.data.config import OWN
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import PATIENCE, check_launch, is_main_process, joined, together
 from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
-from fastlatent.progress import is_main_process, say
-from fastlatent.ranks import PATIENCE, check_launch, joined, together
 from fastlatent.runs import Run, State, locked, read_config
 from fastlatent.training import train
 

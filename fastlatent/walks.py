@@ -9,17 +9,19 @@ from typing import Literal
 import tyro
 from torch import Tensor
 
-from fastlatent.arguments import Trained
-from fastlatent.console import Device, RunError, UsageError, command, parse
-from fastlatent.evaluation.extractors import Extractor, classifier_of
-from fastlatent.evaluation.sets import features_of, real_images
-from fastlatent.experiments.ends import EndOptions, join
-from fastlatent.experiments.findings import write_rows
-from fastlatent.experiments.likely_walks import Density, Likely, LikelyOptions
-from fastlatent.experiments.walk_table import Row, rows_of
-from fastlatent.latents import Repair
+from fastlatent.commands.console import command, parse
+from fastlatent.commands.evaluation.extractors import Extractor, classifier_of
+from fastlatent.commands.evaluation.sets import features_of, real_images
+from fastlatent.commands.experiments.ends import EndOptions, join
+from fastlatent.commands.experiments.findings import write_rows
+from fastlatent.commands.experiments.likely_walks import Density, Likely, LikelyOptions
+from fastlatent.commands.experiments.walk_table import Row, rows_of
+from fastlatent.commands.trained import Trained
+from fastlatent.inference.devices import Device
+from fastlatent.inference.latents import Repair
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.progress import say
 from fastlatent.metrics.features import to_uint8
-from fastlatent.progress import say
 
 DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
 - of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]

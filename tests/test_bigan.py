@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import load
+from fastlatent.inference.passes import measure_loss
 from fastlatent.models import BiGAN, BiGANConfig, build
 from fastlatent.noise import Noise
-from fastlatent.passes import measure_loss
 from fastlatent.plots import loss_curve
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner, Plan

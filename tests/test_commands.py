@@ -22,26 +22,17 @@ from safetensors.torch import load_file
 from torch._inductor.exc import InvalidCxxCompiler
 
 from fastlatent import __main__ as dispatcher
-from fastlatent import (
-    convert,
-    evaluate,
-    gallery,
-    geodesics,
-    interpolate,
-    latents,
-    layers,
-    progress,
-    reconstruct,
-    sample,
-    train,
-)
-from fastlatent.arguments import RunOptions, Trained
-from fastlatent.console import UsageError, command
+from fastlatent import convert, evaluate, geodesics, interpolate, layers, reconstruct, sample, train
+from fastlatent.commands.console import command
+from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import load
-from fastlatent.gallery import pick_pairs
+from fastlatent.inference import gallery, latents
+from fastlatent.inference.gallery import pick_pairs
+from fastlatent.inference.passes import gather_codes, measure_loss
+from fastlatent.jobs import progress
+from fastlatent.jobs.errors import UsageError
 from fastlatent.metrics import moment_error, nearest_distance
 from fastlatent.ops import KernelMissing
-from fastlatent.passes import gather_codes, measure_loss
 from fastlatent.plots import grid, to_bytes
 from fastlatent.presets import PRESETS
 from fastlatent.priors import BernoulliCopula
@@ -698,7 +689,7 @@ def test_sample_metrics() -> None:
 FAULTS = """
 import resource
 import torch
-from fastlatent.console import command
+from fastlatent.commands.console import command
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

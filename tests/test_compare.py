@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastlatent import compare, evaluate, plots, train
-from fastlatent.comparison import columns_of, curves, screen_table, subjects
-from fastlatent.comparison.columns import METRICS, Cell, Column
-from fastlatent.comparison.page import PARTS
+from fastlatent.commands.comparison import columns_of, curves, screen_table, subjects
+from fastlatent.commands.comparison.columns import METRICS, Cell, Column
+from fastlatent.commands.comparison.page import PARTS
 from fastlatent.metrics import Estimate, score
 from fastlatent.models import build
 from fastlatent.presets import PRESETS

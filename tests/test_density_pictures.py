@@ -10,8 +10,7 @@ from PIL import Image
 from test_commands import TINY
 
 from fastlatent import densities, fit_prior, plots, train
-from fastlatent.arguments import Trained
-from fastlatent.experiments.densities import (
+from fastlatent.commands.experiments.densities import (
     HIGHEST,
     LOWEST,
     OUTLINE,
@@ -22,8 +21,9 @@ from fastlatent.experiments.densities import (
     prior_panel,
     window_of,
 )
-from fastlatent.experiments.densities import densities as density_picture
-from fastlatent.latents import unit_images
+from fastlatent.commands.experiments.densities import densities as density_picture
+from fastlatent.commands.trained import Trained
+from fastlatent.inference.latents import unit_images
 from fastlatent.priors import GaussianMixture, Hierarchical, Ladder, Normal
 
 WINDOW = (-6.0, 6.0, -6.0, 6.0)
@@ -168,8 +168,8 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def coarse(monkeypatch):
     """Pictures of few points, of densities by few draws."""
-    monkeypatch.setattr("fastlatent.experiments.densities.SIDE", 40)
-    monkeypatch.setattr("fastlatent.experiments.densities.DRAWS", 200)
+    monkeypatch.setattr("fastlatent.commands.experiments.densities.SIDE", 40)
+    monkeypatch.setattr("fastlatent.commands.experiments.densities.DRAWS", 200)
 
 
 @pytest.mark.usefixtures("coarse")

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from fastlatent import evaluate, train
-from fastlatent.arguments import Trained
+from fastlatent.commands.evaluation import extractors
+from fastlatent.commands.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
-from fastlatent.evaluation import extractors
-from fastlatent.evaluation.sets import features_of, made_by_model, real_images
-from fastlatent.gallery import pick_pairs
-from fastlatent.latents import draw
+from fastlatent.inference.gallery import pick_pairs
+from fastlatent.inference.latents import draw
 from fastlatent.metrics import (
     Estimate,
     FeatureStatistics,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fastlatent import compare, evaluate, fit_prior, train
+from fastlatent.commands.evaluation.priors import ruled_by
 from fastlatent.data import load
-from fastlatent.evaluation.priors import ruled_by
+from fastlatent.inference.passes import evaluating, measure
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.noise import Noise
-from fastlatent.passes import evaluating, measure
 from fastlatent.runs import Run
 from fastlatent.runs.priors import read_prior
 

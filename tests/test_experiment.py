@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifolds import half_plane, points, sphere
 
-from fastlatent.experiments.findings import ending, statistics_lines, summary_values
+from fastlatent.commands.experiments.findings import ending, statistics_lines, summary_values
 from fastlatent.geometry.curves import straight
 from fastlatent.geometry.experiment import (
     cosines,

@@ -12,9 +12,9 @@ from test_vae import TINY
 from torch import Tensor
 
 from fastlatent import geodesics, train
-from fastlatent.arguments import RunOptions, Trained
+from fastlatent.commands.experiments.shorter import VGG_DRAWS, feature_name, metric_of
+from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import DataConfig, Split, load
-from fastlatent.experiments.shorter import VGG_DRAWS, feature_name, metric_of
 from fastlatent.geometry import Embedding, as_metric
 from fastlatent.models.features import (
     DEVIATION,
@@ -146,7 +146,7 @@ def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, c
     assert torch.equal(stored["weight"], classifier.weight)
     assert classifier.weight.shape == (10, 256)
 
-    monkeypatch.setattr("fastlatent.arguments.fit_logistic_regression", None)
+    monkeypatch.setattr("fastlatent.commands.trained.fit_logistic_regression", None)
     again = Trained(RunOptions(out)).logistic_regression
     x = torch.rand(3, 256)
     assert torch.equal(again(x), classifier(x))

@@ -16,12 +16,12 @@ from PIL import Image
 from test_commands import TINY, assert_one_sentence
 
 from fastlatent import geodesics, interpolate, plots, sample, train
-from fastlatent.arguments import Trained
+from fastlatent.commands.experiments import geodesic_walks, pictures
+from fastlatent.commands.experiments.shorter import encode, pair_images, shorten
+from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
-from fastlatent.experiments import geodesic_walks, pictures
-from fastlatent.experiments.shorter import encode, pair_images, shorten
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
-from fastlatent.latents import unit_images
+from fastlatent.inference.latents import unit_images
 from fastlatent.plots import drawn
 from fastlatent.runs import Run
 from fastlatent.training import loop

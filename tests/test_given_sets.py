@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastlatent import evaluate, sample
+from fastlatent.commands.evaluation import given
+from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.data import DataConfig, Dataset, load
-from fastlatent.evaluation import given
-from fastlatent.evaluation.extractors import Extractor
 from fastlatent.metrics import Estimate, FeatureStatistics, Scores, frechet_from_features
 from fastlatent.metrics.features import extract, read_npz, to_uint8
 

@@ -11,7 +11,8 @@ from memory import needs_linux, peak
 from torch import Tensor, nn
 
 from fastlatent.data import Batch, DataConfig, Split, load
-from fastlatent.latents import draw
+from fastlatent.inference.latents import draw
+from fastlatent.inference.walking import walk
 from fastlatent.models import GLO, GLOConfig, Turn, build
 from fastlatent.models.glo import (
     CodeTable,
@@ -35,7 +36,6 @@ from fastlatent.runs.folder import write_latents
 from fastlatent.training.codes import LearnedCodes
 from fastlatent.training.learner import Learner
 from fastlatent.training.objective import Objective
-from fastlatent.walking import walk
 
 F64 = torch.float64
 

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastlatent import evaluate, film, fit_prior, interpolate, reconstruct, sample, train
-from fastlatent.console import RunError
 from fastlatent.data import DataConfig, epoch_order, load
-from fastlatent.latents import draw
+from fastlatent.inference.latents import draw
+from fastlatent.inference.passes import measure_loss
+from fastlatent.jobs.errors import RunError
 from fastlatent.models import GLO
 from fastlatent.models.glo import CodeTable, project
 from fastlatent.noise import generator
-from fastlatent.passes import measure_loss
 from fastlatent.presets import PRESETS
 from fastlatent.priors import Normal
 from fastlatent.runs import Run, read_metrics

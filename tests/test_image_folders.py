@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastlatent.data import DataConfig, load
-from fastlatent.image_folders import find_images, survey
+from fastlatent.files.image_files import SUFFIXES, decode, read_header
+from fastlatent.files.image_folders import find_images, survey
 from fastlatent.metrics.features import extract
-from fastlatent.pictures import SUFFIXES, decode, read_header
 
 
 def flat(images: Tensor) -> Tensor:
@@ -320,8 +320,8 @@ def test_faults_are_found_before_the_first_batch(tmp_path: Path, resident: str) 
 def test_names_reach_a_terminal_as_text(tmp_path: Path) -> None:
     name = "\x1b]0;owned\x07\x9b\udcff"
     code = (
-        "from fastlatent.console import command\n"
-        "from fastlatent.progress import say\n"
+        "from fastlatent.commands.console import command\n"
+        "from fastlatent.jobs.progress import say\n"
         "def main(argv):\n"
         "    say(argv[0] + ' ±')\n"
         "    raise ValueError(argv[0])\n"

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from test_commands import TINY, assert_one_sentence
 
 from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
+from fastlatent.commands.evaluation.report import Losses
 from fastlatent.data import load
-from fastlatent.evaluation.report import Losses
-from fastlatent.latents import draw, unit_images
+from fastlatent.inference.latents import draw, unit_images
+from fastlatent.inference.passes import Bound, Mean, measure_bound, measure_loss
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
 from fastlatent.models.lvae.original import (
@@ -29,7 +30,6 @@ from fastlatent.models.lvae.original import (
     original_settings,
 )
 from fastlatent.noise import Noise, generator
-from fastlatent.passes import Bound, Mean, measure_bound, measure_loss
 from fastlatent.plots import to_bytes
 from fastlatent.runs import Run
 

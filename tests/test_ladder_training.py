@@ -16,11 +16,11 @@ from PIL import Image
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig, load
 from fastlatent.data.split import Split
-from fastlatent.latents import draw
+from fastlatent.inference.latents import draw
+from fastlatent.inference.passes import refit
 from fastlatent.models import LaDDerConfig, VAEConfig, build
 from fastlatent.models.ladder import PriorConfig, PriorSchedule
 from fastlatent.noise import Noise
-from fastlatent.passes import refit
 from fastlatent.presets import PRESETS, TrainConfig
 from fastlatent.runs import Run, read_metrics
 from fastlatent.runs.files import read_tensors

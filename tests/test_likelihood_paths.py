@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
+from fastlatent.geometry.graphs import evenly_along, neighbour_edges, shortest_paths
 from fastlatent.paths import Objective, likelihood_path, typical_level
 from fastlatent.paths.starts import through_data
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastlatent import train
-from fastlatent.console import RunError, UsageError
+from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.presets import PRESETS
 from fastlatent.runs import Log, Run, State, locked
 from fastlatent.runs.lock import LOCK

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fastlatent.data.split import Split
+from fastlatent.inference.passes import measure, measure_bound, reconstruction_error
 from fastlatent.models import BiGANConfig, LaDDerConfig, LBAEConfig, LVAEConfig, VAEConfig, build
 from fastlatent.models.ladder import PriorConfig, PriorSchedule
 from fastlatent.noise import Noise
-from fastlatent.passes import measure, measure_bound, reconstruction_error
 
 BASE = Noise(7, 0)
 

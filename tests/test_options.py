@@ -8,8 +8,9 @@ from typing import Literal
 import pytest
 
 from fastlatent.__main__ import COMMANDS
-from fastlatent.console import UsageError, parse
-from fastlatent.options import field_docstrings
+from fastlatent.commands.console import parse
+from fastlatent.commands.options import field_docstrings
+from fastlatent.jobs.errors import UsageError
 from fastlatent.presets import PRESETS
 from fastlatent.train import Command
 

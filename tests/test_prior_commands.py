@@ -10,7 +10,7 @@ from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, sample, train
 from fastlatent.data import load
-from fastlatent.latents import draw, sampling_methods, unit_images
+from fastlatent.inference.latents import draw, sampling_methods, unit_images
 from fastlatent.models.glo import project
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import GaussianMixture, MixtureFit, Normal, cross_entropy

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastlatent.inference.walking import space_of
 from fastlatent.paths import Objective, likelihood_path
 from fastlatent.priors import (
     GaussianMixture,
@@ -17,7 +18,6 @@ from fastlatent.priors import (
     TwoStage,
     VampPrior,
 )
-from fastlatent.walking import space_of
 
 DIM = 3
 UNITS = {

@@ -19,7 +19,7 @@ import torch
 
 from fastlatent import train
 from fastlatent.__main__ import COMMANDS
-from fastlatent.ranks import check_launch, main_alone, processes
+from fastlatent.jobs.ranks import check_launch, main_alone, processes
 from fastlatent.runs import Run, read_metrics
 
 TINY = (
@@ -147,13 +147,13 @@ def test_ranks_that_would_train_different_things_end_with_one_sentence(tmp_path:
 # A rank halts itself before a step, by the signal and in the step that the first words name.
 HALTED = """
 import os, signal, sys
-import fastlatent.ranks
+import fastlatent.jobs.ranks
 from fastlatent import train
 from fastlatent.__main__ import COMMANDS
 from fastlatent.training import Learner
 
 number, rank = signal.Signals[sys.argv[1]], os.environ["RANK"]
-fastlatent.ranks.GRACE = 1.0
+fastlatent.jobs.ranks.GRACE = 1.0
 learn = Learner.learn
 
 def halted(self, step, parts, plan):
@@ -341,7 +341,7 @@ def test_commands_that_share_no_work_run_in_the_first_process(
     """The others take no look at the arguments, which this run folder would fail."""
     main = importlib.import_module(f"fastlatent.{word}").main
     monkeypatch.setattr("sys.argv", [word, str(tmp_path / "none")])
-    monkeypatch.setattr("fastlatent.console.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("fastlatent.commands.console.keep_freed_memory", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main() == 0

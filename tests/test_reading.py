@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 import fastlatent
-from fastlatent import convert, reading
+from fastlatent import convert
 from fastlatent.data import DataConfig, load
 from fastlatent.data.formats import read_cifar_batch, read_svhn_mat
+from fastlatent.files import reading
+from fastlatent.files.image_files import decode
 from fastlatent.metrics import FeatureStatistics
 from fastlatent.metrics.features import Classifier, dinov2, inception, read_npz
-from fastlatent.pictures import decode
 from fastlatent.runs import read_config, read_metrics
 from fastlatent.runs.files import read_tensors, write_tensors
 

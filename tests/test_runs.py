@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastlatent import train
-from fastlatent.console import RunError, UsageError
+from fastlatent.files.writing import written_whole
+from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.presets import PRESETS, Interval, TrainConfig
 from fastlatent.runs import (
     Log,
@@ -36,7 +37,6 @@ from fastlatent.runs import (
 )
 from fastlatent.runs.files import read_tensors, write_json, write_tensors
 from fastlatent.training.learner import optimizer_of
-from fastlatent.writing import written_whole
 
 # A model and a data set that take a step in milliseconds.
 TINY = (

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from fastlatent import train
-from fastlatent.console import Heard, Signals, command
+from fastlatent.commands.console import command
+from fastlatent.jobs.errors import Heard
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.signals import Signals
 from fastlatent.models import VAE
-from fastlatent.progress import say
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import loop
 
@@ -76,7 +78,7 @@ def test_commands_tidy_up_when_they_are_ended(number: int, monkeypatch) -> None:
             tidied.append(True)
 
     before = signal.getsignal(number)
-    monkeypatch.setattr("fastlatent.console.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("fastlatent.commands.console.keep_freed_memory", lambda: None)
     try:
         assert command(work)() == 128 + number
     finally:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlatent.evaluation.report import Losses
+from fastlatent.commands.evaluation.report import Losses
+from fastlatent.inference.passes import Mean
 from fastlatent.models import build
 from fastlatent.noise import Noise
-from fastlatent.passes import Mean
 from fastlatent.presets import PRESETS
 
 DIGITS = [name for name in PRESETS if name.endswith("-digits")]

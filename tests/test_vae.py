@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig, load
+from fastlatent.inference.passes import conclude, measure_loss
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import VAE, LBAEConfig, LVAEConfig, VAEConfig, build
 from fastlatent.models.precision import (
@@ -26,7 +27,6 @@ from fastlatent.models.precision import (
 )
 from fastlatent.models.spectral import SpectralBlock, check_image_shape
 from fastlatent.noise import Noise
-from fastlatent.passes import conclude, measure_loss
 from fastlatent.presets import PRESETS
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner

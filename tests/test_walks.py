@@ -16,10 +16,11 @@ from test_density_pictures import small_run
 from test_ladder_commands import train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
+from fastlatent.commands.evaluation.extractors import Extractor
+from fastlatent.commands.experiments.likely_walks import Likely, LikelyOptions
 from fastlatent.data import load
-from fastlatent.evaluation.extractors import Extractor
-from fastlatent.experiments.likely_walks import Likely, LikelyOptions
 from fastlatent.geometry import as_metric
+from fastlatent.inference.walking import WALKINGS, between, measured, space_of, walk, walkings
 from fastlatent.metrics import frechet_from_features
 from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
@@ -40,7 +41,6 @@ from fastlatent.priors import (
     Normal,
 )
 from fastlatent.runs import Run
-from fastlatent.walking import WALKINGS, between, measured, space_of, walk, walkings
 
 MODELS = {
     "vae": VAEConfig(image_shape=(1, 12, 12), dim=2),
@@ -373,7 +373,7 @@ def walked(monkeypatch) -> dict[str, torch.Tensor]:
         found[path.method] = path.latents
         return measured(model, path, *others)
 
-    monkeypatch.setattr("fastlatent.experiments.walk_table.measured", recorded)
+    monkeypatch.setattr("fastlatent.commands.experiments.walk_table.measured", recorded)
     return found
 
 

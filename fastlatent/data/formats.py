@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlatent.arrays import map_array, open_npz, read_array
-from fastlatent.progress import track
-from fastlatent.reading import read_pickle, reading
+from fastlatent.files.arrays import map_array, open_npz, read_array
+from fastlatent.files.reading import read_pickle, reading
+from fastlatent.jobs.progress import track
 
 if TYPE_CHECKING:
     import h5py

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.image_folders import survey
-from fastlatent.pictures import BACKGROUND, decode
-from fastlatent.progress import track
+from fastlatent.files.image_files import BACKGROUND, decode
+from fastlatent.files.image_folders import survey
+from fastlatent.jobs.progress import track
 
 
 @dataclass(frozen=True)

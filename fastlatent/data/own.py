@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.arrays import bits_among, images_of, taken_as_white
 from fastlatent.data.config import DataConfig
 from fastlatent.data.formats import read_h5_groups, read_npz_arrays
 from fastlatent.data.source import Source, hold_out
-from fastlatent.image_folders import find_images
-from fastlatent.reading import reading
+from fastlatent.files.arrays import bits_among, images_of, taken_as_white
+from fastlatent.files.image_folders import find_images
+from fastlatent.files.reading import reading
 
 CONVERTED = 4096  # images at a time
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names

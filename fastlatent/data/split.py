@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from fastlatent.data.images import FileImages
+from fastlatent.files.subset import spread
 from fastlatent.noise import generator
-from fastlatent.subset import spread
 
 MARKED = 1024  # images that a split's mark looks at
 

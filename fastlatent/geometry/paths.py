@@ -10,10 +10,10 @@ from torch import Tensor
 from fastlatent.geometry.arguments import check_ends, check_finite, check_tensor, check_whole
 from fastlatent.geometry.curves import Curves, check_curves, fit, straight
 from fastlatent.geometry.frozen import Decoder
+from fastlatent.geometry.graphs import evenly_along, neighbour_edges, shortest_paths
 from fastlatent.geometry.length import POINTS, curves_at_once, measure
 from fastlatent.geometry.metric import Embedding, Metric, as_metric
 from fastlatent.geometry.solver import geodesic
-from fastlatent.graphs import evenly_along, neighbour_edges, shortest_paths
 
 EDGE_SEGMENTS = 8  # chords by which the edge of a graph is measured
 _ROUNDINGS = 4  # by which a point may be off

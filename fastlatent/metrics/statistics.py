@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastlatent.arrays import read_array
+from fastlatent.files.arrays import read_array
 from fastlatent.ops.roots import lower_gram
 
 BUFFER = 1024  # rows gathered before a product of them is taken

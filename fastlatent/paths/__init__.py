@@ -1,6 +1,7 @@
 """Paths between points of any space with a density: straight, around the origin, and likely ones.
 
-Nothing here knows of models; `fastlatent.walking` leads the same paths through their latents.
+Nothing here knows of models; `fastlatent.inference.walking` leads the
+same paths through their latents.
 """
 
 from fastlatent.paths.likelihood import LikelihoodPaths, likelihood_path

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.graphs import evenly_along, nearest_rows, neighbour_edges, shortest_paths
+from fastlatent.geometry.graphs import evenly_along, nearest_rows, neighbour_edges, shortest_paths
 from fastlatent.noise import generator
 from fastlatent.paths.objective import LogProb
 

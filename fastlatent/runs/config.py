@@ -5,8 +5,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fastlatent.files.reading import read_json, reading
 from fastlatent.presets import TrainConfig
-from fastlatent.reading import read_json, reading
 
 Config = TypeVar("Config")
 

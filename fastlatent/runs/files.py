@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlatent import reading
-from fastlatent.writing import written_whole
+from fastlatent.files import reading
+from fastlatent.files.writing import written_whole
 
 RESULTS = "results.jsonl"  # beside run folders: a line for each evaluation
 CONTENT = "content"  # in the metadata of tensors: a hash of their bytes (BLAKE2b, 128 bits)

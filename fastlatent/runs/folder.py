@@ -27,15 +27,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastlatent.console import RunError, UsageError
+from fastlatent.files.reading import load_weights, read_json, reading
+from fastlatent.files.writing import flush_to_disk
+from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.models import LatentModel, build
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
-from fastlatent.reading import load_weights, read_json, reading
 from fastlatent.runs.config import read_config, to_json
 from fastlatent.runs.files import fingerprint, link_or_copy, read_tensors, write_json, write_tensors
 from fastlatent.runs.lock import LOCK, is_alive
-from fastlatent.writing import flush_to_disk
 
 Weights = Literal["last", "best"]
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastlatent.console import RunError
-from fastlatent.progress import is_main_process, say
+from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import is_main_process
 
 LOCK = ".lock"  # in the run folder: JSON of the process that holds it
 UNSUPPORTED = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}  # no locks on this disk

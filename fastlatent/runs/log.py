@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlatent.progress import say
-from fastlatent.reading import reading
+from fastlatent.files.reading import reading
+from fastlatent.jobs.progress import say
 
 if TYPE_CHECKING:
     from PIL.Image import Image

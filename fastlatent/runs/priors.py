@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from fastlatent.console import RunError
+from fastlatent.files.reading import load_weights, reading
+from fastlatent.jobs.errors import RunError
 from fastlatent.models import LatentModel
 from fastlatent.priors import Prior, PriorKind, PriorSettings
-from fastlatent.reading import load_weights, reading
 from fastlatent.runs.config import from_json, to_json
 from fastlatent.runs.files import digest, fingerprint, read_tensors, write_tensors
 from fastlatent.runs.folder import Run, Weights

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fastlatent.console import RunError
 from fastlatent.data import Dataset, Split
+from fastlatent.jobs.errors import RunError
 from fastlatent.presets import TrainConfig
 from fastlatent.runs import EVALUATED, State, check_values, read_metrics, to_json
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastlatent.console import UsageError
 from fastlatent.data import Batch, Split
+from fastlatent.jobs.errors import UsageError
 from fastlatent.models import GLO, LatentModel
 from fastlatent.models.glo import CodeTable, principal_directions
 from fastlatent.models.glo.codes import mapped

@@ -12,16 +12,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastlatent.console import RunError, UsageError, choose_device
 from fastlatent.data import Batch, Dataset, Split
-from fastlatent.latents import unit_images
+from fastlatent.files.reading import load_weights
+from fastlatent.inference.devices import choose_device
+from fastlatent.inference.latents import unit_images
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import processes
 from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
 from fastlatent.noise import Noise
 from fastlatent.presets import Interval, TrainConfig
-from fastlatent.progress import say
-from fastlatent.ranks import processes
-from fastlatent.reading import load_weights
 from fastlatent.runs import (
     EVALUATED,
     LATENTS,

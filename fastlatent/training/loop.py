@@ -4,12 +4,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastlatent.console import Heard, RunError, Signals, Stopped, sentence_of
 from fastlatent.data import Dataset, Split, load
-from fastlatent.gallery import show_model
-from fastlatent.latents import unit_images
-from fastlatent.models import LatentModel
-from fastlatent.passes import (
+from fastlatent.inference.gallery import show_model
+from fastlatent.inference.latents import unit_images
+from fastlatent.inference.passes import (
     HELD_OUT,
     conclude,
     evaluating,
@@ -18,12 +16,10 @@ from fastlatent.passes import (
     measure_loss,
     refit,
 )
-from fastlatent.plots import loss_curve, save, term_curves, tiles
-from fastlatent.presets import TrainConfig
-from fastlatent.priors import BernoulliCopula, CodeStatistics
-from fastlatent.progress import Progress, Stopwatch, say
-from fastlatent.quality import compare_samplers
-from fastlatent.ranks import (
+from fastlatent.inference.quality import compare_samplers
+from fastlatent.jobs.errors import Heard, RunError, Stopped, sentence_of
+from fastlatent.jobs.progress import Progress, Stopwatch, say
+from fastlatent.jobs.ranks import (
     PATIENCE,
     check_agreement,
     joined,
@@ -33,6 +29,11 @@ from fastlatent.ranks import (
     where_it_breaks_off,
     world,
 )
+from fastlatent.jobs.signals import Signals
+from fastlatent.models import LatentModel
+from fastlatent.plots import loss_curve, save, term_curves, tiles
+from fastlatent.presets import TrainConfig
+from fastlatent.priors import BernoulliCopula, CodeStatistics
 from fastlatent.runs import Log, Run, State, locked, read_metrics
 from fastlatent.training.agreement import check_resumable, what_ranks_share
 from fastlatent.training.learner import (

@@ -7,11 +7,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from fastlatent.console import UsageError
 from fastlatent.data import Batch, Split, epoch_order
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.ranks import processes
 from fastlatent.noise import Noise
 from fastlatent.presets import Interval, TrainConfig
-from fastlatent.ranks import processes
 
 
 @dataclass(frozen=True)

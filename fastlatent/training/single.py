@@ -4,9 +4,9 @@ import copy
 
 import torch
 
-from fastlatent.console import UsageError
 from fastlatent.data import Split
-from fastlatent.latents import unit_images
+from fastlatent.inference.latents import unit_images
+from fastlatent.jobs.errors import UsageError
 from fastlatent.models import LatentModel, Turn
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig

@@ -3,8 +3,8 @@
 import torch
 
 from fastlatent.data import Split
+from fastlatent.inference.passes import evaluating
 from fastlatent.models import LatentModel
-from fastlatent.passes import evaluating
 from fastlatent.priors import CodeStatistics
 
 LEAST_VARIANCE = 0.01  # of a latent's posterior mean over images (Burda et al., arXiv 1509.00519)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from fastlatent.files.reading import load_weights, parse_tensors, reading
+from fastlatent.files.writing import written_whole
 from fastlatent.metrics.features.images import check_images, to_unit
 from fastlatent.nn import seeded
 from fastlatent.noise import generator
-from fastlatent.reading import load_weights, parse_tensors, reading
-from fastlatent.writing import written_whole
 
 VERSION = 1  # rises with every change of the network or of its training
 FEATURES = 128

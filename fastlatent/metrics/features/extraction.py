@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastlatent.files.image_files import BACKGROUND
 from fastlatent.metrics.features.images import check_images, resize, to_uint8, to_unit
 from fastlatent.metrics.features.sources import Source, open_source
-from fastlatent.pictures import BACKGROUND
 
 Extractor = Callable[[Tensor], Tensor]
 

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from fastlatent.files.reading import read_checkpoint
 from fastlatent.metrics.features.images import check_images, to_unit
-from fastlatent.reading import read_checkpoint
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.arrays import bits_among, images_of, open_npz, read_array, taken_as_white
-from fastlatent.image_folders import find_images, survey
+from fastlatent.files.arrays import bits_among, images_of, open_npz, read_array, taken_as_white
+from fastlatent.files.image_files import BACKGROUND, SUFFIXES, ColourError, check_background, decode
+from fastlatent.files.image_folders import find_images, survey
+from fastlatent.files.subset import spread
 from fastlatent.metrics.features.images import resize, to_unit, with_channels
 from fastlatent.metrics.statistics import FeatureStatistics
-from fastlatent.pictures import BACKGROUND, SUFFIXES, ColourError, check_background, decode
-from fastlatent.subset import spread
 
 FEATURE_KEYS = ("features", "feats")
 IMAGE_KEYS = ("images", "x", "samples")

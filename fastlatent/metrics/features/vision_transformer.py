@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlatent.files.reading import looks_like, read_checkpoint, reading
 from fastlatent.metrics.features.images import check_images, resize, to_unit
-from fastlatent.reading import looks_like, read_checkpoint, reading
 
 SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet

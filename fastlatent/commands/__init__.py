@@ -1,0 +1,1 @@
+"""What stands behind the words that a user types."""

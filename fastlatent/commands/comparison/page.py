@@ -1,0 +1,177 @@
+"""The page: one HTML file that holds all it shows and asks the network for nothing."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from fastlatent import __version__
+from fastlatent.commands.comparison.columns import LAYERS, Column
+from fastlatent.commands.comparison.curves import key_svg, panel_svg, panels_of
+from fastlatent.commands.comparison.pictures import KINDS, Picture, by_kind
+from fastlatent.commands.comparison.subject import Subject
+
+PARTS = Path(__file__).parent
+
+
+def page(
+    runs: Sequence[Subject], columns: Sequence[Column], pictures: Sequence[Sequence[Picture]]
+) -> str:
+    """The whole page, with the pictures of each run."""
+    labels = [run.label for run in runs]
+    main = [column for column in columns if column.group != LAYERS]
+    layers = [column for column in columns if column.group == LAYERS]
+    sections = [_section("Numbers", _table(main, labels), _notes(columns))]
+    if layers:
+        shown = f"<details><summary>{LAYERS}</summary>{_table(layers, labels)}</details>"
+        sections.append(shown)
+    panels = panels_of(runs)
+    if panels:
+        figures = "".join(
+            f'<figure class="panel"><figcaption>{escape(panel.title)} '
+            f"<small>{escape(panel.loss)}</small></figcaption>{panel_svg(panel)}"
+            '<div class="tip" hidden></div></figure>'
+            for panel in panels
+        )
+        note = "<p class=aside>Thick with marks: test. Thin: training. Point for values.</p>"
+        sections.append(
+            _section("Curves", _legend(labels), f'<div class="panels">{figures}</div>', note)
+        )
+    for kind, row in by_kind(pictures).items():
+        figures = "".join(_figures(labels, row))
+        shape = "pictures" + " broad" * any(picture.is_broad for run in row for picture in run)
+        sections.append(_section(KINDS[kind], f'<div class="{shape}">{figures}</div>'))
+    title = " · ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs side by side"
+    return Template(_part("page.html")).substitute(
+        title=escape(title),
+        style=_part("style.css"),
+        script=_part("script.js"),
+        subjects=escape("; ".join(dict.fromkeys(run.subject for run in runs))),
+        sections="\n".join(sections),
+        version=escape(__version__),
+    )
+
+
+def _part(name: str) -> str:
+    return (PARTS / name).read_text(encoding="utf-8")
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _legend(labels: Sequence[str]) -> str:
+    buttons = "".join(
+        f'<button type="button" data-run="{place}" aria-pressed="true">{key_svg(place)}'
+        f"{escape(label)}</button>"
+        for place, label in enumerate(labels)
+    )
+    return f'<div class="legend">{buttons}</div>'
+
+
+def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
+    """One row for each run; the groups of columns above their titles."""
+    groups: list[tuple[str, int]] = []
+    for column in columns:
+        if groups and groups[-1][0] == column.group:
+            groups[-1] = (column.group, groups[-1][1] + 1)
+        else:
+            groups.append((column.group, 1))
+    spans = "".join(
+        f'<th scope="colgroup" colspan="{count}" class="start"><span>{escape(group)}</span></th>'
+        for group, count in groups
+    )
+    titles = [_title(Column("", "run"), "")]
+    firsts = _firsts(columns)
+    for column, first in zip(columns, firsts, strict=True):
+        titles.append(_title(column, "start" * first))
+    best = [column.best for column in columns]
+    rows = []
+    for place, label in enumerate(labels):
+        cells = [
+            f'<th scope="row" data-value="{escape(label)}">{key_svg(place)}{escape(label)}</th>'
+        ]
+        for column, first, places in zip(columns, firsts, best, strict=True):
+            cells.append(_cell(column, place, first, places.get(place), labels))
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        '<div class="wide"><table><thead>'
+        f'<tr><td class="corner"></td>{spans}</tr><tr>{"".join(titles)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _firsts(columns: Sequence[Column]) -> list[bool]:
+    """Whether each column begins a group."""
+    return [k == 0 or columns[k - 1].group != c.group for k, c in enumerate(columns)]
+
+
+def _title(column: Column, classes: str) -> str:
+    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[column.better]
+    small = f"<small>{escape(column.unit)}</small>" if column.unit else ""
+    classes += " text" * column.is_text
+    return (
+        f'<th scope="col" class="{classes}" title="{escape(column.note)}">'
+        f'<button type="button">{escape(column.title)}{arrow}{small}</button></th>'
+    )
+
+
+def _cell(column: Column, place: int, first: bool, best: bool | None, labels: Sequence[str]) -> str:
+    """A cell; best is None unless it holds the best value, then whether that is clear."""
+    cell = column.cells[place]
+    classes = ["start"] * first + ["text"] * column.is_text + ["best"] * (best is not None)
+    opening = f'<td class="{" ".join(classes)}"'
+    if cell is None:
+        return f"{opening}></td>"
+    value = cell.text if cell.value is None else cell.value
+    # What is no number stays at the end of the order, as what is not there.
+    order = "" if value != value else f' data-value="{escape(str(value))}"'
+    number, sign, error = escape(cell.text).partition(" ± ")
+    shown = f"{number}<small>{sign}{error}</small>" if sign else number
+    star = ""
+    if best is not None:
+        rivals = next(cells for cells in column.compared if place in cells)
+        among = escape(f"best of {', '.join(labels[rival] for rival in rivals)}", quote=True)
+        star = f'<b title="{among}">{"★" if best else "☆"}</b>'
+    return f'{opening}{order} title="{escape(cell.note)}">{star}{shown}</td>'
+
+
+def _notes(columns: Sequence[Column]) -> str:
+    notes = ["Click a heading to sort."]
+    marks = {clear for column in columns for clear in column.best.values()}
+    if marks:
+        notes.append(
+            "★ best of the runs that can be compared: same data and unit, same loss, same features "
+            "of images stored alike."
+        )
+    if False in marks:
+        notes.append("☆ best, but another is less than two standard errors away.")
+    if any(cell is not None and cell.error for column in columns for cell in column.cells):
+        notes.append("± standard error.")
+    sources = dict.fromkeys(
+        cell.note
+        for column in columns
+        for cell in column.cells
+        if cell is not None and "features: " in cell.note
+    )
+    notes += [f"{escape(note[0].upper() + note[1:])}." for note in sources]
+    return f'<p class="aside">{" ".join(notes)}</p>'
+
+
+def _figures(labels: Sequence[str], row: Sequence[Sequence[Picture]]) -> Iterator[str]:
+    for place, (label, pictures) in enumerate(zip(labels, row, strict=True)):
+        for picture in pictures:
+            words = f"{KINDS[picture.kind].lower()} of {label}"
+            width, height = picture.size
+            small = f"<small>{escape(picture.caption)}</small>" if picture.caption else ""
+            yield (
+                f"<figure><figcaption>{key_svg(place)}{escape(label)} {small}</figcaption>"
+                f'<button type="button" class="zoom" aria-label="enlarge the {escape(words)}">'
+                f'<img alt="{escape(words)}" width="{width}" height="{height}" '
+                f'src="{picture.uri}"></button></figure>'
+            )
+        if not pictures:
+            yield (
+                f'<figure class="missing"><figcaption>{key_svg(place)}{escape(label)}'
+                "</figcaption><p>no such picture</p></figure>"
+            )

@@ -1,0 +1,164 @@
+"""What every command shares: parsing, exit codes, errors in one sentence."""
+
+import contextlib
+import ctypes
+import functools
+import io
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+
+from fastlatent.jobs.errors import (
+    Heard,
+    RunError,
+    Stopped,
+    Told,
+    UsageError,
+    computing_failure,
+    sentence_of,
+)
+from fastlatent.jobs.progress import printable, say
+from fastlatent.jobs.ranks import is_main_process, launched
+from fastlatent.jobs.signals import end_by_exception
+from fastlatent.ops import KernelMissing
+
+Parsed = TypeVar("Parsed")
+Main = Callable[[Sequence[str] | None], None]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks of up to 1 GiB, or its 32 MiB before 2.35; elsewhere do nothing.
+
+    A model frees and takes the same megabytes again and again. From the system each page comes
+    empty, at a fault of its own: up to half of the time of a command.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
+        if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20):
+            mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., Any]:
+    """Turn `main(argv)` into a command that returns its exit code and explains failures.
+
+    Expected failures become one sentence on stderr; FASTLATENT_TRACEBACK=1 shows where they arose.
+    With the arguments of the process, it is the process's own and may set how memory is kept. There
+    only commands whose work is `shared` do anything in any process but the first of a launcher.
+    """
+    if main is None:
+        return functools.partial(command, shared=shared)
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            if argv is None:
+                keep_freed_memory()
+                end_by_exception()
+                count = launched()
+                if not shared and count > 1:
+                    say(f"note: one process does all of this, the first of {count}")
+                    if not is_main_process():
+                        return 0
+            main(argv)
+        except UsageError as error:
+            return _fail(error, 2)
+        except Told as told:
+            return told.code
+        except Heard as heard:
+            return 128 + heard.signal_number
+        except Stopped as error:
+            if is_main_process():
+                with contextlib.suppress(OSError):  # a terminal that has gone, as SIGHUP tells
+                    print(printable(str(error)), file=sys.stderr, flush=True)
+            return 128 + error.signal_number
+        except BrokenPipeError:
+            # The reader of our output has left; point stdout elsewhere so that exit stays silent.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (
+            RunError,
+            OSError,
+            ValueError,
+            SafetensorError,
+            MemoryError,
+            OverflowError,
+            KernelMissing,
+        ) as error:
+            return _fail(error, 1)
+        except RuntimeError as error:
+            if computing_failure(error) is None:
+                raise
+            return _fail(error, 1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except SystemExit as exit_:
+            return exit_.code if isinstance(exit_.code, int) else 0
+        return 0
+
+    return run
+
+
+def _fail(error: BaseException, code: int) -> int:
+    if os.environ.get("FASTLATENT_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if is_main_process() or code != 2:
+        where = "" if is_main_process() else f" (rank {os.environ['RANK']})"
+        print(f"error{where}: {printable(sentence_of(error))}", file=sys.stderr, flush=True)
+    return code
+
+
+def parse(
+    form: type[Parsed],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    default: Parsed | None = None,
+) -> Parsed:
+    """The command line as a dataclass of type `form`; what does not fit is a UsageError."""
+    import tyro
+
+    from fastlatent.commands.options import REGISTRY
+
+    complaint = io.StringIO()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with contextlib.redirect_stderr(complaint), REGISTRY:
+            return tyro.cli(
+                form,
+                prog=f"python -m fastlatent.{prog}",
+                description=description,
+                args=arguments,
+                **({} if default is None else {"default": default}),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except ValueError as error:  # a configuration's own check
+        raise UsageError(f"{error} (see --help)") from None
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UsageError(f"{_unboxed(complaint.getvalue())} (see --help)") from None
+
+
+def _unboxed(box: str) -> str:
+    """The sentence in tyro's framed message, which its rules divide into sections."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        words = line.strip("│ ")
+        if re.match(r"[─╭╰-]{2}", words):
+            sections.append([])
+        elif words:
+            sections[-1].append(words)
+    # A title, the message, what else there is to say.
+    if len(sections) < 3:
+        return " ".join(box.split())
+    message = " ".join(sections[1]).rstrip(".")
+    # Of an option tyro names the option, of a whole form its class.
+    return re.sub(r"^Error parsing (?:[A-Z]+[a-z]\w*: )?", "", message)

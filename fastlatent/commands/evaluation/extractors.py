@@ -1,0 +1,104 @@
+"""Which network turns images into the features that sets are compared by."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlatent.data import DataConfig, Dataset, epoch_order
+from fastlatent.files.image_files import BACKGROUND
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import main_first
+from fastlatent.metrics.features import dinov2, inception, stored_classifier
+
+Kind = Literal["classifier", "inception", "dinov2"]
+TRAINING_BATCH = 128
+CLASSIFIER_SEED = 0  # one for all runs on a data set, whose features could not be compared else
+
+
+class Extractor(NamedTuple):
+    """A network, in one word and in a sentence."""
+
+    features: Callable[[Tensor], Tensor]  # images (n, c, h, w) in [0, 1] or uint8 -> (n, d)
+    short: str
+    about: str
+
+
+def open_extractor(
+    kind: Kind,
+    weights: Path | None,
+    name: str | None,  # of a network in a repository
+    data: tuple[DataConfig, Dataset] | None,  # what a classifier learns
+    device: torch.device,
+    trust_code: bool = False,
+) -> Extractor:
+    """The network of that kind, ready on the device; `trust_code` lets its file run code.
+
+    Raises ValueError or OSError where it cannot be had, in one sentence.
+    """
+    if kind == "inception":
+        try:
+            network = inception(weights)
+        except ModuleNotFoundError as error:
+            raise ValueError(str(error)) from None
+        return Extractor(network.to(device), kind, "Inception network of the FID")
+    if kind == "dinov2":
+        if weights is None:
+            raise ValueError("--features dinov2 needs --feature-weights, the network's file")
+        folder = weights.expanduser().parent if name is not None else weights
+        of_folder = weights if name is not None else None
+        transformer = dinov2(folder, name, of_folder, trust_code=trust_code)
+        return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
+    if data is None:
+        raise ValueError(
+            "--features classifier needs --data, the data set whose training images it learns"
+        )
+    return classifier_of(*data, device)
+
+
+def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Extractor:
+    """A small classifier of the data set's training images: stored, or trained now and stored."""
+    check_labels(data)
+    kept = ["name", "size", "classes", "per_class", "crop"]
+    kept += ["background"] * (config.background != BACKGROUND)
+    described = {name: value for name, value in asdict(config).items() if name in kept}
+    train, test = data.train.to(device), data.test.to(device)
+
+    def batches(epoch: int) -> object:
+        order = epoch_order(len(train), CLASSIFIER_SEED, epoch)
+        return train.batches(TRAINING_BATCH, device, order=order)
+
+    def heard(epoch: int, epochs: int, loss: float) -> None:
+        say(f"classifier of {data.name} for its features: epoch {epoch} of {epochs}")
+
+    with main_first():
+        classifier = stored_classifier(
+            cache_folder(),
+            batches,
+            lambda _: test.batches(TRAINING_BATCH, device),
+            len(data.label_names),
+            train.shape,
+            dataset=repr(described),
+            labels="class" if data.train.labels.dim() == 1 else "attributes",
+            seed=CLASSIFIER_SEED,
+            device=device,
+            progress=heard,
+        )
+    about = f"classifier of {config.short}, right on {classifier.accuracy:.1%} of its test images"
+    return Extractor(classifier, "classifier", about)
+
+
+def check_labels(data: Dataset) -> None:
+    """ValueError where there is nothing that a classifier could learn."""
+    if data.label_names is None or data.train.labels is None:
+        raise ValueError(f"--features classifier needs labels, and {data.name} has none")
+
+
+def cache_folder() -> Path:
+    """Where classifiers are kept: FASTLATENT_CACHE, by default ~/.cache/fastlatent."""
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("FASTLATENT_CACHE") or Path(base, "fastlatent")).expanduser()

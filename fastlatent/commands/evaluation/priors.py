@@ -1,0 +1,101 @@
+"""Priors that were fitted to a trained model, in the place of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from fastlatent.commands.trained import Trained
+from fastlatent.data import Split
+from fastlatent.inference.latents import FITTED
+from fastlatent.inference.passes import Bound, Mean, measure, measure_bound
+from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.progress import say
+from fastlatent.metrics import Estimate
+from fastlatent.models import LaDDer
+from fastlatent.models.base import NATS
+from fastlatent.priors import Prior, PriorKind
+from fastlatent.runs.priors import prior_file
+
+
+def stored_priors(trained: Trained) -> dict[PriorKind, Prior]:
+    """Those that fit_prior has fitted to these weights; it is said which no longer fit."""
+    found = {}
+    for kind in FITTED:
+        if prior_file(trained.run, trained.options.weights, kind).is_file():
+            try:
+                found[kind] = trained.prior(kind)
+            except (RunError, ValueError) as error:
+                say(f"left out: {error}")
+    return found
+
+
+@contextmanager
+def ruled_by(model: LaDDer, prior: Prior) -> Iterator[None]:
+    """The model with another prior, until the end of the block."""
+    own, ruling = model.prior, model.rules.clone()
+    model.prior = prior
+    model.rules.fill_(True)
+    try:
+        yield
+    finally:
+        model.prior = own
+        model.rules.copy_(ruling)
+
+
+class UnderPrior(NamedTuple):
+    """What the bounds of a model are under a prior, in nats per image."""
+
+    loss: Mean  # -ELBO
+    kl: Mean
+    bound: Bound | None  # importance-weighted
+
+    def numbers(self) -> tuple[Estimate | None, ...]:
+        """-ELBO, KL and bound, for a table."""
+        bound = None if self.bound is None else Estimate(self.bound.value, self.bound.error)
+        return Estimate(*self.loss), Estimate(*self.kl), bound
+
+    def values(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        names = ("loss", "kl", "log_likelihood")
+        return {
+            name: {"mean": found.value, "standard_error": found.error, "unit": NATS}
+            for name, found in zip(names, self.numbers(), strict=True)
+            if found is not None
+        }
+
+
+def bounds_under(
+    model: LaDDer,
+    priors: dict[PriorKind, Prior],
+    split: Split,
+    batch: int,
+    seed: int,
+    samples: int | None,  # of the importance-weighted bound; None: without
+    limit: int | None,
+) -> dict[str, UnderPrior]:
+    """The bounds of one VAE under its own prior, and with each of the others in its place."""
+
+    def here() -> UnderPrior:
+        means = measure(model, split, batch, seed, limit)
+        bound = None
+        if samples is not None:
+            bound = measure_bound(model, split, samples, batch, seed, limit)
+        return UnderPrior(means["loss"], means["kl"], bound)
+
+    found = {"prior": here()}
+    for kind, prior in priors.items():
+        with ruled_by(model, prior):
+            found[kind] = here()
+    return found
+
+
+def table_of(found: dict[str, UnderPrior]) -> list[str]:
+    """A row for each prior."""
+    lines = [f"  {'under':16}{'-ELBO':>20}{'KL':>20}{'log-likelihood':>20}"]
+    for name, row in found.items():
+        cells = ("" if number is None else str(number) for number in row.numbers())
+        lines.append(f"  {name:16}" + "".join(f"{cell:>20}" for cell in cells))
+    for name, row in found.items():
+        if row.bound is not None and row.bound.warning is not None:
+            lines.append(f"  {name}: {row.bound.warning}")
+    return lines

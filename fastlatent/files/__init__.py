@@ -1,0 +1,1 @@
+"""Files as they are read and written, whatever they are for."""

@@ -1,0 +1,298 @@
+"""One pass of a trained model over a split: its test loss, its codes, what is fitted to them.
+
+Under torch.distributed every rank takes its share and all get the same result.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastlatent.data import Batch, Split, epoch_order
+from fastlatent.jobs.progress import track
+from fastlatent.jobs.ranks import main_alone, rank, world
+from fastlatent.metrics import Weighing, importance_log_likelihood
+from fastlatent.metrics.likelihood import FEW_EFFECTIVE
+from fastlatent.models import LatentModel
+from fastlatent.noise import Noise
+from fastlatent.ops import pack_bits
+from fastlatent.priors import CodeStatistics
+
+HELD_OUT = 10_000  # images at most by which a fit between epochs is judged
+BOUND = ("log_likelihood", "standard_error", "dominated")  # of an ImportanceEstimate, added up
+
+
+class Mean(NamedTuple):
+    """A mean over n images, with the standard error that the choice of the images gives it."""
+
+    value: float
+    error: float  # NaN of a single image
+
+    @staticmethod
+    def of_sums(total: float, squares: float, n: int) -> "Mean":
+        """From the sum of n values and the sum of their squares."""
+        mean = total / n
+        variance = max(squares / n - mean * mean, 0) / (n - 1) if n > 1 else math.nan
+        return Mean(mean, math.sqrt(variance))
+
+
+def measure_loss(
+    model: LatentModel,
+    split: Split,
+    batch: int,  # images at a time on each rank
+    seed: int = 0,  # of the noise, where the model draws any
+    limit: int | None = None,  # only so many images, evenly spread
+    index: Tensor | None = None,  # (k,), only these images
+) -> dict[str, float]:
+    """The mean over all images of each per-image value of the model, "loss" among them."""
+    means = measure(model, split, batch, seed, limit, index)
+    return {name: mean.value for name, mean in means.items()}
+
+
+def measure(
+    model: LatentModel,
+    split: Split,
+    batch: int,  # images at a time on each rank
+    seed: int = 0,  # of the noise, where the model draws any
+    limit: int | None = None,  # only so many images, evenly spread
+    index: Tensor | None = None,  # (k,), only these images
+) -> dict[str, Mean]:
+    """As measure_loss, with standard errors."""
+    sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
+    with evaluating(model) as device:
+        title = f"loss on the {split.name} split"
+        for part in _share(split, batch, device, title, limit, index):
+            latents = model.learned_latents(split, part.index)
+            given = {} if latents is None else {"latents": latents}
+            _add(sums, model(part.images, noise=Noise(seed, 0).of_images(part.index), **given))
+    count = _count(split, limit) if index is None else len(index)
+    totals = _totals(sums, device)
+    return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
+
+
+def reconstruction_error(
+    model: LatentModel, split: Split, batch: int, seed: int = 0, limit: int | None = None
+) -> Mean:
+    """The squared error of the pixels, in [0, 1], of the model's reconstructions: a mean."""
+    sums: dict[str, Tensor] = {}
+    with evaluating(model) as device:
+        title = f"reconstructions of the {split.name} split"
+        for part in _share(split, batch, device, title, limit):
+            shown = model.corrupt(part.images, Noise(seed, 0).of_images(part.index))
+            error = model.reconstruction_of(shown, split, part.index).float() - part.images
+            _add(sums, {"error": error.square().flatten(1).mean(1)})
+    return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
+
+
+class Bound(NamedTuple):
+    """The importance-weighted bound on the log-likelihood, in nats: its mean over n images."""
+
+    value: float
+    error: float  # as of any mean over images; NaN of a single image
+    sampling_error: float  # the part of it from the finite number of draws; NaN of one draw
+    images: int
+    dominated: int  # images of which a few draws outweigh all others, as ImportanceEstimate says
+
+    @property
+    def warning(self) -> str | None:
+        """In words, of how many images the draws are too few."""
+        if not self.dominated:
+            return None
+        return (
+            f"In {self.dominated:,} of {self.images:,} images a few samples outweigh all others: "
+            f"fewer than {FEW_EFFECTIVE} count effectively. Their log-likelihood may be far higher."
+        )
+
+
+def measure_bound(
+    model: LatentModel,
+    split: Split,
+    samples: int,  # draws of the latents for each image
+    batch: int,  # draws at a time on each rank
+    seed: int = 0,
+    limit: int | None = None,  # only so many images, evenly spread
+) -> Bound:
+    """The mean of importance_log_likelihood over the images.
+
+    Raises ValueError for a model whose draws of latents have no weights.
+    """
+    if not isinstance(model, Weighing):
+        raise ValueError(
+            f"measure_bound: {type(model).__name__} has no importance weights, so its "
+            "log-likelihood has no such bound"
+        )
+    sums: dict[str, Tensor] = {}
+    images, title = max(1, batch // samples), f"{samples:,} samples on the {split.name} split"
+    with evaluating(model) as device:
+        for part in _share(split, images, device, title, limit):
+            noise = Noise(seed, 0).derived("bound")
+            estimate = importance_log_likelihood(
+                model, part.images, samples, batch=batch, noise=noise, index=part.index
+            )
+            _add(sums, {name: getattr(estimate, name) for name in BOUND})
+    totals = _totals(sums, device)
+    count = _count(split, limit)
+    _, variances = totals["standard_error"]
+    dominated, _ = totals["dominated"]
+    mean = Mean.of_sums(*totals["log_likelihood"], count)
+    return Bound(*mean, math.sqrt(variances) / count, count, int(dominated))
+
+
+def gather_codes(
+    model: LatentModel,
+    split: Split,
+    batch: int,  # images at a time on each rank
+    labels: int = 0,  # classes or attributes to count by; 0: none
+    limit: int | None = None,  # only so many images, evenly spread
+) -> CodeStatistics:
+    """The counts over the codes of the split's images that sampling and editing need."""
+    with evaluating(model) as device:
+        statistics = CodeStatistics(model.latent_dim, labels, device)
+        for part in _share(split, batch, device, f"codes of the {split.name} split", limit):
+            words = pack_bits(model.encode(part.images))
+            statistics.update(words, part.labels if labels else None)
+    if world() > 1:
+        count = torch.tensor(statistics.count, device=device)
+        counts = (statistics.ones, statistics.agree, statistics.label_count, statistics.label_ones)
+        for tensor in (count, *counts):
+            dist.all_reduce(tensor)
+        statistics.count = int(count)
+    return statistics
+
+
+def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
+    """Let the model fit what it fits to its trained weights, to images of the split.
+
+    Those are drawn at random where it wants fewer than there are. Every rank computes the same.
+    """
+    with evaluating(model) as device:
+        order = epoch_order(len(split), seed, 0)[: model.concluding_images]
+        images = _Images(split, batch, device, order)
+        model.conclude(images, Noise(seed, 0).derived("conclude"))
+
+
+class _Images:
+    """Batches of a split's images, read anew each time: all of them would not fit into memory."""
+
+    def __init__(self, split: Split, batch: int, device: torch.device, order: Tensor):
+        self.split, self.batch, self.device, self.order = split, batch, device, order
+
+    def __iter__(self) -> Iterator[Tensor]:
+        batches = self.split.batches(self.batch, self.device, order=self.order)
+        title = f"images of the {self.split.name} split for the last fit"
+        for part in track(batches, title, -(-len(self.order) // self.batch)):
+            yield part.images
+
+
+def refit(
+    model: LatentModel,
+    split: Split,
+    batch: int,
+    seed: int,
+    epochs: int,
+    unseen: Split | None = None,  # images that it is not fitted to
+    limit: int = HELD_OUT,  # of those, evenly spread
+) -> dict[str, float]:
+    """Let the model fit anew what no gradient trains, to images of the split, after so many epochs.
+
+    The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
+    the others its weights; the numbers to log are its own, {} elsewhere. With `unseen` there is
+    among them "held_out_log_prob", of those images.
+    """
+    numbers: dict[str, float] = {}
+    with main_alone() as mine:
+        if mine:
+            numbers = _refit(model, split, batch, seed, epochs, unseen, limit)
+    if world() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, 0)
+    return numbers
+
+
+def _refit(
+    model: LatentModel,
+    split: Split,
+    batch: int,
+    seed: int,
+    epochs: int,
+    unseen: Split | None,
+    limit: int,
+) -> dict[str, float]:
+    with evaluating(model) as device:
+        order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
+        batches = split.batches(batch, device, order=order)
+        title = f"images of the {split.name} split for the fit of the prior"
+        images = (part.images for part in track(batches, title, -(-len(order) // batch)))
+        noise = Noise(seed, epochs).derived("refit")
+        numbers = model.refit(images, noise, epochs)
+        if numbers and unseen is not None:
+            some = unseen.batches(batch, device, order=unseen.spread(limit))
+            others = (part.images for part in some)
+            held_out = model.held_out_log_prob(others, noise.derived("held out"))
+            numbers["held_out_log_prob"] = held_out
+    return numbers
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Add to each name's (2,) the sum of its values (n,) and the sum of their squares."""
+    for name, value in values.items():
+        value = value.double()
+        moments = torch.stack([value.sum(), value.square().sum()])
+        sums[name] = sums[name] + moments if name in sums else moments
+
+
+@contextmanager
+def evaluating(model: LatentModel) -> Iterator[torch.device]:
+    """The model in evaluation mode without gradients, then as it was; gives its device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[float]]:
+    """The sums over all ranks; a rank that had no image to look at has no sums of its own."""
+    names = [list(sums)]
+    if world() > 1:
+        dist.broadcast_object_list(names)
+    totals = torch.zeros(len(names[0]), 2, dtype=torch.float64, device=device)
+    for place, name in enumerate(names[0]):
+        if name in sums:
+            totals[place] = sums[name]
+    if world() > 1:
+        dist.all_reduce(totals)
+    return dict(zip(names[0], totals.tolist(), strict=True))
+
+
+def _share(
+    split: Split,
+    batch: int,
+    device: torch.device,
+    title: str,
+    limit: int | None = None,
+    index: Tensor | None = None,  # (k,), only these images
+) -> Iterator[Batch]:
+    """This rank's batches, with progress."""
+    chosen = split.spread(limit) if index is None else index
+    mine = shares(len(chosen), batch)
+    order = torch.cat([chosen[:0], *(chosen[start:end] for start, end in mine)])
+    batches: Iterable[Batch] = split.batches(batch, device, order=order)
+    yield from track(batches, title, len(mine))
+
+
+def shares(n: int, batch: int) -> list[tuple[int, int]]:
+    """Of n things in batches: the start and end of each batch that falls to this rank."""
+    parts = [(k, min(k + batch, n)) for k in range(0, n, batch)]
+    return parts[rank() :: world()]
+
+
+def _count(split: Split, limit: int | None) -> int:
+    """How many images a pass looks at."""
+    return len(split) if limit is None else min(limit, len(split))
