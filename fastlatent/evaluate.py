@@ -43,9 +43,10 @@ from fastlatent.files.reading import read_json
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import Repair
 from fastlatent.inference.passes import measure, measure_bound, reconstruction_error
+from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.jobs.ranks import check_launch, is_main_process, joined
+from fastlatent.jobs.ranks import is_main_process, joined
 from fastlatent.metrics import Weighing
 from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
 from fastlatent.metrics.sets import SEED

@@ -4,22 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import tyro
 
 from fastlatent.commands.console import command, parse
 from fastlatent.data import DataConfig
 from fastlatent.data.config import OWN
+from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.jobs.ranks import PATIENCE, check_launch, is_main_process, joined, together
+from fastlatent.jobs.ranks import PATIENCE, gather, is_main_process, joined, together
 from fastlatent.models import LaDDerConfig
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
-from fastlatent.runs import Run, State, locked, read_config
+from fastlatent.runs import Run, State, flat, locked, read_config, to_json
 from fastlatent.training import train
 
 
@@ -51,9 +52,18 @@ class Command:
     """Of several processes: seconds after which one that gives no sign of life is given up."""
 
 
+class Task(NamedTuple):
+    """What to train, in which folder, from which checkpoint."""
+
+    config: TrainConfig
+    out: Path
+    state: State | None = None
+    finished: bool = False  # nothing is left to do
+
+
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
 FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
-FREE_DATA = {"root", "resident", "workers", "download"}
+FREE_DATA = {"data.root", "data.resident", "data.workers", "data.download"}
 
 
 @command(shared=True)
@@ -64,15 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     timeout = timeout_in(arguments)
     with joined(patience=timeout), ExitStack() as held:
         with together():
-            config, out, state = task_of(arguments, held)
-        train(config, out, state, timeout)
+            task = task_of(arguments, held)
+        if not gather(task.finished)[0]:
+            train(task.config, task.out, task.state, timeout)
 
 
 def task_of(
     arguments: list[str],
     held: ExitStack,  # takes the lock of the run folder
-) -> tuple[TrainConfig, Path, State | None]:
-    """What to train, in which folder, from which checkpoint."""
+) -> Task:
+    """What the command line asks for."""
     start, arguments = starting_point(arguments)
     chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
@@ -86,7 +97,7 @@ def task_of(
             if is_main_process():
                 Run.check_free(out)
             held.enter_context(locked(out))
-            return config, out, None
+            return Task(config, out)
     elif chosen.out is not None:
         raise UsageError("--out does not go with --resume: the run stays in its folder")
     run = Run.open(out)
@@ -100,7 +111,11 @@ def task_of(
         )
     for line in changed:
         say(f"changed: {line}")
-    return config, out, state
+    finished = chosen.resume_or_start and not changed and run.is_finished(state.step)
+    if finished:
+        option = "--epochs" if config.steps is None else "--steps"
+        say(f"{out} is finished at step {state.step}; {option} takes it further")
+    return Task(config, out, state, finished)
 
 
 def timeout_in(arguments: list[str]) -> float:
@@ -164,22 +179,25 @@ def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfi
 
 def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
     """What differs, in words; UsageError where a resumed run could not take that up."""
-    changes = {name: pair for name, pair in differences(old, new).items() if name != "data"}
-    data = differences(old.data, new.data)
+    if old.model.family != new.model.family:
+        raise UsageError(
+            f"the model cannot change in a resumed run: its family is {old.model.family}; "
+            f"got {new.model.family}"
+        )
+    before, after = flat(to_json(old)), flat(to_json(new))
+    changes = [name for name in after if before[name] != after[name]]
     own = old.data.kind in OWN and new.data.kind in OWN
-    free = FREE_DATA | ({"name"} if own else set())  # the same images in another place
-    for name in [*(changes.keys() & FIXED), *(f"data.{n}" for n in data.keys() - free)]:
-        raise UsageError(f"--{name} cannot change in a resumed run")
-    changes |= {f"data.{name}": pair for name, pair in data.items()}
-    return [f"{name} from {before} to {after}" for name, (before, after) in changes.items()]
-
-
-def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configurations of one type differ, with both values."""
-    pairs = {
-        field.name: (getattr(old, field.name), getattr(new, field.name)) for field in fields(old)
-    }
-    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
+    free = FREE_DATA | ({"data.name"} if own else set())  # the same images in another place
+    fixed = [
+        name
+        for name in changes
+        if name.partition(".")[0] in FIXED or (name.startswith("data.") and name not in free)
+    ]
+    if fixed:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        had, got = (", ".join(str(x[name]) for name in fixed) for x in (before, after))
+        raise UsageError(f"{options} cannot change in a resumed run: had {had}; got {got}")
+    return [f"{name} from {before[name]} to {after[name]}" for name in changes]
 
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:

@@ -313,6 +313,7 @@ def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.Capture
         (["lbae-foo"], 2, "there is no preset 'lbae-foo'; choose from lbae-digits"),
         (["--foo", "3"], 2, "Unrecognized options: --foo"),
         (["--data.nme", "x"], 2, "Unrecognized options: --data.nme"),
+        (["--lr", "1 --a --b --c " * 8 + "2"], 2, "got '" + "1 --a --b --c " * 8 + "2'"),
         (["--epochs", "many"], 2, "--epochs"),
         (["--epochs", "0"], 2, "epochs must be at least 1; got 0"),
         (["--seed", "-1"], 2, "seed must be from 0 to 4294967295"),

@@ -558,7 +558,7 @@ def test_prior_by_its_short_name(tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs/ladder-digits-hierarchical"
     assert Run.open(run).config.model.prior.kind == "hierarchical"
     assert train.main(["--resume", str(run), "--prior", "gmm"]) == 2
-    assert "--model cannot change" in capsys.readouterr().err
+    assert "--model.prior.kind cannot change" in capsys.readouterr().err
     assert train.main(["vae-digits", "--prior", "gmm"]) == 2
     assert "--prior goes with the family ladder; vae-digits is of vae" in capsys.readouterr().err
 

@@ -19,7 +19,8 @@ import torch
 
 from fastlatent import train
 from fastlatent.__main__ import COMMANDS
-from fastlatent.jobs.ranks import check_launch, main_alone, processes
+from fastlatent.jobs.environment import check_launch
+from fastlatent.jobs.ranks import main_alone, processes
 from fastlatent.runs import Run, read_metrics
 
 TINY = (
@@ -303,10 +304,22 @@ def test_one_command_begins_goes_on_and_ends(tmp_path: Path, monkeypatch, capsys
     assert "stopped at step 4 of 6 and saved" in capsys.readouterr().err
     assert train.main(command) == 0
     assert "going on after step 4" in capsys.readouterr().out
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert train.main(command) == 0
+    expected = f"{out} is finished at step 6; --steps takes it further\n"
+    assert capsys.readouterr() == (expected, "")
+    assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert train.main([*command, "--batch", "16", "--model.dim", "3", "--film-images", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "--model.dim, --batch, --film-images cannot change in a resumed run: had 2, 32, " in said
+    assert "; got 3, 16, 4\n" in said
+    assert train.main(["lbae-digits", *command[-3:]]) == 2
+    assert "its family is vae; got lbae" in capsys.readouterr().err
+    # What another setting shows at the end is shown anew.
+    assert train.main([*command, "--test-images", "20"]) == 0
     assert "already trained to step 6" in capsys.readouterr().out
-    assert train.main([*command, "--batch", "16"]) == 2
-    assert "--batch cannot change in a resumed run" in capsys.readouterr().err
+    assert train.main([*command, "--test-images", "20"]) == 0
+    assert "finished" in capsys.readouterr().out
     assert Run.open(out).latest() == 6
 
 
@@ -332,6 +345,56 @@ def test_tasks_of_a_scheduler_that_know_nothing_of_each_other(
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("RANK", "0")
     check_launch()
+
+
+LAUNCHED = {
+    **{"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+    **{"MASTER_ADDR": "localhost", "MASTER_PORT": "29999"},
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"WORLD_SIZE": "2"}, "of 2 processes, but RANK and LOCAL_RANK and MASTER_ADDR and MASTER"),
+        ({"RANK": "0"}, "RANK is set, but WORLD_SIZE is not"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is set, but WORLD_SIZE is not"),
+        ({**LAUNCHED, "RANK": ""}, "WORLD_SIZE tells of 2 processes, but RANK is not set"),
+        ({**LAUNCHED, "LOCAL_RANK": ""}, "but LOCAL_RANK is not set"),
+        ({**LAUNCHED, "MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
+        ({**LAUNCHED, "MASTER_PORT": "http"}, "MASTER_PORT must be from 1 to 65535; got 'http'"),
+        ({**LAUNCHED, "MASTER_PORT": "70000"}, "MASTER_PORT must be from 1 to 65535; got '70000'"),
+        ({**LAUNCHED, "WORLD_SIZE": "two"}, "WORLD_SIZE must be a number of processes; got 'two'"),
+        ({**LAUNCHED, "WORLD_SIZE": "0"}, "WORLD_SIZE must be a number of processes; got '0'"),
+        ({**LAUNCHED, "WORLD_SIZE": ""}, "WORLD_SIZE must be a number of processes; got ''"),
+        ({**LAUNCHED, "RANK": "x"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got 'x'"),
+        ({**LAUNCHED, "RANK": "-1"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got '-1'"),
+        ({**LAUNCHED, "RANK": "2"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got '2'"),
+        ({**LAUNCHED, "LOCAL_RANK": "2"}, "LOCAL_RANK must be from 0 to 1, as WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK must be from 0 to 0, as WORLD_SIZE is 1; got '1'"),
+    ],
+)
+@pytest.mark.parametrize("word", ["train", "evaluate"])
+def test_an_environment_that_tells_half_names_the_launcher(
+    word: str, environment: dict[str, str], complaint: str, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    main = importlib.import_module(f"fastlatent.{word}").main
+    assert main([*TINY, "--out", str(tmp_path / "run")] if word == "train" else ["run"]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+    assert f"torchrun --nproc-per-node PROCESSES -m fastlatent.{word} ..." in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}]
+)
+def test_a_lone_process_may_be_numbered(environment, monkeypatch, tmp_path: Path) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.parametrize("word", [word for word in COMMANDS if word not in ("train", "evaluate")])

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
+from fastlatent.jobs.environment import check_environment
 from fastlatent.jobs.errors import (
     Heard,
+    LaunchError,
     RunError,
     Stopped,
     Told,
@@ -58,6 +60,7 @@ def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
+            check_environment(main.__module__, shared)
             if argv is None:
                 keep_freed_memory()
                 end_by_exception()
@@ -109,7 +112,7 @@ def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., 
 def _fail(error: BaseException, code: int) -> int:
     if os.environ.get("FASTLATENT_TRACEBACK") == "1":
         traceback.print_exception(error)
-    if is_main_process() or code != 2:
+    if is_main_process() or code != 2 or isinstance(error, LaunchError):
         where = "" if is_main_process() else f" (rank {os.environ['RANK']})"
         print(f"error{where}: {printable(sentence_of(error))}", file=sys.stderr, flush=True)
     return code
@@ -152,7 +155,7 @@ def _unboxed(box: str) -> str:
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
         words = line.strip("│ ")
-        if re.match(r"[─╭╰-]{2}", words):
+        if re.match(r"[╭╰]|[─-]{20,}$", words):  # options begin with two
             sections.append([])
         elif words:
             sections[-1].append(words)

@@ -7,6 +7,10 @@ class UsageError(Exception):
     """The command was called wrongly: one sentence, exit code 2."""
 
 
+class LaunchError(UsageError):
+    """This process knows too little of the others: it speaks for itself."""
+
+
 class RunError(Exception):
     """The command could not do its work: one sentence, exit code 1."""
 

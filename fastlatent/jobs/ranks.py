@@ -28,7 +28,10 @@ GRACE = 10.0  # seconds for this process to end by itself once another is gone
 
 def rank() -> int:
     """Of this process in its group, or as a launcher has told it; 0 of a lone process."""
-    return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
+    if _grouped():
+        return dist.get_rank()
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdecimal() else 0  # what is no number is to be told of
 
 
 def world() -> int:
@@ -70,19 +73,6 @@ def launcher() -> str:
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # as torchrun calls them
     several = f"--nnodes {nodes} " if nodes > 1 else ""
     return f"torchrun {several}--nproc-per-node {world() // nodes} -m"
-
-
-def check_launch() -> None:
-    """UsageError in one of several tasks of a scheduler that do not know of each other."""
-    for variable in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        tasks = os.environ.get(variable, "1")
-        if "RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
-            raise UsageError(
-                f"{variable} tells of {tasks} tasks, but without RANK they do not know of each "
-                "other and would all write the same run; start one task on each node, and in it "
-                "torchrun --nproc-per-node GPUS -m fastlatent.train ...; "
-                f"or, for a single process, unset {variable}"
-            )
 
 
 @contextmanager
@@ -144,6 +134,38 @@ def _meeting(_place: tuple[str, ...]) -> tuple[dist.Store, int, int]:
     return next(dist.rendezvous("env://", timeout=GATHERING))
 
 
+def _found() -> tuple[dist.Store, int, int]:
+    """A store that all processes have reached, this process's rank, and their number.
+
+    The first waits in a thread, as signals are not heard inside PyTorch.
+    """
+    place = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    prefix = f"gathering/{next(_gatherings)}"
+    found: list[tuple[dist.Store, int, int]] = []
+    faults: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            base, number, count = _meeting(place)
+            store = dist.PrefixStore(prefix, base)
+            store.set(f"started/{number}", "")
+            store.wait([f"started/{k}" for k in range(count)], GATHERING)
+            found.append((store, number, count))
+        except Exception as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(TICK)
+    if not found:
+        raise RunError(
+            f"not all of {os.environ['WORLD_SIZE']} processes met at {':'.join(place)} within "
+            f"{GATHERING.total_seconds():g} seconds: {str(faults[0]).splitlines()[0]}"
+        )
+    return found[0]
+
+
 def _gather_processes(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -151,11 +173,7 @@ def _gather_processes(device: torch.device | None) -> None:
             raise RunError(f"there are {gpus} GPUs for process {local + 1}: start fewer processes")
         torch.cuda.set_device(local)
     cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    place = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    base, number, count = _meeting(place)
-    store = dist.PrefixStore(f"gathering/{next(_gatherings)}", base)
-    store.set(f"started/{number}", "")
-    store.wait([f"started/{k}" for k in range(count)], GATHERING)
+    store, number, count = _found()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=store,

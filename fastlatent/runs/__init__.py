@@ -1,6 +1,6 @@
 """The run folder: configuration, weights, checkpoints, metrics."""
 
-from fastlatent.runs.config import from_json, read_config, to_json
+from fastlatent.runs.config import flat, from_json, read_config, to_json
 from fastlatent.runs.folder import EVALUATED, LATENTS, Run, State, Weights
 from fastlatent.runs.lock import locked
 from fastlatent.runs.log import Log, read_metrics
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Weights",
     "check_values",
+    "flat",
     "from_json",
     "locked",
     "pack_generators",

@@ -16,6 +16,15 @@ def to_json(config: Any) -> dict[str, Any]:
     return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by the names that the command line gives them."""
+    found = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return to_json(value)

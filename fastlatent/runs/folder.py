@@ -7,6 +7,7 @@ latents.safetensors        codes learned for the training images (latents-best: 
 codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
 prior-<kind>.safetensors   a prior fitted to the latents, by fit_prior (prior-<kind>-best: of best)
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
+state/<step>/finished.json  the settings of a run that has nothing left to do
 metrics.jsonl              one line of numbers for each log, test and sample measurement
 evaluation.json            what evaluate measured last
 logistic.safetensors       classifier of the training images, as a feature map
@@ -53,6 +54,7 @@ BEGINNING = (
     *(WEIGHT_FILES["last"], LATENT_FILES["last"]),
 )
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
+FINISHED = "finished.json"  # of a checkpoint after which nothing is left to do
 LATENTS = "latents"  # those that become latents.safetensors, where codes are learned
 
 
@@ -344,6 +346,15 @@ class Run:
                 link_or_copy(folder / name, self.path / name)
             else:
                 (self.path / name).unlink(missing_ok=True)
+
+    def finish(self, step: int) -> None:
+        """Note beside the checkpoint of `step` that nothing is left to do after it."""
+        write_json(self._states / str(step) / FINISHED, {"settings": to_json(self.config)})
+
+    def is_finished(self, step: int) -> bool:
+        """Whether that is noted, under the settings that the run has."""
+        path = self._states / str(step) / FINISHED
+        return path.is_file() and read_json(path) == {"settings": to_json(self.config)}
 
     def prune(self, keep: int) -> None:
         """Drop all but the newest `keep` checkpoints up to the latest, and unfinished ones."""

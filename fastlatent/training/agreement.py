@@ -10,7 +10,7 @@ import torch
 from fastlatent.data import Dataset, Split
 from fastlatent.jobs.errors import RunError
 from fastlatent.presets import TrainConfig
-from fastlatent.runs import EVALUATED, State, check_values, read_metrics, to_json
+from fastlatent.runs import EVALUATED, State, check_values, flat, read_metrics, to_json
 
 MARK = 8  # hexadecimal digits by which images and checkpoints are told apart
 
@@ -27,15 +27,6 @@ def what_ranks_share(config: TrainConfig, data: Dataset, resume: State | None) -
         "none" if resume is None else f"{resume.step} (of mark {mark_of(resume)})"
     )
     return shared
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by the names that the command line gives them."""
-    found = {}
-    for name, value in values.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return found
 
 
 def mark_of(state: State) -> str:

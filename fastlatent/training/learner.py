@@ -18,7 +18,7 @@ from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import unit_images
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.jobs.ranks import processes
+from fastlatent.jobs.ranks import processes, world
 from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
 from fastlatent.noise import Noise
@@ -104,7 +104,8 @@ def _without_settings_of_the_launcher(config: TrainConfig) -> Iterator[None]:
     given = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU"
+        if (name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU")
+        or (name == "LOCAL_RANK" and world() == 1)  # it would wait for others
     }
     for name, value in chosen.items():
         other = given.get(f"ACCELERATE_{name}", value)

@@ -378,6 +378,7 @@ class Training:
         with main_alone() as mine:
             if mine:
                 self._show(model, codes)
+                self.run.finish(self.done)
 
     def _conclude_model(self, model: LatentModel) -> None:
         """What the model fits to its trained weights, into the run's weights, last and best.
