@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,42 @@ def use_isa() -> Iterator[Callable[[str], None]]:
     yield use
     if before:
         _load.core().use_isa(before[0])
+
+
+@cache
+def instruction_sets() -> list[str]:
+    """Those that C++ kernels can run here; "none" where no C++ kernel serves."""
+    from fastlatent.ops import _load
+
+    if os.environ.get("FASTLATENT_IMPL", "auto") not in ("auto", "cpp"):
+        return ["none"]
+    try:
+        return _load.core().isas()
+    except _load.CoreMissing:
+        return ["none"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", instruction_sets(), indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest, use_isa: Callable[[str], None]) -> str:
+    """A test with `isa` runs once for each instruction set of C++ kernels; its name."""
+    on_cpu = "device" not in request.fixturenames or request.getfixturevalue("device") == "cpu"
+    if not on_cpu and request.param != instruction_sets()[-1]:
+        pytest.skip("instruction sets concern the C++ kernels")
+    use_isa(request.param)
+    return request.param
+
+
+@pytest.fixture
+def kernel_isa(isa: str) -> str:
+    """As `isa`, for what the references do not keep."""
+    if isa == "none":
+        pytest.skip("the references are not as accurate as the C++ kernels")
+    return isa
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,7 @@
-"""A case of each op that takes more rows, columns, pixels or tangents than a GPU block holds."""
+"""Cases of each op that take more rows, columns, pixels or tangents than a GPU block holds.
+
+Together they give at least 4,096 elements, of sums that leave few, too.
+"""
 
 import torch
 
@@ -28,64 +31,68 @@ def signs(*shape: int) -> torch.Tensor:
 
 
 MIXTURE, SINGLE, LAYER = (None, 256, "centred", -7.0), (256, "centred", -7.0), (3, 60, 11)
-LARGE = {  # arguments on the CPU, float32
-    "binarize": lambda: (normal(70, 2500), "tanh"),
-    "binarize_backward": lambda: (normal(70, 2500), normal(70, 2500), "tanh"),
-    "pack_bits": lambda: (signs(70, 2500),),
-    "unpack_bits": lambda: (ops.pack_bits(signs(70, 2500)), 2500, torch.float32),
-    "binary_moments": lambda: (ops.pack_bits(signs(9000, 70)), 70),
-    "bernoulli_copula_sample": lambda: (normal(2001, 20), normal(4500, 20), True),  # two products
-    "discretized_logistic_log_prob": lambda: (
-        bins(2, 3, 16, 16), uniform(2, 3, 16, 16), normal(2, 3, 16, 16) - 3, *SINGLE,
-    ),
-    "discretized_logistic_backward": lambda: (
-        normal(2, 3, 16, 16), bins(2, 3, 16, 16), uniform(2, 3, 16, 16),
-        normal(2, 3, 16, 16) - 3, *SINGLE,
-    ),
-    "discretized_logistic_mixture_log_prob": lambda: (
-        bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE, "image",
-    ),
-    "discretized_logistic_mixture_backward": lambda: (
+LARGE = {  # lists of arguments on the CPU, float32
+    "binarize": lambda: [(normal(70, 2500), "tanh")],
+    "binarize_backward": lambda: [(normal(70, 2500), normal(70, 2500), "tanh")],
+    "pack_bits": lambda: [(signs(110, 2500),)],
+    "unpack_bits": lambda: [(ops.pack_bits(signs(70, 2500)), 2500, torch.float32)],
+    "binary_moments": lambda: [(ops.pack_bits(signs(9000, 70)), 70)],
+    "bernoulli_copula_sample": lambda: [(normal(2001, 20), normal(4500, 20), True)],  # two products
+    "discretized_logistic_log_prob": lambda: [(
+        bins(2, 3, 32, 24), uniform(2, 3, 32, 24), normal(2, 3, 32, 24) - 3, *SINGLE,
+    )],
+    "discretized_logistic_backward": lambda: [(
+        normal(2, 3, 32, 24), bins(2, 3, 32, 24), uniform(2, 3, 32, 24),
+        normal(2, 3, 32, 24) - 3, *SINGLE,
+    )],
+    "discretized_logistic_mixture_log_prob": lambda: [
+        (bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE, "image"),
+        (bins(2, 1, 64, 32), normal(2, 9, 64, 32), *MIXTURE, "none"),
+    ],
+    "discretized_logistic_mixture_backward": lambda: [(
         normal(2), bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
-    ),
-    "discretized_logistic_mixture_bins": lambda: (
-        normal(2, 100, 16, 16), uniform(2, 4, 16, 16), *MIXTURE,
-    ),
-    "discretized_logistic_mixture_values": lambda: (
-        normal(2, 100, 16, 16), uniform(2, 4, 16, 16), *MIXTURE,
-    ),
-    "discretized_logistic_mean": lambda: (uniform(70, 250), normal(70, 250) - 3, *SINGLE),
-    "discretized_logistic_mean_backward": lambda: (
+    )],
+    "discretized_logistic_mixture_bins": lambda: [(
+        normal(2, 100, 32, 24), uniform(2, 4, 32, 24), *MIXTURE,
+    )],
+    "discretized_logistic_mixture_values": lambda: [(
+        normal(2, 100, 32, 24), uniform(2, 4, 32, 24), *MIXTURE,
+    )],
+    "discretized_logistic_mean": lambda: [(uniform(70, 250), normal(70, 250) - 3, *SINGLE)],
+    "discretized_logistic_mean_backward": lambda: [(
         normal(70, 250), uniform(70, 250), normal(70, 250) - 3, *SINGLE,
-    ),
-    "discretized_logistic_mode": lambda: (uniform(70, 250), normal(70, 250) - 3, *SINGLE),
-    "discretized_logistic_mixture_mean": lambda: (normal(2, 100, 16, 16), 3, *MIXTURE),
-    "discretized_logistic_mixture_mean_backward": lambda: (
+    )],
+    "discretized_logistic_mode": lambda: [(uniform(70, 250), normal(70, 250) - 3, *SINGLE)],
+    "discretized_logistic_mixture_mean": lambda: [(normal(2, 100, 32, 24), 3, *MIXTURE)],
+    "discretized_logistic_mixture_mean_backward": lambda: [(
         normal(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
-    ),
-    "discretized_logistic_mixture_mode": lambda: (normal(2, 50, 16, 16), 3, *MIXTURE),
-    "activation_jvp": lambda: (
+    )],
+    "discretized_logistic_mixture_mode": lambda: [(normal(2, 20, 32, 24), 3, *MIXTURE)],
+    "activation_jvp": lambda: [(
         normal(2, *LAYER), normal(2, 20, *LAYER), "elu", normal(3), normal(3), 0.01,
-    ),
-    "activation_jvp_backward": lambda: (
+    )],
+    "activation_jvp_backward": lambda: [(
         normal(2, *LAYER), normal(2, 20, *LAYER), normal(2, *LAYER) + 1,
         normal(2, 20, *LAYER) + 1, "elu", normal(3), normal(3), 0.01, True,
-    ),
-    "elu": lambda: (normal(70, 2500),),
-    "elu_backward": lambda: (normal(70, 2500), normal(70, 2500)),
-    "jacobian_gram": lambda: (normal(3, 900, 70), uniform(3, 900)),
-    "bspline": lambda: (
+    )],
+    "elu": lambda: [(normal(70, 2500),)],
+    "elu_backward": lambda: [(normal(70, 2500), normal(70, 2500))],
+    "jacobian_gram": lambda: [(normal(3, 900, 70), uniform(3, 900))],
+    "bspline": lambda: [(
         normal(2, 40, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
-    ),
-    "bspline_backward": lambda: (
-        normal(2, 90, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
-    ),
-    "polyline_length": lambda: (normal(2, 40, 600),),
-    "polyline_length_backward": lambda: (normal(2), normal(2, 40, 600)),
-    "polyline_energy": lambda: (normal(2, 40, 600),),
-    "polyline_energy_backward": lambda: (normal(2), normal(2, 40, 600)),
-    "sqrtm_psd": lambda: (covariance(300, 0),),
-    "sylvester_psd": lambda: (covariance(300, 0), covariance(300, 1)),
-    "trace_sqrtm": lambda: (covariance(300, 0), covariance(300, 1)),
-    "trace_sqrtm_backward": lambda: (covariance(300, 0), covariance(300, 1)),
+    )],
+    "bspline_backward": lambda: [(
+        normal(2, 90, 60), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
+    )],
+    "polyline_length": lambda: [(normal(2, 40, 600),), (normal(4096, 3, 2),)],
+    "polyline_length_backward": lambda: [(normal(2), normal(2, 40, 600))],
+    "polyline_energy": lambda: [(normal(2, 40, 600),), (normal(4096, 3, 2),)],
+    "polyline_energy_backward": lambda: [(normal(2), normal(2, 40, 600))],
+    "sqrtm_psd": lambda: [(covariance(300, 0),)],
+    "sylvester_psd": lambda: [(covariance(300, 0), covariance(300, 1))],
+    "trace_sqrtm": lambda: [
+        (covariance(300, 0), covariance(300, 1)),
+        (covariance(2, 2) * (1 + uniform(4096, 1, 1)), covariance(2, 3).expand(4096, 2, 2)),
+    ],
+    "trace_sqrtm_backward": lambda: [(covariance(300, 0), covariance(300, 1))],
 }  # fmt: skip

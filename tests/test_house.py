@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import fastlatent
 from fastlatent.__main__ import COMMANDS
 from fastlatent.presets import PRESETS
 
@@ -236,18 +236,18 @@ INSTRUCTION_SETS = re.findall(
     reason="needs a C++ compiler and nm, on x86-64",
 )
 @pytest.mark.parametrize("path", sorted(CORE.glob("*.simd.cpp")), ids=lambda path: path.name)
-@pytest.mark.parametrize(("isa", "width", "flags"), INSTRUCTION_SETS, ids=lambda word: word[:8])
-def test_instruction_sets_share_no_function(path, isa, width, flags, tmp_path):
+@pytest.mark.parametrize(("name", "width", "flags"), INSTRUCTION_SETS, ids=lambda word: word[:8])
+def test_instruction_sets_share_no_function(path, name, width, flags, tmp_path):
     """The linker keeps one copy of a weak symbol: it must not be one for a newer processor."""
     compiled = tmp_path / "kernels.o"
-    define = ["-DFL_X86", f"-DFL_ISA={isa}", f"-DFL_BYTES={width}"]
+    define = ["-DFL_X86", f"-DFL_ISA={name}", f"-DFL_BYTES={width}"]
     options = ["-std=gnu++17", "-O0", "-w", "-fno-exceptions", *flags.split(), "-c"]
     subprocess.run(["c++", *define, *options, path, "-o", compiled], check=True)
     nm = ["nm", "--demangle", "--defined-only", compiled]
     listing = subprocess.run(nm, capture_output=True, text=True, check=True).stdout.splitlines()
     symbols = [line.split(maxsplit=2)[1:] for line in listing]
     assert any(kind == "W" for kind, _ in symbols)
-    shared = [name for kind, name in symbols if kind in "WVu" and f"fl::{isa}::" not in name]
+    shared = [s for kind, s in symbols if kind in "WVu" and f"fl::{name}::" not in s]
     assert not shared
 
 
@@ -310,7 +310,15 @@ def test_snippets_of_documents_run(path):
 
 
 def test_the_version_is_written_once():
-    text = (ROOT / "pyproject.toml").read_text() + (ROOT / "CMakeLists.txt").read_text()
-    assert fastlatent.__version__ not in text
-    holders = [path for path in SOURCES if fastlatent.__version__ in path.read_text()]
+    """Where a package of Python or a project of CMake could state its own; not others' versions."""
+    stated = re.compile(r"^\s*__version__\s*(?::[^=]*)?=", re.MULTILINE)
+    holders = [path for path in SOURCES if stated.search(path.read_text())]
     assert holders == [PACKAGE / "__init__.py"]
+    assert len(stated.findall(holders[0].read_text())) == 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and "version" in project["project"]["dynamic"]
+    source = ROOT / project["tool"]["scikit-build"]["metadata"]["version"]["input"]
+    assert source == holders[0]
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    (arguments,) = re.findall(r"^project\(([^)]*)\)", cmake, re.MULTILINE)
+    assert not re.search(r"VERSION\s+\d", arguments)

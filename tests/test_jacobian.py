@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastlatent import ops
-from fastlatent.ops import OPS, _load
+from fastlatent.ops import OPS
 from fastlatent.ops.jacobian import KINDS
 
 MODULES = {
@@ -83,16 +83,6 @@ def test_the_derivative_at_a_kink_is_that_of_pytorch(kind):
     assert dy.item() == x.grad.item()
 
 
-def instruction_sets():
-    served = OPS["activation_jvp"].serving("cpu").implementation == "cpp"
-    return _load.core().isas() if served else []
-
-
-@pytest.fixture(params=instruction_sets())
-def isa(request, use_isa):
-    use_isa(request.param)
-
-
 EXACT = {
     "elu": lambda u: u if u > 0 else mpmath.expm1(u),
     "softplus": lambda u: mpmath.log1p(mpmath.exp(u)),
@@ -105,7 +95,7 @@ EXACT = {
 
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_values_and_derivatives_keep_their_relative_accuracy(kind, dtype, isa):
+def test_values_and_derivatives_keep_their_relative_accuracy(kind, dtype, kernel_isa):
     """Where f or f' is tiny too; in units of epsilon."""
     small = [1e-8, 1e-5, 1e-3, 0.03]
     u = torch.tensor([-a for a in small] + small + [k / 7 for k in range(-70, 71)], dtype=dtype)
