@@ -37,6 +37,18 @@ def write(path: Path, pixels: np.ndarray, **options: object) -> Path:
 # Which files
 
 
+def test_image_files_of_bits_in_bytes_are_told_of(tmp_path: Path) -> None:
+    bits = np.eye(4, dtype=np.uint8)
+    for name, white in (("dark", 1), ("white", 255), ("grey", 2)):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.fromarray(bits * np.uint8(white)).save(tmp_path / name / f"{k}.png")
+        told = any(
+            "all but black" in note for note in survey(list((tmp_path / name).iterdir())).notes
+        )
+        assert told == (white == 1)
+
+
 def test_data_sets_and_measures_find_the_same_files(tmp_path: Path) -> None:
     forms = {".apng": "PNG", ".pbm": "PPM", ".pnm": "PPM", ".jfif": "JPEG", ".jpe": "JPEG"}
     forms |= {".gif": "GIF", ".tif": "TIFF", ".webp": "WEBP", ".PNG": "PNG"}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastlatent.files.image_files import BACKGROUND, SUFFIXES, decode, read_header
 from fastlatent.files.subset import spread
 
+DECODED = 16  # files whose pixels are looked at
 LOOKED_AT = 10_000  # files whose headers are read where not all need be
 _HIDDEN = (".", "__MACOSX")
 _KINDS_SHOWN = 5
@@ -153,4 +154,22 @@ def survey(
         "are animations, of which the first picture is read": sum(h.animated for h in headers),
     }
     notes = [f"{n:,} of {len(looked):,} images {what}" for what, n in treated.items() if n]
+    some = [looked[k] for k in spread(len(looked), DECODED).tolist()]
+    if _brightest(some, background) == 1:
+        notes.append(
+            "pixels are 0 and 1 of 255, all but black; where they are bits, store 255 for 1"
+        )
     return Survey(channels, sizes, notes)
+
+
+def _brightest(paths: Sequence[Path | str], background: str) -> int:
+    """The greatest value in image files, up to the first that is above 1 or cannot be read."""
+    brightest = 0
+    for path in paths:
+        try:
+            brightest = max(brightest, int(decode(path, background=background).max()))
+        except (OSError, ValueError):  # told of where the file is used
+            return 255
+        if brightest > 1:
+            break
+    return brightest
