@@ -28,6 +28,7 @@ from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
 from fastlatent.models import LaDDer, LaDDerConfig
+from fastlatent.models.capabilities import gaussian_posterior, latent_prior
 from fastlatent.models.ladder.prior import build_prior
 from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Prior, PriorKind, PriorSettings, VampPrior
@@ -132,7 +133,7 @@ def check(trained: Trained) -> None:
             f"a picture of a density needs Gaussian posteriors of real latents; {path} is of "
             f"{family} and has none"
         )
-    prior = model.latent_prior
+    prior = latent_prior(model)
     inner = prior.code.dim if isinstance(prior, Hierarchical) else None
     if 2 not in (model.latent_dim, inner):
         has = f"{model.latent_dim} latents" + ("" if inner is None else f" over {inner} inner ones")
@@ -154,7 +155,7 @@ def panels_of(trained: Trained, options: Options) -> list[Panel]:
         if options.priors or options.stored:
             option = "--priors" if options.priors else "--stored"
             raise UsageError(f"{option} needs a run of two latents; this has {model.latent_dim}")
-        prior = model.latent_prior
+        prior = latent_prior(model)
         assert isinstance(prior, Hierarchical)
         mean, std = prior.posterior(z)
         t = mean + std * noise.normal("inner latent", mean.shape, device)
@@ -170,7 +171,7 @@ def priors_of(trained: Trained, options: Options, z: Tensor) -> dict[str, Prior]
     if options.priors:
         found = {NAMES[kind]: fit(trained, kind, z, options) for kind in options.priors}
     else:
-        own = trained.model.latent_prior
+        own = latent_prior(trained.model)
         found = {} if own is None else {own_name(trained): own.to(z.device).eval()}
     if options.stored:
         stored = [
@@ -198,7 +199,7 @@ def posteriors(trained: Trained, images: int) -> tuple[Tensor, Tensor]:  # (n, d
     split, batch = trained.split("train"), trained.batch
     order = epoch_order(len(split), trained.seed, 0)[:images]
     parts = [
-        trained.model.gaussian_posterior(unit_images(split, part, trained.device))
+        gaussian_posterior(trained.model, unit_images(split, part, trained.device))
         for part in track(order.split(batch), "latents", -(-len(order) // batch))
     ]
     mean, std = (torch.cat(values) for values in zip(*parts, strict=True))

@@ -18,6 +18,7 @@ from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import Progress, format_seconds, say, track
 from fastlatent.metrics import frechet_from_features
+from fastlatent.models.capabilities import draw_latents, prior_dim, project, stored_latents
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import (
     Estimate,
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, test = latents(trained, options)
     began = time.monotonic()
     with Progress(f"fitting {settings.prior}", max(1, settings.trains)) as progress:
-        build = partial(settings.build, model.prior_dim, model.image_shape)
+        build = partial(settings.build, prior_dim(model), model.image_shape)
         prior = fit_to_run(trained, build, train, progress.advance)
     seconds = time.monotonic() - began
     replaced = prior_file(trained.run, options.weights, settings.prior).is_file()
@@ -112,7 +113,7 @@ def settings_of(options: Options) -> PriorSettings:
 
 def latents(trained: Trained, options: Options) -> tuple[Tensor, Tensor]:
     """Latents to fit to, and others to measure with: (n, prior_dim), (m, prior_dim)."""
-    stored = trained.model.stored_latents(trained.data.train)
+    stored = stored_latents(trained.model, trained.data.train)
     if stored is not None:
         order = torch.randperm(len(stored), generator=generator(trained.seed, 0, "held out"))
         held = max(1, min(len(stored) // HELD_OUT, ENOUGH))
@@ -130,7 +131,7 @@ def draws_differ(trained: Trained) -> bool:
     """Whether the model draws latents of an image, or has one code for it."""
     model, image = trained.model, trained.probe
     with evaluating(model):
-        first, second = (model.draw_latents(image, Noise(0, step)) for step in range(2))
+        first, second = (draw_latents(model, image, Noise(0, step)) for step in range(2))
     return not torch.equal(first, second)
 
 
@@ -151,7 +152,7 @@ def encoded(
             for draw in range(draws):
                 noise = Noise(trained.seed, 0).derived(f"prior/{split.name}/{draw}")
                 noise = None if means else noise.of_images(part.index)
-                drawn.append(trained.model.draw_latents(part.images, noise).float())
+                drawn.append(draw_latents(trained.model, part.images, noise).float())
             parts.append(torch.stack(drawn, 1).flatten(0, 1))
     return torch.cat(parts)
 
@@ -200,7 +201,7 @@ def measured(trained: Trained, name: str, prior: Prior, test: Tensor) -> Row:
     if prior.density != "none":
         log_prob = cross_entropy(prior, test, IMPORTANCE, generator=stream)
     with torch.no_grad():
-        draws = trained.model.project(prior.sample(len(test), generator=stream))
+        draws = project(trained.model, prior.sample(len(test), generator=stream))
     return Row(name, log_prob, prior.density, float(frechet_from_features(test, draws)))
 
 

@@ -22,7 +22,6 @@ from fastlatent.commands.experiments.findings import (
 )
 from fastlatent.commands.experiments.shorter import (
     CurveOptions,
-    draw_prior,
     encode,
     feature_map_of,
     feature_name,
@@ -30,6 +29,7 @@ from fastlatent.commands.experiments.shorter import (
     length_notes,
     metric_of,
     pair_images,
+    seeded_draws,
     sequences,
     shorten,
 )
@@ -215,9 +215,9 @@ def find_pairs(
         return Pairs(start, end, untied), joined_images(split, index)
     if options.per_class is not None:
         raise UsageError("--per-class needs --ends images")
-    start = draw_prior(trained, n, "geodesics")
+    start = seeded_draws(trained, n, "geodesics")
     if options.ends == "prior":
-        end = draw_prior(trained, n, "geodesics/end")
+        end = seeded_draws(trained, n, "geodesics/end")
         return Pairs(start, end, untied), {}
     return eigenvector_pairs(metric, start, options.step_size), {}
 

@@ -16,6 +16,7 @@ from fastlatent.data import Split
 from fastlatent.inference.gallery import reconstruction_picture
 from fastlatent.inference.passes import evaluating, measure_loss
 from fastlatent.jobs.progress import say, track
+from fastlatent.models.capabilities import LearnsCodes, corrupted, reconstruction_of
 from fastlatent.noise import Noise
 
 DESCRIPTION = """Show images next to their reconstructions and measure the loss over all images.
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def found_how(trained: Trained, split: Split, index: Tensor) -> str:
     """What to add where latents of images are not encoded."""
     model = trained.model
-    if model.search is None:
+    if not isinstance(model, LearnsCodes):
         return ""
     return f", {model.search if model.learned_latents(split, index) is None else 'learned codes'}"
 
@@ -89,8 +90,8 @@ def write_all(
     with evaluating(trained.model):
         for batch in track(batches, "writing", steps):
             noise = Noise(trained.seed, 0).of_images(batch.index)
-            shown = trained.model.corrupt(batch.images, noise)
-            singles.add(trained.model.reconstruction_of(shown, split, batch.index))
+            shown = corrupted(trained.model, batch.images, noise)
+            singles.add(reconstruction_of(trained.model, shown, split, batch.index))
     singles.say()
 
 

@@ -22,6 +22,7 @@ from fastlatent.inference.latents import Repair
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.metrics.features import to_uint8
+from fastlatent.models.capabilities import latent_prior
 
 DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
 - of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]
@@ -122,7 +123,7 @@ def likely_of(trained: Trained, options: Options) -> tuple[Likely | None, str]:
         return None, ""
     kind = options.prior
     if kind == "auto":
-        kind = "gmm" if trained.model.latent_prior is None else "own"
+        kind = "gmm" if latent_prior(trained.model) is None else "own"
     try:
         return Likely(trained, LikelyOptions(prior=kind)), ""
     except (UsageError, RunError) as error:

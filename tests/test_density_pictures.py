@@ -24,6 +24,7 @@ from fastlatent.commands.experiments.densities import (
 from fastlatent.commands.experiments.densities import densities as density_picture
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.latents import unit_images
+from fastlatent.models.capabilities import latent_prior
 from fastlatent.priors import GaussianMixture, Hierarchical, Ladder, Normal
 
 WINDOW = (-6.0, 6.0, -6.0, 6.0)
@@ -201,7 +202,7 @@ def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
     trained = Trained(densities.Options(run, images=100, device="cpu"))
     aggregate, own = densities.panels_of(trained, trained.options)
     assert (aggregate.title, own.title) == (densities.AGGREGATE, "LaDDer, inner latents")
-    prior = trained.model.latent_prior
+    prior = latent_prior(trained.model)
     with torch.no_grad():
         means, _ = prior.posterior(densities.posteriors(trained, 100)[0])
         torch.testing.assert_close(own.log_density(means), prior.code.log_prob(means))

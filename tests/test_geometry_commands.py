@@ -22,6 +22,7 @@ from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
 from fastlatent.inference.latents import unit_images
+from fastlatent.models.capabilities import geometric_decoder
 from fastlatent.plots import drawn
 from fastlatent.runs import Run
 from fastlatent.training import loop
@@ -115,7 +116,7 @@ def test_monte_carlo(plane: Path, capsys: pytest.CaptureFixture) -> None:
     assert re.search(r"converged; [\d.]+ s, [\d.]+ s and [\d,]+ decoder evaluations a pair", said)
 
     # The rows are those of the decoder: ends a step apart along the largest eigenvector.
-    decoder = Run.open(plane).model("last").geometric_decoder()
+    decoder = geometric_decoder(Run.open(plane).model("last"))
     control = torch.from_numpy(curves["control"])
     start, end = control[:, 0], control[:, -1]
     torch.testing.assert_close((end - start).norm(dim=1), torch.full((5,), 0.5))
@@ -258,7 +259,7 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     assert stored["improvement"]["measured"]["mean"] == pytest.approx(np.mean(gains), rel=1e-6)
     with np.load(tmp_path / "walks.npz") as curves:
         control, knots = (torch.from_numpy(curves[name]) for name in ("control", "knots"))
-    decoder = Run.open(space).model("last").geometric_decoder()
+    decoder = geometric_decoder(Run.open(space).model("last"))
     lengths = torch.tensor([float(row["length"]) for row in rows])
     torch.testing.assert_close(
         curve_length(decoder, control, knots).length, lengths, rtol=2e-3, atol=0
@@ -323,7 +324,7 @@ def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsy
     assert (row["first_value"], row["last_value"]) == ("-1.0", "1.0")
     trained = Trained(interpolate.Options(space))
     metric = as_metric(
-        trained.model.geometric_decoder(), trained.logistic_regression, torch.zeros(2, 3)
+        geometric_decoder(trained.model), trained.logistic_regression, torch.zeros(2, 3)
     )
     line = straight(-torch.ones(1, 3), torch.ones(1, 3)).control
     expected = float(curve_length(metric, line, rule="original", points=4).length)
@@ -361,7 +362,7 @@ def test_lengths_between_features(plane: Path, tmp_path: Path, capsys) -> None:
     }
     trained = Trained(geodesics.Options(plane))
     metric = as_metric(
-        trained.model.geometric_decoder(), trained.logistic_regression, torch.zeros(2, 2)
+        geometric_decoder(trained.model), trained.logistic_regression, torch.zeros(2, 2)
     )
     control = torch.from_numpy(np.load(tmp_path / "geodesics-logistic.npz")["control"])
     line = straight(control[:, 0], control[:, -1]).control

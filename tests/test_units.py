@@ -8,6 +8,7 @@ import torch
 from fastlatent.commands.evaluation.report import Losses
 from fastlatent.inference.passes import Mean
 from fastlatent.models import build
+from fastlatent.models.capabilities import LearnsCodes, turns_of
 from fastlatent.noise import Noise
 from fastlatent.presets import PRESETS
 
@@ -18,9 +19,13 @@ def values_of(model) -> dict[str, str]:
     """The unit of each value of `forward`, in training, each of its turns, and evaluation."""
     x = torch.rand(4, *model.image_shape, generator=torch.Generator().manual_seed(0))
     noise = Noise(0, 0)
-    given = {"latents": model.draw_prior(4, torch.Generator())} if model.learns_codes else {}
+    given = (
+        {"latents": model.draw_prior(4, torch.Generator())}
+        if isinstance(model, LearnsCodes)
+        else {}
+    )
     found = set(model.train()(x, noise=noise, **given))
-    for turn in model.turns:
+    for turn in turns_of(model):
         found |= set(model(x, noise=noise, turn=turn.name))
     with torch.no_grad():
         found |= set(model.eval()(x, noise=noise))

@@ -26,6 +26,7 @@ from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models import build
 from fastlatent.models.bigan import BiGANConfig
+from fastlatent.models.capabilities import geometric_decoder, latent_prior, project
 from fastlatent.models.glo import GLOConfig
 from fastlatent.models.ladder import LaDDerConfig, PriorConfig
 from fastlatent.models.lbae import LBAEConfig
@@ -68,7 +69,7 @@ def model(request):
 def ends_of(model, k=3):
     make = torch.Generator().manual_seed(0)
     z = torch.randn(2, k, model.latent_dim, generator=make)
-    return [binarize(x)[0] if model.latent_kind == "bits" else model.project(x) for x in z]
+    return [binarize(x)[0] if model.latent_kind == "bits" else project(model, x) for x in z]
 
 
 def needs_of(model):
@@ -77,8 +78,8 @@ def needs_of(model):
     if model.latent_kind == "bits":
         codes = torch.randn(200, d, generator=torch.Generator().manual_seed(1)).sign()
         return {"copula": BernoulliCopula().fit(CodeStatistics.of(codes))}
-    prior = model.latent_prior or Normal(d)
-    metric = as_metric(model.geometric_decoder(), None, torch.zeros(2, d))
+    prior = latent_prior(model) or Normal(d)
+    metric = as_metric(geometric_decoder(model), None, torch.zeros(2, d))
     return {"space": space_of(prior), "metric": metric}
 
 
@@ -97,7 +98,7 @@ def test_every_model_by_every_method(model, method):
     numbers = measured(model, path, 4, given.get("space"))
     z = path.latents
     if model.latent_kind == "real":
-        z = model.project(between(z, 8))
+        z = project(model, between(z, 8))
     with torch.no_grad():
         images = torch.stack([model.decode(points).flatten(1) for points in z])
     length = images.diff(dim=1).norm(dim=2).sum(1)
@@ -205,7 +206,8 @@ def test_what_is_typical_below_a_hierarchical_prior_are_draws_of_p_t():
     """Its g is hardly trained, so the encoded draws of z lie close together."""
     torch.manual_seed(0)
     prior = Hierarchical(3, 2, width=8, depth=1).eval()
-    model = SimpleNamespace(latent_kind="real", prior_dim=3, latent_dim=3, latent_prior=prior)
+    own = {"latent_prior": prior, "draw_prior": prior.sample, "leaves_noise_out": True}
+    model = SimpleNamespace(latent_kind="real", latent_dim=3, **own)
     trained = SimpleNamespace(model=model, seed=0, device=torch.device("cpu"))
     level = Likely(trained, LikelyOptions(typical=True)).level
     # Chi-squared of 2 degrees: its density at the quantile of 95 % sets the error of 10,000 draws.

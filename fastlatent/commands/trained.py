@@ -18,6 +18,7 @@ from fastlatent.inference.passes import evaluating, gather_codes
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import gaussian_posterior
 from fastlatent.models.features import (
     LogisticRegression,
     VGG19Features,
@@ -140,7 +141,7 @@ class Trained:
     def gives_gaussians(self) -> bool:
         """Whether the model's encoder gives a Gaussian posterior."""
         with evaluating(self.model):
-            return self.model.gaussian_posterior(self.probe) is not None
+            return gaussian_posterior(self.model, self.probe) is not None
 
     def check_prior(self, kind: PriorKind) -> None:
         """UsageError for a prior that cannot be fitted to the model's latents."""

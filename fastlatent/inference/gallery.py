@@ -17,6 +17,7 @@ from fastlatent.inference.latents import (
 from fastlatent.inference.passes import evaluating
 from fastlatent.inference.walking import Walking, walk, walkings
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import corrupted, latents_of, reconstruction_of
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import BernoulliCopula
 
@@ -41,11 +42,11 @@ def reconstruction_picture(
     """Images of the split, each next to its reconstruction; corrupted first where so configured."""
     with evaluating(model) as device:
         images = unit_images(split, index, device)
-        shown = model.corrupt(images, Noise(seed, 0).of_images(index))
-        reconstructed = model.reconstruction_of(shown, split, index)
+        shown = corrupted(model, images, Noise(seed, 0).of_images(index))
+        reconstructed = reconstruction_of(model, shown, split, index)
     caption = f"{split.name} images and their reconstructions{note}"
-    corrupted = None if shown is images else shown
-    return plots.reconstructions(images, reconstructed, caption, corrupted)
+    damaged = None if shown is images else shown
+    return plots.reconstructions(images, reconstructed, caption, damaged)
 
 
 def sample_picture(
@@ -75,7 +76,7 @@ def walk_picture(
     images = unit_images(split, pairs.flatten(), device)
     first, last = images.chunk(2)
     with evaluating(model):
-        start, end = model.latents_of(images, split, pairs.flatten()).chunk(2)
+        start, end = latents_of(model, images, split, pairs.flatten()).chunk(2)
     path = walk(model, method, start, end, steps, copula)
     images = decode(model, path.latents.flatten(0, 1), batch).unflatten(0, (-1, steps))
     return plots.walks(first, images, last, f"interpolation ({method})")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fastlatent.data import Split
 from fastlatent.inference.passes import evaluating
-from fastlatent.models import LaDDer, LatentModel
+from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import OwnPrior, complete_latents, draw_prior
 from fastlatent.noise import generator as stream_of
 from fastlatent.priors import BernoulliCopula, Prior, PriorKind, random_bits
 
@@ -43,7 +44,7 @@ def draw(
             raise ValueError(f"draw: the method {method} needs a fitted prior")
         with evaluating(model) as device:
             drawn = prior.sample(n, noise=noise, generator=generator).to(device)
-            return model.complete_latents(drawn, generator)
+            return complete_latents(model, drawn, generator)
     if method == "copula":
         if copula is None:
             raise ValueError("draw: the method copula needs a fitted copula")
@@ -52,9 +53,12 @@ def draw(
         return random_bits(n, model.latent_dim, generator=generator)
     with evaluating(model):
         if noise:
-            return model.draw_prior(n, generator)
-        if not isinstance(model, LaDDer):
-            raise ValueError("draw: only models of the family ladder draw latents without noise")
+            return draw_prior(model, n, generator)
+        if not (isinstance(model, OwnPrior) and model.leaves_noise_out):
+            raise ValueError(
+                f"draw: {type(model).__name__} draws no latents without noise; priors in two "
+                "steps, as that of the family ladder, do"
+            )
         return model.draw_prior(n, generator, noise=False)
 
 

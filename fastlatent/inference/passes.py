@@ -18,6 +18,11 @@ from fastlatent.jobs.ranks import main_alone, rank, world
 from fastlatent.metrics import Weighing, importance_log_likelihood
 from fastlatent.metrics.likelihood import FEW_EFFECTIVE
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import (
+    corrupted,
+    learned_latents,
+    reconstruction_of,
+)
 from fastlatent.noise import Noise
 from fastlatent.ops import pack_bits
 from fastlatent.priors import CodeStatistics
@@ -66,7 +71,7 @@ def measure(
     with evaluating(model) as device:
         title = f"loss on the {split.name} split"
         for part in _share(split, batch, device, title, limit, index):
-            latents = model.learned_latents(split, part.index)
+            latents = learned_latents(model, split, part.index)
             given = {} if latents is None else {"latents": latents}
             _add(sums, model(part.images, noise=Noise(seed, 0).of_images(part.index), **given))
     count = _count(split, limit) if index is None else len(index)
@@ -82,8 +87,8 @@ def reconstruction_error(
     with evaluating(model) as device:
         title = f"reconstructions of the {split.name} split"
         for part in _share(split, batch, device, title, limit):
-            shown = model.corrupt(part.images, Noise(seed, 0).of_images(part.index))
-            error = model.reconstruction_of(shown, split, part.index).float() - part.images
+            shown = corrupted(model, part.images, Noise(seed, 0).of_images(part.index))
+            error = reconstruction_of(model, shown, split, part.index).float() - part.images
             _add(sums, {"error": error.square().flatten(1).mean(1)})
     return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
 

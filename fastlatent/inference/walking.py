@@ -17,6 +17,7 @@ from fastlatent.geometry.experiment import Experiment, experiment, walk_along
 from fastlatent.inference.latents import check_method, decode
 from fastlatent.inference.passes import evaluating
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import Bounded, project
 from fastlatent.ops import polyline_length
 from fastlatent.paths import LikelihoodPaths, Objective, Terms, likelihood_path
 from fastlatent.priors import BernoulliCopula, PathSpace, Prior, slerp
@@ -54,7 +55,7 @@ class Walk:
 def walkings(model: LatentModel) -> tuple[Walking, ...]:
     """What the model's latents allow, the default first."""
     methods = WALKINGS[model.latent_kind]
-    if model.walks_straight and "linear" in methods:
+    if isinstance(model, Bounded) and model.walks_straight and "linear" in methods:
         return ("linear", *(method for method in methods if method != "linear"))
     return methods
 
@@ -97,7 +98,7 @@ def walk(
         if method == "geodesic":
             assert metric is not None
             found = experiment(metric, start, end, **(search or {}))
-            latents = model.project(walk_along(metric, found.geodesics.curves, steps))
+            latents = project(model, walk_along(metric, found.geodesics.curves, steps))
             return Walk(method, latents, points_of(space, latents), found=found)
         first, last = (start, end) if space is None else (space.encode(start), space.encode(end))
         likely = None
@@ -117,7 +118,7 @@ def walk(
         else:
             points = _lines(method, first, last, steps)
         lifted = points if space is None else space.lift(points)
-        latents = model.project(lifted)
+        latents = project(model, lifted)
         if space is not None and not torch.equal(latents, lifted):
             points = space.encode(latents)
     return Walk(method, latents, None if space is None else points, found=likely)
@@ -184,7 +185,7 @@ def measured(
     """
     z = path.latents
     if model.latent_kind == "real":
-        z = model.project(between(z, PIECES))
+        z = project(model, between(z, PIECES))
     images = decode(model, z.flatten(0, 1), batch).flatten(1).unflatten(0, z.shape[:2])
     terms = None
     points = path.points if path.points is not None else points_of(space, path.latents)

@@ -1,7 +1,8 @@
 """Model families. `build` makes a model from its configuration, with seeded weights."""
 
-from fastlatent.models.base import Group, LatentModel, Turn
+from fastlatent.models.base import LatentModel
 from fastlatent.models.bigan import BiGAN, BiGANConfig
+from fastlatent.models.capabilities import Group, Turn
 from fastlatent.models.glo import GLO, GLOConfig
 from fastlatent.models.ladder import LaDDer, LaDDerConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlatent.models.base import LatentModel, Turn
+from fastlatent.models.base import LatentModel
+from fastlatent.models.capabilities import Turn
 from fastlatent.models.spectral import (
     ImageDecoder,
     SpectralBlock,

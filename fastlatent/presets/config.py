@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Literal
 
 from fastlatent.data import DataConfig
@@ -152,12 +153,20 @@ class TrainConfig:
         good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good, "betas", "two numbers, each at least 0 and less than 1")
         require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")
-        for interval in fields(self):
-            if interval.name.endswith("_every"):
+        _ = self.intervals  # parsed once, here, and wrong ones refused
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Those of the options NAME_every, by NAME."""
+        found = {}
+        for option in fields(self):
+            if option.name.endswith("_every"):
                 try:
-                    Interval.parse(getattr(self, interval.name))
+                    interval = Interval.parse(getattr(self, option.name))
                 except ValueError as error:
-                    raise ValueError(f"{interval.name}: {error}") from None
+                    raise ValueError(f"{option.name}: {error}") from None
+                found[option.name.removesuffix("_every")] = interval
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastlatent.files.reading import read_json, reading
+from fastlatent.models import MODELS
 from fastlatent.presets import TrainConfig
 
 Config = TypeVar("Config")
@@ -89,7 +90,7 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     if isinstance(value, dict) and "family" in value:
-        families = {_family(option): option for option in options if _family(option) is not None}
+        families = {name: form for name, (form, _) in MODELS.items()}
         if value["family"] not in families:
             raise ValueError(
                 f"{where}: family must be one of {', '.join(families)}; got {value['family']!r}"
@@ -103,11 +104,6 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
             except ValueError as error:
                 complaint = complaint or error
     raise complaint or ValueError(f"{where} must be null; got {value!r}")
-
-
-def _family(form: Any) -> str | None:
-    """The family that a model's configuration is of; None for what is no such thing."""
-    return getattr(form, "family", None) if is_dataclass(form) else None
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -32,6 +32,7 @@ from fastlatent.files.reading import load_weights, read_json, reading
 from fastlatent.files.writing import flush_to_disk
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.models import LatentModel, build
+from fastlatent.models.capabilities import LearnsCodes
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
 from fastlatent.runs.config import read_config, to_json
@@ -165,7 +166,7 @@ class Run:
         with reading(self.path / "config.json", "describes a model that cannot be built"):
             model = build(self.config.model, self.config.seed)
         load_weights(model, read_tensors(path)[0], path)
-        if model.learns_codes:
+        if isinstance(model, LearnsCodes):
             model.codes = self.latents(which, model.latent_dim)
         return model.to(device).eval()
 

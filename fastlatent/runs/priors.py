@@ -6,6 +6,7 @@ from pathlib import Path
 from fastlatent.files.reading import load_weights, reading
 from fastlatent.jobs.errors import RunError
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import encoder_of, prior_dim
 from fastlatent.priors import Prior, PriorKind, PriorSettings
 from fastlatent.runs.config import from_json, to_json
 from fastlatent.runs.files import digest, fingerprint, read_tensors, write_tensors
@@ -47,9 +48,10 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
             raise ValueError("it lacks its settings")
         settings = from_json(PriorSettings, json.loads(marks["settings"]), str(path))
         dim = int(marks["dim"])
-    if dim != model.prior_dim:
+    if dim != prior_dim(model):
         raise ValueError(
-            f"{path} is a prior of {dim} latents and the model has {model.prior_dim}; run {command}"
+            f"{path} is a prior of {dim} latents and the model has {prior_dim(model)}; "
+            f"run {command}"
         )
     if marks.get("weights") != fingerprint(run.weights_file(which)):
         raise RunError(
@@ -61,4 +63,4 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
         if "numbers" in marks and marks["numbers"] != digest(tensors):  # older ones have no mark
             raise ValueError("its numbers are not those that were fitted")
     device = next(model.parameters()).device
-    return prior.bind(model.gaussian_posterior).to(device).eval().requires_grad_(False)
+    return prior.bind(encoder_of(model)).to(device).eval().requires_grad_(False)

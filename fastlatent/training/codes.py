@@ -14,6 +14,7 @@ from torch import Tensor
 from fastlatent.data import Batch, Split
 from fastlatent.jobs.errors import UsageError
 from fastlatent.models import GLO, LatentModel
+from fastlatent.models.capabilities import LearnsCodes
 from fastlatent.models.glo import CodeTable, principal_directions
 from fastlatent.models.glo.codes import mapped
 from fastlatent.models.glo.model import ANCHORS
@@ -207,7 +208,7 @@ def learned_codes(
     config: TrainConfig, model: LatentModel, split: Split, accelerator: "Accelerator", place: Path
 ) -> LearnedCodes | None:
     """The codes of the training images, where the model learns any."""
-    if not model.learns_codes:
+    if not isinstance(model, LearnsCodes):
         return None
     assert isinstance(model, GLO)
     return LearnedCodes(config, model, split, accelerator, place)

@@ -21,8 +21,9 @@ from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import processes, world
 from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
+from fastlatent.models.capabilities import Annealed, DataDependent, LaidOut, Staged
 from fastlatent.noise import Noise
-from fastlatent.presets import Interval, TrainConfig
+from fastlatent.presets import TrainConfig
 from fastlatent.runs import (
     EVALUATED,
     LATENTS,
@@ -152,7 +153,10 @@ class Learner:
         set_seed(config.seed, device_specific=True)
         model = build(config.model, config.seed)
         device = accelerator.device
-        self.model = model.to(device, memory_format=model.memory_format(device))
+        layout = torch.channels_last
+        if isinstance(model, LaidOut):
+            layout = model.memory_format(device)
+        self.model = model.to(device, memory_format=layout)
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
             if config.ema
@@ -197,7 +201,7 @@ class Learner:
         """Codes, and weights from a batch spread over the split, where the model has such."""
         if self.codes is not None:
             self.codes.initialise()
-        if self.model.data_dependent:
+        if isinstance(self.model, DataDependent) and self.model.data_dependent:
             chosen = split.spread(self.config.batch)
             images = unit_images(split, chosen, self.accelerator.device)
             self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
@@ -212,8 +216,10 @@ class Learner:
         for move in self._moves:
             move.objective.train()
         epoch = step // plan.steps_per_epoch
-        self.model.begin_epoch(epoch)
-        self.model.begin_step(step)
+        if isinstance(self.model, Staged):
+            self.model.begin_epoch(epoch)
+        if isinstance(self.model, Annealed):
+            self.model.begin_step(step)
         self._decay_rates(step, plan)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
@@ -262,7 +268,7 @@ class Learner:
 
     def _decay_rates(self, step: int, plan: Plan) -> None:
         """The learning rates at a step."""
-        every = Interval.parse(self.config.lr_decay_every)
+        every = self.config.intervals["lr_decay"]
         period = every.count * (plan.steps_per_epoch if every.unit == "epoch" else 1)
         decayed = self.config.lr_decay ** (step // period) if period else 1.0
         epochs = step // plan.steps_per_epoch
@@ -272,7 +278,7 @@ class Learner:
 
     def _rest(self) -> None:
         """Take the gradient from weights that this step leaves as they are."""
-        for module in self.model.resting:
+        for module in self.model.resting if isinstance(self.model, Staged) else ():
             for weight in module.parameters():
                 weight.grad = None
 
@@ -461,7 +467,7 @@ def check_shapes(model: LatentModel, data: Dataset) -> None:
 
 def check_bound(model: LatentModel, config: TrainConfig) -> None:
     """UsageError when a bound is asked for that the model does not have."""
-    if Interval.parse(config.bound_every).count and not isinstance(model, Weighing):
+    if config.intervals["bound"].count and not isinstance(model, Weighing):
         raise UsageError(
             "--bound-every needs a model with a likelihood, such as lvae; "
             f"this is {config.model.family}"

@@ -31,6 +31,14 @@ from fastlatent.jobs.ranks import (
 )
 from fastlatent.jobs.signals import Signals
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import (
+    Concluding,
+    LearnsCodes,
+    Refitting,
+    Staged,
+    Termed,
+    turns_of,
+)
 from fastlatent.plots import loss_curve, save, term_curves, tiles
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics
@@ -124,7 +132,7 @@ class Training:
         self.test = (data.validation or data.test).to(device)
         number, count = accelerator.process_index, accelerator.num_processes
         self.learner = Learner(config, accelerator, self.train, out.parent)
-        owned = self.learner.model.learns_codes
+        owned = isinstance(self.learner.model, LearnsCodes)
         self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
@@ -249,7 +257,7 @@ class Training:
     def _refit(self) -> None:
         """What the model fits between epochs, after the checkpoint: the fit may take long."""
         model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
-        if not model.refit_images(epochs):
+        if not (isinstance(model, Refitting) and model.refit_images(epochs)):
             return
         if "checkpoint" in self.due:
             self._save()
@@ -369,7 +377,7 @@ class Training:
             losses = self._measured(model, test)
             self._record("test", losses)
             say(f"{self._position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
-        if model.concluding_images:
+        if isinstance(model, Concluding) and model.concluding_images:
             self._conclude_model(model)
         codes = None
         if model.latent_kind == "bits":
@@ -421,9 +429,9 @@ class Training:
                 say("\n".join(quality.lines()))
         pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
         metrics = read_metrics(self.out)
-        turns = {f"{turn.name}_loss": turn.unit for turn in model.turns}
+        turns = {f"{turn.name}_loss": turn.unit for turn in turns_of(model)}
         pictures["loss"] = loss_curve(metrics, model.loss_unit, turns)
-        if model.terms:
+        if isinstance(model, Termed) and model.terms:
             pictures["terms"] = term_curves(metrics, model.terms)
         for name, picture in pictures.items():
             path = self.run.images / f"{name}.png"
@@ -465,7 +473,8 @@ class Training:
             say(f"already trained to {self._position()}; {option} takes it further")
         elif self.done:
             say(f"going on after {self._position()}")
-        idle = self.learner.model.idle_in(self.plan.epoch(self.plan.last_step))
+        model, epochs = self.learner.model, self.plan.epoch(self.plan.last_step)
+        idle = model.idle_in(epochs) if isinstance(model, Staged) else None
         if idle is not None:
             say(idle)
 

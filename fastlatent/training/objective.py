@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastlatent.models import LatentModel, Turn
+from fastlatent.models.capabilities import Staged, turns_of
 from fastlatent.noise import Noise
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ class Objective(nn.Module):
     def __init__(self, model: LatentModel, turn: Turn):
         super().__init__()
         self.model = model
+        self.staged = isinstance(model, Staged)
         self.options = {"turn": turn.name} if turn.name else {}
 
     def forward(self, images: Tensor, noise: Noise, **given: Tensor) -> dict[str, Tensor]:
         values = self.model(images, noise=noise, **self.options, **given)
         means = {name: value.mean() for name, value in values.items()}
-        if dist.is_initialized() and self.model.resting:
+        if self.staged and dist.is_initialized() and self.model.resting:
             # DDP waits for a gradient of every weight, also of those that are out of use.
             moved = (weight for weight in self.model.parameters() if weight.requires_grad)
             means["loss"] = means["loss"] + 0 * torch.stack([w.sum() for w in moved]).sum()
@@ -53,7 +55,7 @@ class Move:
         weights = {id(weight): weight for part in turn.modules for weight in part.parameters()}
         moved = set(weights)
         self.rated = []
-        for group in model.groups:
+        for group in model.groups if isinstance(model, Staged) else ():
             members = {id(weight) for part in group.modules for weight in part.parameters()}
             own = [weights.pop(key) for key in [*weights] if key in members]
             if own:
@@ -87,7 +89,7 @@ class Move:
 
 def moves(model: LatentModel, accelerator: "Accelerator") -> list[Move]:
     """The turns of a model's training step; most models have but one, which has no name."""
-    turns = model.turns or (Turn("", (model,)),)
+    turns = turns_of(model) or (Turn("", (model,)),)
     return [Move(model, turn, accelerator) for turn in turns]
 
 

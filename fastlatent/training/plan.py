@@ -11,7 +11,7 @@ from fastlatent.data import Batch, Split, epoch_order
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.ranks import processes
 from fastlatent.noise import Noise
-from fastlatent.presets import Interval, TrainConfig
+from fastlatent.presets import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Plan:
 
         Any of log, eval, bound, pictures, film, checkpoint, and after whole epochs refit.
         """
-        due = {
-            event: Interval.parse(getattr(self.config, f"{event}_every"))
+        events = {
+            event
             for event in ("log", "eval", "bound", "pictures", "film", "checkpoint")
+            if self.config.intervals[event].due(step, self.steps_per_epoch)
         }
-        events = {name for name, every in due.items() if every.due(step, self.steps_per_epoch)}
         if step % self.steps_per_epoch == 0:
             events.add("refit")
         return events | {"eval", "checkpoint"} if step == self.last_step else events

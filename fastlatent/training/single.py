@@ -8,6 +8,7 @@ from fastlatent.data import Split
 from fastlatent.inference.latents import unit_images
 from fastlatent.jobs.errors import UsageError
 from fastlatent.models import LatentModel, Turn
+from fastlatent.models.capabilities import LearnsCodes, turns_of
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig
 
@@ -23,8 +24,8 @@ def check_parts(config: TrainConfig, model: LatentModel, train: Split, world: in
     trial = copy.deepcopy(model).train()
     image = unit_images(train, torch.zeros(1, dtype=torch.int64), device)
     codes = {"latents": torch.zeros(1, model.latent_dim, device=device)}
-    given = codes if model.learns_codes else {}
-    for turn in trial.turns or (Turn("", (trial,)),):
+    given = codes if isinstance(model, LearnsCodes) else {}
+    for turn in turns_of(trial) or (Turn("", (trial,)),):
         options = {"turn": turn.name} if turn.name else {}
         try:
             with torch.no_grad():

@@ -5,6 +5,7 @@ import torch
 from fastlatent.data import Split
 from fastlatent.inference.passes import evaluating
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import gaussian_posterior
 from fastlatent.priors import CodeStatistics
 
 LEAST_VARIANCE = 0.01  # of a latent's posterior mean over images (Burda et al., arXiv 1509.00519)
@@ -20,7 +21,7 @@ def latents_in_use(model: LatentModel, split: Split, batch: int) -> int | None:
     means = []
     with evaluating(model) as device:
         for part in split.batches(batch, device, order=split.spread(LOOKED_AT)):
-            posterior = model.gaussian_posterior(part.images)
+            posterior = gaussian_posterior(model, part.images)
             if posterior is None:
                 return None
             means.append(posterior[0].double())

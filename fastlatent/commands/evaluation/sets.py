@@ -19,6 +19,7 @@ from fastlatent.inference.walking import walk, walkings
 from fastlatent.jobs.progress import track
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import corrupted, latents_of, reconstruction_of
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import BernoulliCopula, Prior, PriorKind
 
@@ -82,8 +83,8 @@ def made_by_model(
             index = shown[start:end]
             images = unit_images(test, index, device)
             with evaluating(model):
-                corrupted = model.corrupt(images, Noise(seed, 0).of_images(index))
-                yield start, model.reconstruction_of(corrupted, test, index)
+                seen = corrupted(model, images, Noise(seed, 0).of_images(index))
+                yield start, reconstruction_of(model, seen, test, index)
 
     shown = test.spread(n)
     pairs = pick_pairs(len(train), n, seed)
@@ -95,7 +96,7 @@ def made_by_model(
             index = pairs[:, first:last].flatten()
             ends = unit_images(train, index, device)
             with evaluating(model):
-                start, end = model.latents_of(ends, train, index).chunk(2)
+                start, end = latents_of(model, ends, train, index).chunk(2)
                 path = walk(model, walkings(model)[0], start, end, STEPS, copula)
             chosen = places[first:last].to(device)
             latents = path.latents[torch.arange(last - first, device=device), chosen]

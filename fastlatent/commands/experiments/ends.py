@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from fastlatent.commands.experiments.findings import joined_images
-from fastlatent.commands.experiments.shorter import draw_prior, encode
+from fastlatent.commands.experiments.shorter import encode, seeded_draws
 from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.inference.gallery import pick_pairs
 from fastlatent.inference.latents import unit_images
@@ -104,7 +104,7 @@ def _join_images(trained: Trained, options: EndOptions) -> Joined:
 
 def _join_latents(trained: Trained, options: EndOptions, kind: Ends) -> Joined:
     if kind == "prior":
-        start, end = draw_prior(trained, 2 * options.n, "interpolation").chunk(2)
+        start, end = seeded_draws(trained, 2 * options.n, "interpolation").chunk(2)
         return Joined(start, end, None, None, ["two draws from the prior"] * options.n, {})
     values = options.start or CONSTANTS[0], options.end or CONSTANTS[1]
     if len(values[0]) != len(values[1]):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.latents import unit_images
+from fastlatent.models.capabilities import encoder_of
 from fastlatent.noise import generator
 from fastlatent.priors import Prior, VampPrior
 
@@ -22,7 +23,7 @@ def fit_to_run(
     Pseudo-images begin at training images.
     """
     torch.manual_seed(trained.seed)
-    prior = build().to(trained.device).bind(trained.model.gaussian_posterior)
+    prior = build().to(trained.device).bind(encoder_of(trained.model))
     if isinstance(prior, VampPrior):
         split = trained.split("train")
         stream = generator(trained.seed, 0, "pseudo-images")

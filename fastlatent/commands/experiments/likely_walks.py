@@ -19,6 +19,7 @@ from fastlatent.inference.passes import evaluating
 from fastlatent.inference.walking import Measured, Space, Walk, measured, space_of, walk, walkings
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
+from fastlatent.models.capabilities import latent_prior, prior_dim
 from fastlatent.noise import generator
 from fastlatent.paths import LikelihoodPaths, Objective, typical_level
 from fastlatent.paths.likelihood import Method
@@ -132,15 +133,15 @@ def prior_of(trained: Trained, kind: Density) -> Prior:
             "interpolation by 'likelihood' needs real latents with a density, and the latents of "
             f"{trained.run.path} are bits; use copula"
         )
-    if model.prior_dim != model.latent_dim and (kind != "own" or model.latent_prior is None):
+    if prior_dim(model) != model.latent_dim and (kind != "own" or latent_prior(model) is None):
         others = " or ".join(name for name in walkings(model) if name != "likelihood")
         raise UsageError(
             f"likely paths need a density of all latents, and a prior of {trained.run.path} is "
-            f"over {model.prior_dim} of {model.latent_dim}, given which the others are drawn; use "
+            f"over {prior_dim(model)} of {model.latent_dim}, given which the others are drawn; use "
             f"{others}"
         )
     if kind == "own":
-        prior = model.latent_prior
+        prior = latent_prior(model)
         if prior is None:
             raise UsageError(
                 f"{trained.run.path} holds a model whose own prior has no density; fit "

@@ -18,6 +18,7 @@ from fastlatent.inference.latents import decode, unit_images
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import Progress
+from fastlatent.models.capabilities import draw_prior, geometric_decoder, latents_of
 from fastlatent.models.features import VGG19Features
 from fastlatent.noise import generator
 
@@ -71,7 +72,7 @@ def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:
         )
     example = torch.zeros(2, model.latent_dim, device=trained.device)
     draws = VGG_DRAWS if isinstance(feature_map, VGG19Features) else None
-    decoder = model.geometric_decoder()
+    decoder = geometric_decoder(model)
     return as_metric(decoder, feature_map, example, draws=draws, seed=trained.seed)
 
 
@@ -144,16 +145,16 @@ def encode(trained: Trained, split: Split, index: Tensor) -> Tensor:
     """Latents of the images at `index` (k,), some at a time: (k, d)."""
     with evaluating(trained.model):
         parts = [
-            trained.model.latents_of(unit_images(split, part, trained.device), split, part)
+            latents_of(trained.model, unit_images(split, part, trained.device), split, part)
             for part in index.split(trained.batch)
         ]
     return torch.cat(parts)
 
 
-def draw_prior(trained: Trained, n: int, name: str) -> Tensor:
+def seeded_draws(trained: Trained, n: int, name: str) -> Tensor:
     """n latents from the prior, by the seed and the name of the stream: (n, d)."""
     with evaluating(trained.model):
-        drawn = trained.model.draw_prior(n, generator(trained.seed, 0, name))
+        drawn = draw_prior(trained.model, n, generator(trained.seed, 0, name))
     return drawn.to(trained.device)
 
 

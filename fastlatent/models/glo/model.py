@@ -69,10 +69,6 @@ class GLO(LatentModel):
             self.register_buffer("component_scale", torch.ones(()))
 
     @property
-    def learns_codes(self) -> bool:
-        return True
-
-    @property
     def starts_at_components(self) -> bool:
         """Whether codes begin as principal components of their images."""
         return self.config.initial in ("pca", "pca_scaled")
@@ -216,16 +212,15 @@ class GLO(LatentModel):
         codes = self.stored_latents(split)
         return None if codes is None else codes[index.to(codes.device)].to(self.code_mean.device)
 
-    def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws of a prior fitted to the codes, in the region: (n, d) -> (n, d)."""
-        return self.project(z)
-
     @torch.no_grad()
     def describe_codes(self, mean: Tensor, covariance: Tensor, anchors: Tensor) -> None:
         """Take up moments (d,), (d, d) of the codes, and some codes (k, d) to begin searches at."""
         self.code_mean.copy_(mean)
         self.code_covariance.copy_(covariance)
         self.anchors.copy_(anchors[torch.arange(ANCHORS, device=anchors.device) % len(anchors)])
+
+    leaves_noise_out = False
+    latent_prior = None
 
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Codes drawn as configured, in the region: (n, d)."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastlatent.models.base import NATS, Group, LatentModel, Turn
+from fastlatent.models.base import NATS, LatentModel
+from fastlatent.models.capabilities import Group, Turn, draw_latents
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
@@ -56,6 +57,8 @@ class LaDDer(LatentModel):
         """Whether the learned prior is the prior, and no more N(0, I)."""
         # In training not by the buffer, which would wait for the device.
         return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
+
+    leaves_noise_out = True
 
     @property
     def latent_prior(self) -> Prior:
@@ -181,7 +184,7 @@ class LaDDer(LatentModel):
         for x in batches:
             seen = sum(map(len, draws))
             index = torch.arange(seen, seen + len(x))
-            draws.append(self.draw_latents(x, noise.of_images(index)))
+            draws.append(draw_latents(self, x, noise.of_images(index)))
         seed = noise.stream("inner").initial_seed() % (1 << 32)
         return float(self.prior.refitted_log_prob(torch.cat(draws), seed=seed).mean())
 

@@ -172,6 +172,9 @@ class LadderVAE(LatentModel):
             noise=self._normal(n, noise), mode_layers=mode_layers, constant_layers=constant_layers
         )
 
+    leaves_noise_out = False
+    latent_prior = None
+
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents from the prior (n, d), each layer's given those above."""
         parts = []
