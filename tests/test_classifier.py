@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_images import pictures
 from safetensors import safe_open
-from test_image_features import pictures
 from torch import Tensor
 
 from fastlatent.data import DataConfig, load

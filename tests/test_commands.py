@@ -19,6 +19,8 @@ import torch
 from original_lbae import original_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
+from sentences import assert_one_sentence
+from small_runs import TINY
 from torch._inductor.exc import InvalidCxxCompiler
 
 from fastlatent import __main__ as dispatcher
@@ -32,14 +34,13 @@ from fastlatent.inference.passes import gather_codes, measure_loss
 from fastlatent.jobs import progress
 from fastlatent.jobs.errors import UsageError
 from fastlatent.metrics import moment_error, nearest_distance
+from fastlatent.models.base import LatentModel
 from fastlatent.ops import KernelMissing
 from fastlatent.plots import grid, to_bytes
 from fastlatent.presets import PRESETS
 from fastlatent.priors import BernoulliCopula
 from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner
-
-TINY = ("--model.width", "0.05", "--model.dim", "12", "--batch", "32", "--device", "cpu")
 
 
 @pytest.fixture
@@ -171,14 +172,13 @@ def test_reconstruct(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 def test_pictures_show_images_spread_over_the_split(bits: Path, tmp_path, monkeypatch) -> None:
     seen: list[list[int]] = []
-    picture = gallery.reconstruction_picture
+    reconstruction_of = LatentModel.reconstruction_of
 
-    def noted(model, split, index, *rest):
+    def noted(self, images, split, index):
         seen.append(index.tolist())
-        return picture(model, split, index, *rest)
+        return reconstruction_of(self, images, split, index)
 
-    monkeypatch.setattr(gallery, "reconstruction_picture", noted)
-    monkeypatch.setattr(reconstruct, "reconstruction_picture", noted)
+    monkeypatch.setattr(LatentModel, "reconstruction_of", noted)
     out = str(tmp_path / "picture.png")
     assert reconstruct.main([str(bits), "--n", "5", "--out", out]) == 0
     run = Run.open(bits)
@@ -349,14 +349,6 @@ def test_train_says_what_is_wrong(
     assert train.main(arguments) == code
     assert_one_sentence(capsys.readouterr().err, complaint)
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
-
-
-def assert_one_sentence(said: str, complaint: str) -> None:
-    lines = [line for line in said.splitlines() if line.strip()]
-    assert len(lines) == 1, said
-    assert "---" not in said
-    assert lines[0].startswith("error: ")
-    assert complaint in lines[0]
 
 
 @pytest.mark.parametrize(

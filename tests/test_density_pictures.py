@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_commands import TINY
+from small_runs import TINY, small_run
 
 from fastlatent import densities, fit_prior, plots, train
 from fastlatent.commands.experiments.densities import (
@@ -149,15 +149,6 @@ def test_window_holds_nearly_all_latents():
     assert right - left == pytest.approx(top - bottom)
     inside = (dots[:, 0] > left) & (dots[:, 0] < right) & (dots[:, 1] > bottom)
     assert inside.float().mean() > 0.99
-
-
-def small_run(out: Path, *options: str) -> Path:
-    common = ["ladder-digits", "--device", "cpu", "--out", str(out), "--data.per-class", "20"]
-    small = ["--model.prior.width", "8", "--model.prior.layers", "1", "--batch", "100"]
-    plan = ["--model.schedule.warmup-epochs", "1", "--model.prior.components", "3"]
-    rest = ["--epochs", "2", "--pictures-every", "never"]
-    assert train.main([*common, *small, *plan, *rest, *options]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")

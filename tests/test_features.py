@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from test_vae import TINY
+from small_runs import TINY_VAE
 from torch import Tensor
 
 from fastlatent import geodesics, train
@@ -137,7 +137,7 @@ def test_vgg_says_what_does_not_fit(vgg: torch.nn.Module) -> None:
 
 def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, capsys, vgg) -> None:
     out = tmp_path / "run"
-    arguments = [*TINY, "--model.image-shape", "1", "16", "16", "--data.size", "16"]
+    arguments = [*TINY_VAE, "--model.image-shape", "1", "16", "16", "--data.size", "16"]
     assert train.main([*arguments, "--steps", "1", "--out", str(out)]) == 0
     capsys.readouterr()
     classifier = Trained(RunOptions(out)).logistic_regression
@@ -173,7 +173,7 @@ def test_a_run_keeps_its_classifier_and_takes_vgg(tmp_path: Path, monkeypatch, c
 @pytest.mark.parametrize("preset", ["vae-digits", "bigan-digits"])
 def test_geodesics_between_features_of_vgg(preset: str, tmp_path: Path, vgg) -> None:
     out, weights = str(tmp_path / "run"), tmp_path / "vgg.safetensors"
-    arguments = [preset, *TINY[1:], "--model.image-shape", "1", "16", "16", "--data.size", "16"]
+    arguments = [preset, *TINY_VAE[1:], "--model.image-shape", "1", "16", "16", "--data.size", "16"]
     assert train.main([*arguments, "--steps", "1", "--out", out]) == 0
     save_file(vgg.state_dict(), weights)
     options = ("--pairs", "1", "--spans", "1", "--max-iterations", "2", "--folder", str(tmp_path))

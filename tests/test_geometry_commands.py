@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_commands import TINY, assert_one_sentence
+from sentences import assert_one_sentence
+from small_runs import TINY
 
 from fastlatent import geodesics, interpolate, plots, sample, train
 from fastlatent.commands.experiments import geodesic_walks, pictures

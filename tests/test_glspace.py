@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jacobians import by_autograd
 from original_glspace import original_networks
 from safetensors.torch import load_file, save_file
-from test_commands import assert_one_sentence
-from test_metric import by_autograd
+from sentences import assert_one_sentence
 from torch import Tensor
 from trained_decoders import LATENTS, OUTPUTS, bigan, vae
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from random_images import pictures
 from torch import Tensor, nn
 
 from fastlatent.data import DataConfig, load
@@ -29,11 +30,6 @@ Pair = tuple[Tensor, Tensor]
 
 def flat(images: Tensor) -> Tensor:
     return images.flatten(1)
-
-
-def pictures(n: int, channels: int = 3, height: int = 6, width: int = 5, seed: int = 0) -> Tensor:
-    make = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (n, channels, height, width), dtype=torch.uint8, generator=make)
 
 
 def write(path: Path, pixels: Tensor, **options: bool) -> None:

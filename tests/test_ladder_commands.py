@@ -15,7 +15,8 @@ import torch
 from original_lvae import POSITIONS, Original, original_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
-from test_commands import TINY, assert_one_sentence
+from sentences import assert_one_sentence
+from small_runs import TINY, train_ladder
 
 from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
 from fastlatent.commands.evaluation.report import Losses
@@ -32,24 +33,6 @@ from fastlatent.models.lvae.original import (
 from fastlatent.noise import Noise, generator
 from fastlatent.plots import to_bytes
 from fastlatent.runs import Run
-
-LADDER = (
-    *("lvae-digits", "--device", "cpu", "--batch", "8", "--steps", "3"),
-    *("--model.zdims", "2", "3", "--model.downsample", "1", "1", "--model.filters", "4"),
-)
-
-
-def train_ladder(folder: Path, channels: int, *options: str) -> Path:
-    """A run on images of 8x8 pixels of noise."""
-    rng = np.random.default_rng(channels)
-    shape = (8, 8, channels)
-    arrays = {"train_x": (16, *shape), "test_x": (6, *shape)}
-    path = folder / "noise.npz"
-    np.savez(path, **{name: rng.integers(0, 256, n, np.uint8) for name, n in arrays.items()})
-    data = ("--data.name", f"npz:{path}", "--data.size", "8")
-    model = ("--model.image-shape", str(channels), "8", "8", *options)
-    assert train.main([*LADDER, *data, *model, "--out", str(folder / "run")]) == 0
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_commands import TINY, assert_one_sentence
-from test_ladder_commands import train_ladder
+from sentences import assert_one_sentence
+from small_runs import TINY, train_ladder
 
 from fastlatent import fit_prior, sample, train
 from fastlatent.data import load

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from memory import needs_linux, peak
+from memory import allocated
 from safetensors.torch import load_file
 from scipy.optimize import minimize
+from small_runs import TINY_VAE
 from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
@@ -33,12 +34,6 @@ from fastlatent.runs import Run, read_metrics
 from fastlatent.training import Learner
 
 SMALL = VAEConfig(image_shape=(2, 8, 12), dim=3)
-# A model and a data set that take a step in milliseconds.
-TINY = (
-    *("vae-digits", "--model.image-shape", "1", "8", "8", "--data.size", "8", "--model.dim", "2"),
-    *("--batch", "32", "--data.per-class", "16", "--device", "cpu", "--log-every", "1 step"),
-    *("--eval-every", "3 steps", "--checkpoint-every", "2 steps", "--pictures-every", "never"),
-)
 
 
 def images(shape: tuple[int, ...], n: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -351,7 +346,6 @@ def test_errors_in_parts_are_fitted_as_a_whole(monkeypatch) -> None:
             torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
 
 
-@needs_linux
 def test_the_last_fit_needs_memory_for_a_part_only(monkeypatch) -> None:
     """Differences of all codes from all centres are 1 GB."""
     torch.manual_seed(0)
@@ -359,7 +353,7 @@ def test_the_last_fit_needs_memory_for_a_part_only(monkeypatch) -> None:
     monkeypatch.setattr("fastlatent.models.precision.cluster", given)  # scikit-learn's takes long
     codes, net = torch.randn(2000, 512), PrecisionNet(512, 256, 64)
     errors = (torch.rand(250, 64) for _ in range(8))
-    taken = peak(lambda: (net.fit(codes, errors, Noise(0, 0), 1e-4, 2), net(codes)))
+    taken = allocated(lambda: (net.fit(codes, errors, Noise(0, 0), 1e-4, 2), net(codes)))
     assert taken < 300 << 20
     assert net.fitted
 
@@ -426,7 +420,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--data.per-class", "100", "--steps", "120", "--eval-every", "50 steps")
     # With the default variance so small images would tell next to nothing about the latents.
     options += ("--model.fixed-variance", "0.05")
-    assert train.main([*TINY, *options, "--out", str(out)]) == 0
+    assert train.main([*TINY_VAE, *options, "--out", str(out)]) == 0
     return out
 
 
@@ -486,7 +480,7 @@ def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
 )
 def test_stopped_and_resumed_is_never_interrupted(options: tuple[str, ...], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    arguments = [*TINY, *options, "--lr-decay", "0.5"]
+    arguments = [*TINY_VAE, *options, "--lr-decay", "0.5"]
     assert train.main([*arguments, "--steps", "12", "--out", str(whole)]) == 0
     assert train.main([*arguments, "--steps", "6", "--out", str(broken)]) == 0
     early = load_file(broken / "weights.safetensors")
@@ -515,9 +509,9 @@ def test_the_learning_rate_falls_after_each_epoch(tmp_path: Path, monkeypatch) -
 
     monkeypatch.setattr(Learner, "learn", noted)
     options = ("--steps", "12", "--lr", "0.004", "--lr-decay", "0.5")
-    assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*TINY_VAE, *options, "--out", str(tmp_path / "run")]) == 0
     assert rates == [0.004] * 5 + [0.002] * 5 + [0.001] * 2
-    assert train.main([*TINY, "--lr-decay", "1.5"]) == 2
+    assert train.main([*TINY_VAE, "--lr-decay", "1.5"]) == 2
 
 
 def test_data_of_the_published_protocol(data_root: Path) -> None:

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import chi2
-from test_density_pictures import small_run
-from test_ladder_commands import train_ladder
+from small_runs import small_run, train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
 from fastlatent.commands.evaluation.extractors import Extractor
