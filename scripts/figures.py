@@ -1,6 +1,6 @@
-"""Draws the README's pictures from a finished lbae-mnist run folder.
+"""Draws the README's picture from a finished run of bits, and the loss of lbae-mnist.
 
-python scripts/figures.py runs/lbae-mnist
+python scripts/figures.py runs/lbae-digits
 """
 
 import argparse
@@ -21,8 +21,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run folder")
     run = parser.parse_args().run
     DOCS.mkdir(exist_ok=True)
-    _pictures(run / "images").save(DOCS / "lbae-mnist.png", optimize=True)
-    _loss(run).savefig(DOCS / "lbae-mnist-loss.png")
+    _pictures(run / "images").save(DOCS / f"{run.name}.png", optimize=True)
+    if run.name == "lbae-mnist":
+        _loss(run).savefig(DOCS / "lbae-mnist-loss.png")
 
 
 def _pictures(images: Path) -> Image.Image:
