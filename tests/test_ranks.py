@@ -9,15 +9,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fastlatent import train
+from fastlatent import sample, train
 from fastlatent.__main__ import COMMANDS
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.ranks import main_alone, processes
@@ -31,14 +33,18 @@ TINY = (
 )
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @contextmanager
 def started(*ranks: Sequence[str], **environment: str) -> Iterator[list[subprocess.Popen]]:
     """A process for each list of arguments of Python: the ranks of a group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     # Without torchrun, which takes as long to start as a rank.
-    shared = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": free_port()}
     shared |= {"OMP_NUM_THREADS": "1"} | environment
     with ExitStack() as stack:
         processes = []
@@ -356,21 +362,19 @@ LAUNCHED = {
 @pytest.mark.parametrize(
     ("environment", "complaint"),
     [
-        ({"WORLD_SIZE": "2"}, "of 2 processes, but RANK and LOCAL_RANK and MASTER_ADDR and MASTER"),
-        ({"RANK": "0"}, "RANK is set, but WORLD_SIZE is not"),
-        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is set, but WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "2"}, "of 2 processes, but RANK and MASTER_ADDR and MASTER_PORT is"),
+        ({"RANK": "1"}, "RANK is set, but WORLD_SIZE is not"),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, "RANK and LOCAL_RANK is set, but WORLD_SIZE is not"),
         ({**LAUNCHED, "RANK": ""}, "WORLD_SIZE tells of 2 processes, but RANK is not set"),
-        ({**LAUNCHED, "LOCAL_RANK": ""}, "but LOCAL_RANK is not set"),
         ({**LAUNCHED, "MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
         ({**LAUNCHED, "MASTER_PORT": "http"}, "MASTER_PORT must be from 1 to 65535; got 'http'"),
         ({**LAUNCHED, "MASTER_PORT": "70000"}, "MASTER_PORT must be from 1 to 65535; got '70000'"),
         ({**LAUNCHED, "WORLD_SIZE": "two"}, "WORLD_SIZE must be a number of processes; got 'two'"),
-        ({**LAUNCHED, "WORLD_SIZE": "0"}, "WORLD_SIZE must be a number of processes; got '0'"),
         ({**LAUNCHED, "WORLD_SIZE": ""}, "WORLD_SIZE must be a number of processes; got ''"),
+        ({**LAUNCHED, "LOCAL_RANK": "x"}, "LOCAL_RANK must be a number from 0 up; got 'x'"),
         ({**LAUNCHED, "RANK": "x"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got 'x'"),
         ({**LAUNCHED, "RANK": "-1"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got '-1'"),
         ({**LAUNCHED, "RANK": "2"}, "RANK must be from 0 to 1, as WORLD_SIZE is 2; got '2'"),
-        ({**LAUNCHED, "LOCAL_RANK": "2"}, "LOCAL_RANK must be from 0 to 1, as WORLD_SIZE is 2"),
         ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK must be from 0 to 0, as WORLD_SIZE is 1; got '1'"),
     ],
 )
@@ -388,13 +392,76 @@ def test_an_environment_that_tells_half_names_the_launcher(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "environment", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}]
-)
-def test_a_lone_process_may_be_numbered(environment, monkeypatch, tmp_path: Path) -> None:
-    for name, value in environment.items():
+def test_training_refuses_the_number_of_a_process_without_their_number(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "LOCAL_RANK is set, but WORLD_SIZE is not; torchrun --nproc-per-node" in said
+
+
+def test_a_lone_process_may_be_numbered(monkeypatch, capsys, tmp_path: Path) -> None:
+    """Environments that have always been taken, or failed in PyTorch alone."""
+    from fastlatent.training.loop import Training
+
+    monkeypatch.setattr(Training, "conclude", lambda self: None)
+    brief = [*TINY, "--steps", "1", "--checkpoint-every", "never"]
+    for case, (size, number, local) in enumerate(
+        [
+            (None, "0", None),
+            (None, None, "0"),
+            ("1", None, None),
+            (" 1", " 0", "-1"),
+            ("0", "0", "3"),
+        ]
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in zip(LAUNCHED, (size, number, local), strict=False):
+                patch.delenv(name, raising=False)
+                if value is not None:
+                    patch.setenv(name, value)
+            code = train.main([*brief, "--out", str(tmp_path / str(case))])
+            said = capsys.readouterr()
+            assert code == 0, (case, said.err)
+            assert "images of" in said.out, case
+    # What asks no other process works for one of any number, and for the first of several.
+    for environment in ({"RANK": "1"}, {"LOCAL_RANK": "3"}, {"WORLD_SIZE": "2"}):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            picture = tmp_path / f"{'-'.join(environment)}.png"
+            arguments = [str(tmp_path / "0"), "--n", "1", "--device", "cpu", "--out", str(picture)]
+            assert sample.main(arguments) == 0
+            assert picture.is_file() and str(picture) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_processes_that_never_come_are_told_of(
+    number: str, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**LAUNCHED, **place, "RANK": number}.items():
         monkeypatch.setenv(name, value)
-    assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr("fastlatent.jobs.ranks.GATHERING", timedelta(seconds=1))
+    assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    met = f"not all of 2 processes met at 127.0.0.1:{place['MASTER_PORT']} within 1 seconds: "
+    assert met in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_waits_for_others_hears_ctrl_c(monkeypatch, capsys, tmp_path: Path) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**LAUNCHED, **place}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("fastlatent.jobs.ranks.GATHERING", timedelta(seconds=20))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    before = time.monotonic()
+    timer.start()
+    assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 128 + signal.SIGINT
+    assert time.monotonic() - before < 15
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("word", [word for word in COMMANDS if word not in ("train", "evaluate")])
@@ -450,6 +517,7 @@ def test_a_damaged_image_ends_all_with_one_sentence(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
     # Every tenth is test. Marks look at all 72 others, so the damage comes once they are taken.
     spoil = (
+        "import os; del os.environ['LOCAL_RANK']\n"  # several hosts need no such number
         "import fastlatent.training.loop as loop, pathlib\n"
         "create = loop.Run.create\n"
         "def spoiling(self):\n"

@@ -10,8 +10,16 @@ from fastlatent.jobs.errors import LaunchError, UsageError
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
+def integer(variable: str, default: int) -> int | None:
+    """The integer in a variable of the environment; None where it is something else."""
+    try:
+        return int(os.environ.get(variable, default))
+    except ValueError:
+        return None
+
+
 def check_launch() -> None:
-    """UsageError in one of several tasks of a scheduler that do not know of each other."""
+    """UsageError in one of several processes that do not know of each other."""
     for variable in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         tasks = os.environ.get(variable, "1")
         if "RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
@@ -21,6 +29,10 @@ def check_launch() -> None:
                 "torchrun --nproc-per-node GPUS -m fastlatent.train ...; "
                 f"or, for a single process, unset {variable}"
             )
+    # Some launchers number a lone process, too.
+    alone = "WORLD_SIZE" in os.environ or integer("LOCAL_RANK", 0) in (0, -1)
+    if not (alone or (dist.is_available() and dist.is_initialized())):
+        raise UsageError(f"LOCAL_RANK is set, but WORLD_SIZE is not{_launcher('fastlatent.train')}")
 
 
 def check_environment(module: str, meets: bool) -> None:
@@ -28,36 +40,43 @@ def check_environment(module: str, meets: bool) -> None:
 
     `meets`: the command has to find them, too. A process group that is there knows all.
     """
-    given = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
+    given = [name for name in LAUNCHED if name in os.environ]
     if not given or (dist.is_available() and dist.is_initialized()):
         return
-    launcher = (
-        f"; torchrun --nproc-per-node PROCESSES -m {module} ... sets all that several processes "
-        f"need, and a single one needs none of {', '.join(LAUNCHED)}"
-    )
-    size = given.get("WORLD_SIZE", "1")
-    if not size.isdecimal() or int(size) < 1:
+    launcher = _launcher(module)
+    count, rank = integer("WORLD_SIZE", 1), integer("RANK", 0)
+    if count is None:
+        size = os.environ["WORLD_SIZE"]
         raise LaunchError(f"WORLD_SIZE must be a number of processes; got {size!r}{launcher}")
-    # Some launchers number a lone process, too.
-    if "WORLD_SIZE" not in given and ("RANK" in given or given["LOCAL_RANK"] not in ("0", "-1")):
+    if count < 2 and not meets:
+        return  # it is alone, whatever its number
+    if rank != 0 and "WORLD_SIZE" not in given:
         raise LaunchError(f"{' and '.join(given)} is set, but WORLD_SIZE is not{launcher}")
-    count = int(size)
-    needed = (*LAUNCHED, "MASTER_ADDR", "MASTER_PORT") if meets else ("RANK",)
-    missing = [name for name in needed if not os.environ.get(name)] if count > 1 else []
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if meets and count > 1 else ()
+    missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise LaunchError(
             f"WORLD_SIZE tells of {count} processes, but {' and '.join(missing)} is not set"
             f"{launcher}"
         )
-    for name in ("RANK", "LOCAL_RANK"):
-        number = given.get(name, "0")
-        if count == 1 and name == "LOCAL_RANK":
-            continue
-        if not number.isdecimal() or int(number) >= count:
-            raise LaunchError(
-                f"{name} must be from 0 to {count - 1}, as WORLD_SIZE is {count}; got {number!r}"
-                f"{launcher}"
-            )
-    port = os.environ.get("MASTER_PORT", "1")
-    if meets and count > 1 and not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise LaunchError(f"MASTER_PORT must be from 1 to 65535; got {port!r}{launcher}")
+    if rank is None or not 0 <= rank < max(1, count):
+        raise LaunchError(
+            f"RANK must be from 0 to {max(1, count) - 1}, as WORLD_SIZE is {count}; "
+            f"got {os.environ['RANK']!r}{launcher}"
+        )
+    if not needed:
+        return
+    if integer("LOCAL_RANK", 0) is None:
+        local = os.environ["LOCAL_RANK"]
+        raise LaunchError(f"LOCAL_RANK must be a number from 0 up; got {local!r}{launcher}")
+    port = integer("MASTER_PORT", 0)
+    if port is None or not 0 < port < 1 << 16:
+        given_port = os.environ["MASTER_PORT"]
+        raise LaunchError(f"MASTER_PORT must be from 1 to 65535; got {given_port!r}{launcher}")
+
+
+def _launcher(module: str) -> str:
+    return (
+        f"; torchrun --nproc-per-node PROCESSES -m {module} ... sets all that several processes "
+        f"need, and a single one needs none of {', '.join(LAUNCHED)}"
+    )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fastlatent.jobs.environment import LAUNCHED, integer
 from fastlatent.jobs.errors import RunError, Stopped, Told, UsageError, sentence_of
 
 PATIENCE = 90.0  # seconds without a sign of life after which a process is given up
@@ -30,8 +31,7 @@ def rank() -> int:
     """Of this process in its group, or as a launcher has told it; 0 of a lone process."""
     if _grouped():
         return dist.get_rank()
-    number = os.environ.get("RANK", "0")
-    return int(number) if number.isdecimal() else 0  # what is no number is to be told of
+    return (integer("RANK", 0) or 0) if launched() > 1 else 0
 
 
 def world() -> int:
@@ -41,7 +41,7 @@ def world() -> int:
 
 def launched() -> int:
     """How many processes a launcher has started, which may not be a group yet."""
-    return dist.get_world_size() if _grouped() else int(os.environ.get("WORLD_SIZE", "1"))
+    return dist.get_world_size() if _grouped() else integer("WORLD_SIZE", 1) or 1
 
 
 def is_main_process() -> bool:
@@ -86,10 +86,10 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
     if Minder.current is not None:
         yield
         return
-    with _launched():
-        own = launched() > 1 and not _grouped()
-        if own:
-            _gather_processes(device)
+    own = launched() > 1 and not _grouped()
+    if own:
+        _gather_processes(device)
+    with _described():
         if world() == 1:
             yield
             return
@@ -107,19 +107,25 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
 
 
 @contextmanager
-def _launched() -> Iterator[None]:
-    """Where only the group tells the rank, the environment tells it, too."""
-    missing: dict[str, str] = {}
+def _described() -> Iterator[None]:
+    """What the group tells of the ranks, the environment tells, too."""
+    known: dict[str, int] = {}
     if _grouped():
-        known = {"RANK": dist.get_rank(), "WORLD_SIZE": dist.get_world_size()}
-        known["LOCAL_RANK"] = dist.get_rank() % max(1, torch.cuda.device_count())
-        missing = {name: str(value) for name, value in known.items() if name not in os.environ}
-    os.environ |= missing
+        known = dict(zip(LAUNCHED, (world(), rank(), _local_rank()), strict=True))
+    before = {name: os.environ[name] for name in known if name in os.environ}
+    os.environ |= {name: str(value) for name, value in known.items()}
     try:
         yield
     finally:
-        for name in missing:
+        for name in known:
             os.environ.pop(name, None)
+        os.environ |= before
+
+
+def _local_rank() -> int:
+    """This process's number on its host; by the number of GPUs where no launcher tells it."""
+    told = integer("LOCAL_RANK", -1)
+    return rank() % max(1, torch.cuda.device_count()) if told is None or told < 0 else told
 
 
 _gatherings = itertools.count()  # as many in every process
@@ -168,7 +174,7 @@ def _found() -> tuple[dist.Store, int, int]:
 
 def _gather_processes(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
-        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        local, gpus = _local_rank(), torch.cuda.device_count()
         if local >= gpus:
             raise RunError(f"there are {gpus} GPUs for process {local + 1}: start fewer processes")
         torch.cuda.set_device(local)
