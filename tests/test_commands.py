@@ -34,7 +34,6 @@ from fastlatent.inference.passes import gather_codes, measure_loss
 from fastlatent.jobs import progress
 from fastlatent.jobs.errors import UsageError
 from fastlatent.metrics import moment_error, nearest_distance
-from fastlatent.models.base import LatentModel
 from fastlatent.ops import KernelMissing
 from fastlatent.plots import grid, to_bytes
 from fastlatent.presets import PRESETS
@@ -172,13 +171,14 @@ def test_reconstruct(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 def test_pictures_show_images_spread_over_the_split(bits: Path, tmp_path, monkeypatch) -> None:
     seen: list[list[int]] = []
-    reconstruction_of = LatentModel.reconstruction_of
+    reconstruction_of = gallery.reconstruction_of
 
-    def noted(self, images, split, index):
+    def noted(model, images, split, index):
         seen.append(index.tolist())
-        return reconstruction_of(self, images, split, index)
+        return reconstruction_of(model, images, split, index)
 
-    monkeypatch.setattr(LatentModel, "reconstruction_of", noted)
+    for module in (gallery, reconstruct):
+        monkeypatch.setattr(module, "reconstruction_of", noted)
     out = str(tmp_path / "picture.png")
     assert reconstruct.main([str(bits), "--n", "5", "--out", out]) == 0
     run = Run.open(bits)
