@@ -401,6 +401,33 @@ def test_extract_says_what_has_the_wrong_type(source, extractor, message: str) -
         extract(source, extractor).all()
 
 
+def test_bits_in_bytes_are_black_and_white() -> None:
+    """However they are handed in, and as bool; what is said of them."""
+    bits = torch.tensor([0, 0, 0, 1, 1, 0], dtype=torch.uint8).view(3, 1, 1, 2)
+    expected = bits.flatten(1).float()
+    said = "uint8 of 0 and 1 alone is taken as black and white"
+    batches = list(bits.split(1))  # the first of them is all black
+    for source, notes in [
+        (bits, [f"the tensor: {said}"]),
+        (bits.numpy(), [f"the tensor: {said}"]),
+        (batches, [f"the batches: {said}"]),
+        ([(part, 0) for part in batches], [f"the batches: {said}"]),
+        (bits.bool(), []),
+        ([part.bool() for part in batches], []),
+        (bits * 255, []),
+        (bits.float(), []),
+    ]:
+        for takes, white in (("unit", 1), ("uint8", 255)):
+            features = extract(source, lambda x: x.flatten(1).float(), batch=2, takes=takes)
+            assert torch.equal(features.all(), white * expected), (notes, takes)
+            assert features.all().shape == (3, 2)
+            assert features.notes == notes
+    assert torch.equal(extract([bits * 3, bits], nn.Flatten()).all()[3:], expected / 255)
+    for mixed in ([bits, bits * 255], torch.cat([bits, bits * 255])):
+        with pytest.raises(ValueError, match="give all in one scale"):
+            extract(mixed, nn.Flatten()).all()
+
+
 def test_only_the_distance_of_fids_network_is_called_fid() -> None:
     names = [distance_name(extractor) for extractor in (None, flat, Probe())]
     assert names == ["FD", "FD(flat)", "FD(Probe)"]

@@ -154,6 +154,12 @@ def _resized(
     return [f"{name}: images of {listed} are resized to {_times(size)}, bicubic"]
 
 
+def _in_white(images: Tensor, bits: bool) -> Tensor:
+    """Bool images, and uint8 ones that hold `bits`, as 0 and 255; all else as it is."""
+    one_is_white = images.dtype == torch.bool or (bits and images.dtype == torch.uint8)
+    return images.to(torch.uint8) * 255 if one_is_white and images.dim() == 4 else images
+
+
 class _Stream:
     def __init__(self, batches: Iterable[Any], channels: int | None, limit: int | None):
         self.name, self.count, self.shape = "the batches", None, None
@@ -162,8 +168,20 @@ class _Stream:
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         number, left = 0, self._limit
+        bits: bool | None = None  # not known while all are black
         for given in self._batches:
             images = _tensor_of(given)
+            if images.dim() == 4 and images.dtype == torch.uint8 and images.any():
+                only_bits = int(images.max()) == 1
+                if bits and not only_bits:
+                    raise ValueError(
+                        "extract: the batches hold uint8 of 0 and 1 alone at first, and values "
+                        f"up to {images.max()} later; give all in one scale, or bits as bool"
+                    )
+                if bits is None and only_bits and not self.notes:
+                    self.notes.append(taken_as_white(["the batches"]))
+                bits = only_bits if bits is None else bits
+            images = _in_white(images, bool(bits))
             if self._channels is not None and images.dim() == 4 and images.shape[1] in (1, 3):
                 images = with_channels(self.name, images, self._channels)
             for part in images[:left].split(batch):
@@ -224,7 +242,11 @@ def open_source(
                 "extract: source must be features (n, d) or images (n, c, h, w); "
                 f"got {tuple(source.shape)}"
             )
-        return _Array("the tensor", source, size, channels, limit)
+        uint8 = source.dim() == 4 and source.dtype == torch.uint8
+        bits = bits_among("extract", {"the tensor": source.numpy(force=True)} if uint8 else {})
+        notes = [taken_as_white(bits)] if bits else []
+        values = _in_white(source, bool(bits))
+        return _Array("the tensor", values, size, channels, limit, notes)
     if isinstance(source, Iterable):
         return _Stream(source, channels, limit)
     raise TypeError(
