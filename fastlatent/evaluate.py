@@ -1,58 +1,24 @@
 """Measure a trained model, or compare two sets of images: `python -m fastlatent.evaluate RUN`."""
 
-import json
-import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
-from torch import Tensor
 
-from fastlatent import plots
 from fastlatent.commands.console import command, parse
-from fastlatent.commands.evaluation.extractors import (
-    Extractor,
-    Kind,
-    classifier_of,
-    open_extractor,
-)
-from fastlatent.commands.evaluation.given import (
-    Given,
-    Opened,
-    Reading,
-    at_size_of,
-    compare,
-    count_of,
-    open_set,
-    own_folder,
-    take_features,
-    what_is_learnt,
-)
-from fastlatent.commands.evaluation.priors import bounds_under, stored_priors, table_of
-from fastlatent.commands.evaluation.report import Comparisons, Losses
-from fastlatent.commands.evaluation.sets import features_of, made_by_model, real_images
+from fastlatent.commands.evaluation.extractors import Chosen, Kind
+from fastlatent.commands.evaluation.given import Reading
+from fastlatent.commands.evaluation.trained_run import evaluate_run
+from fastlatent.commands.evaluation.two_sets import evaluate_sets
 from fastlatent.commands.trained import RunOptions, Trained
-from fastlatent.data.config import BINARY_SIZES
 from fastlatent.files.image_files import BACKGROUND, check_background
-from fastlatent.files.reading import read_json
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import Repair
-from fastlatent.inference.passes import measure, measure_bound, reconstruction_error
 from fastlatent.jobs.environment import check_launch
-from fastlatent.jobs.errors import UsageError
-from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import is_main_process, joined
-from fastlatent.metrics import Weighing
-from fastlatent.metrics.features import distance_name, jpeg_round_trip, to_uint8
-from fastlatent.metrics.sets import SEED
-from fastlatent.models import LaDDer, LVAEConfig
-from fastlatent.priors import Prior, PriorKind
-from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions
@@ -85,7 +51,7 @@ Examples:
 class Options(RunOptions):
     """The command line."""
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: tyro.conf.Positional[Path | None] = None  # type: ignore[assignment]
     """Run folder, as training or convert left it; none with --real and --fake."""
     seed: int | None = None
     """Seed of everything random here; default: the run's, and 12345 with --real and --fake."""
@@ -186,18 +152,17 @@ class Options(RunOptions):
         """Height and width that images are resized to; None: as they are."""
         return (self.size[0], self.size[-1]) if self.size else None
 
-    def reading(
-        self, size: tuple[int, int] | None, channels: int | None, place: int = 0
-    ) -> Reading:
-        """How the real set (place 0) or the other is read."""
+    def reading(self, place: int) -> Reading:
+        """How the real set or the reference (place 0), or the other, is read."""
         key = (self.key * 2)[place] if self.key else None
         limit = None if self.real is None else self.limit
-        return Reading(size, channels, key, self.recursive, self.background, limit)
+        return Reading(self.sides, self.channels, key, self.recursive, self.background, limit)
 
     @property
-    def transform(self) -> Callable[[Tensor], Tensor]:
-        """What images pass through before their features are taken."""
-        return partial(jpeg_round_trip, rgb=self.features == "inception") if self.jpeg else to_uint8
+    def chosen(self) -> Chosen:
+        """Whose features sets are compared by."""
+        weights, name = self.feature_weights, self.feature_name
+        return Chosen(self.features, weights, name, self.trust_feature_code, self.jpeg)
 
 
 @command(shared=True)
@@ -207,238 +172,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_launch()
     if options.run is not None:
         with joined(choose_device(options.device)):
-            evaluate_run(options)
-    elif is_main_process():
-        evaluate_sets(options)
-
-
-def evaluate_run(options: Options) -> None:
-    """Losses and comparisons of a trained model."""
-    trained = Trained(options)
-    model, seed, batch = trained.model, trained.seed, trained.batch
-    if options.samples is not None and not isinstance(model, Weighing):
-        family = trained.run.config.model.family
-        raise UsageError(
-            f"--samples needs a model with a likelihood, vae, lvae or ladder; this is {family}"
+            evaluate_run(
+                Trained(options),
+                options.split,
+                options.chosen,
+                options.samples,
+                options.limit,
+                options.reference,
+                options.reading(0),
+                options.repair,
+                options.results,
+            )
+    elif options.real is not None and options.fake is not None and is_main_process():
+        evaluate_sets(
+            (options.real, options.fake),
+            (options.reading(0), options.reading(1)),
+            options.chosen,
+            choose_device(options.device),
+            options.data,
+            options.root,
+            options.batch,
+            options.seed,
+            options.folder,
+            options.results,
         )
-    split = trained.split(options.split)
-    images = min(options.limit or len(split), len(split))
-    kind = features_kind(options, trained, images)
-    given = None
-    if options.reference is not None and kind is not None:
-        channels, height, width = model.image_shape
-        reading = options.reading((height, width), channels)
-        given = open_set(options.reference.expanduser(), reading, network=True)
-    means = measure(model, split, batch, seed, options.limit)
-    pixels = reconstruction_error(model, split, batch, seed, options.limit)
-    bound = None
-    if options.samples is not None:
-        bound = measure_bound(model, split, options.samples, batch, seed, options.limit)
-    units = {name: model.unit_of(name) for name in means}
-    losses = Losses(means, pixels, bound, options.samples, units, bits_per_nat(trained))
-    say(f"{options.split} split of {trained.data.name}, {images:,} images:")
-    say("\n".join(losses.lines()))
-
-    path = trained.run.path / "evaluation.json"
-    found = {
-        "weights": options.weights,
-        "fingerprint": fingerprint(trained.run.weights_file(options.weights)),
-        "data": trained.data.name,
-        "split": options.split,
-        "images": images,
-        "seed": seed,
-        "batch": batch,
-        "values": losses.values(),
-    }
-    before = compared_before(path, found)
-    if is_main_process():
-        write_json(path, found | before)
-    priors = stored_priors(trained)
-    if priors and isinstance(model, LaDDer):
-        under = bounds_under(model, priors, split, batch, seed, options.samples, options.limit)
-        say("\n".join(table_of(under)))
-        found["priors"] = {name: row.values() for name, row in under.items()}
-    compared = None
-    if kind is not None:
-        compared = compare_with_real(options, trained, kind, given, images, priors)
-        found |= {"jpeg": options.jpeg, **compared.values()}
-        say("\n".join(compared.lines()))
-    if not is_main_process():
-        return
-    write_json(path, found if compared is not None else found | before)
-    say(f"numbers: {path}")
-    results = options.results or trained.run.path.parent / RESULTS
-    append_line(results, {"run": str(trained.run.path)} | found)
-    if compared is not None:
-        draw_prd(compared, trained.place(None, "prd"), trained.subject)
-    layers = [mean for name, mean in means.items() if name.startswith("kl_layer_")]
-    if layers:
-        title = f"KL of each layer, {options.split} split"
-        values, errors = zip(*layers, strict=True)
-        picture = plots.layer_bars(values, errors, title, model.unit_of("kl"))
-        say(f"picture: {trained.draw(picture, trained.place(None, 'kl-layers'))}")
-
-
-def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The comparisons that an earlier evaluation of the same weights and images left in `path`."""
-    same = ("weights", "fingerprint", "data", "split", "images", "seed")
-    try:
-        earlier = read_json(path)
-        if any(earlier[name] != found[name] for name in same):
-            return {}
-        return {name: earlier[name] for name in ("jpeg", "features", "sets")}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def features_kind(options: Options, trained: Trained, images: int) -> Kind | None:
-    """Whose features sets are compared by; None, said, where there is nothing to go by."""
-    labelled = trained.data.label_names is not None
-    if options.features == "none" or (options.features == "auto" and not labelled):
-        if options.features == "auto":
-            say(f"{trained.data.name} has no labels to learn features from: name --features")
-        return None
-    if images < 2:
-        say("a single image is no set to compare with")
-        return None
-    return "classifier" if options.features == "auto" else options.features
-
-
-def compare_with_real(
-    options: Options,
-    trained: Trained,
-    kind: Kind,
-    given: Opened | None,  # the reference; None: images of the split
-    images: int,
-    priors: dict[PriorKind, Prior],
-) -> Comparisons:
-    """The model's sets of images next to the real ones."""
-    extractor = open_extractor(
-        kind,
-        options.feature_weights,
-        options.feature_name,
-        (trained.run.config.data, trained.data),
-        trained.device,
-        options.trust_feature_code,
-    )
-    say(f"features: {extractor.about}")
-    transform = options.transform
-    batch = min(trained.batch, images)
-    train, test = trained.split("train"), trained.split(options.split)
-    if given is None:
-        reference = f"{images:,} {options.split} images of {trained.run.config.data.short}"
-        shown = real_images(test, images, batch, trained.device)
-        real: Given = features_of(shown, extractor.features, batch, transform)
-    else:
-        reference, size = str(options.reference), trained.model.image_shape[1:]
-        real = take_features(given, extractor, transform, trained.device, batch, size)
-    copula = trained.copula(options.repair)
-    made = made_by_model(trained.model, train, test, images, batch, trained.seed, copula, priors)
-    compared = comparisons(extractor, reference, count_of(real))
-    for images_of in made:
-        fake = features_of(images_of, extractor.features, batch, transform)
-        if is_main_process() and len(fake) > 1:
-            paired = images_of.copies and given is None
-            compared.sets[images_of.name] = compare(real, fake, trained.seed, paired=paired)
-            compared.counts[images_of.name] = len(fake)
-    return compared
-
-
-def comparisons(extractor: Extractor | None, reference: str, count: int | None) -> Comparisons:
-    """No set yet next to the reference of so many images; None: features come as they are."""
-    known = {"reference": reference, "reference_images": count}
-    if extractor is None:
-        about = {"extractor": "features as given", "short": "features"}
-        return Comparisons(distance_name(None), about | known)
-    about = {"extractor": extractor.about, "short": extractor.short}
-    return Comparisons(distance_name(extractor.features), about | known)
-
-
-def evaluate_sets(options: Options) -> None:
-    """Two sets of images or features that programs of any kind have made."""
-    assert options.real is not None and options.fake is not None
-    device = choose_device(options.device)
-    kind: Kind | Literal["auto", "none"] = options.features
-    if kind == "auto" and options.data is not None:
-        kind = "classifier"
-    extractor = learnt = None
-    if kind == "classifier" and options.data is not None:
-        # It is trained last, when all that it is to see has been looked at.
-        learnt = what_is_learnt(options.data, options.root, options.sides, options.channels)
-    elif kind not in ("auto", "none"):
-        extractor = open_extractor(
-            kind,
-            options.feature_weights,
-            options.feature_name,
-            None,
-            device,
-            options.trust_feature_code,
-        )
-    channels = options.channels if learnt is None else learnt[1].train.shape[0]
-    network = extractor is not None or learnt is not None
-    sets = [
-        open_set(path.expanduser(), options.reading(options.sides, channels, place), network)
-        for place, path in enumerate((options.real, options.fake))
-    ]
-    if learnt is not None:
-        learnt = at_size_of(sets, *learnt)
-        extractor = classifier_of(*learnt, device)
-    if extractor is not None:
-        say(f"features: {extractor.about}")
-    real, fake = (
-        take_features(opened, extractor, options.transform, device, options.batch, options.sides)
-        for opened in sets
-    )
-    if options.jpeg and extractor is None:
-        raise UsageError(f"--jpeg goes with images; {options.real} holds features already")
-    compared = comparisons(extractor, str(options.real), count_of(real))
-    name = options.fake.name or str(options.fake)
-    seed = SEED if options.seed is None else options.seed
-    compared.sets[name] = compare(real, fake, seed)
-    compared.counts[name] = count_of(fake)
-    say(f"{options.fake} next to {options.real}:")
-    say("\n".join(compared.lines()))
-    folder = (options.folder or own_folder(options.real, options.fake)).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {
-        "real": str(options.real),
-        "fake": str(options.fake),
-        "seed": seed,
-        "jpeg": options.jpeg,
-        **compared.values(),
-    }
-    write_json(folder / "evaluation.json", found)
-    say(f"numbers: {folder / 'evaluation.json'}")
-    append_line(options.results or folder.parent / RESULTS, found)
-    draw_prd(compared, folder / "prd.png", str(options.fake))
-
-
-def draw_prd(compared: Comparisons, path: Path, subject: str) -> None:
-    """The PRD curves, where there are any."""
-    if any(scores.prd for scores in compared.sets.values()):
-        say(f"picture: {plots.save(compared.picture(), path, subject)}")
-
-
-def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add a line of JSON to a file of results."""
-    path = path.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    with path.open("a") as file:
-        file.write(json.dumps({"time": stamp} | values) + "\n")
-
-
-def bits_per_nat(trained: Trained) -> float | None:
-    """Bits per pixel and channel that a nat per image is; None unless images have a probability.
-
-    A Gaussian gives densities, and grey images have none under a Bernoulli distribution.
-    """
-    config = trained.run.config
-    if not isinstance(config.model, LVAEConfig) or config.model.likelihood == "gaussian":
-        return None
-    if config.model.likelihood == "bernoulli" and config.data.kind not in BINARY_SIZES:
-        return None
-    return 1 / (math.prod(config.model.image_shape) * math.log(2))
 
 
 if __name__ == "__main__":

@@ -6,37 +6,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 
-from fastlatent import plots
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.experiments import pictures
 from fastlatent.commands.experiments.findings import (
     Files,
     circumstances,
-    joined_images,
     pair_rows,
     statistics_lines,
     summary_values,
 )
+from fastlatent.commands.experiments.one_model import (
+    Ends,
+    draw_map,
+    draw_sequences,
+    find_pairs,
+)
 from fastlatent.commands.experiments.shorter import (
     CurveOptions,
-    encode,
     feature_map_of,
     feature_name,
     file_name,
-    length_notes,
     metric_of,
-    pair_images,
-    seeded_draws,
-    sequences,
     shorten,
 )
 from fastlatent.commands.experiments.two_models import compare
 from fastlatent.commands.trained import Trained
-from fastlatent.geometry.experiment import Experiment, Pairs, eigenvector_pairs
-from fastlatent.geometry.field import metric_field
 from fastlatent.geometry.metric import Metric
 from fastlatent.geometry.solver import Method
 from fastlatent.jobs.errors import UsageError
@@ -58,10 +54,6 @@ Examples:
   python -m fastlatent.geodesics runs/vae-mnist --pairs 100
   python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --method original
   python -m fastlatent.geodesics runs/vae-mnist runs/bigan-mnist --pairs 20"""
-
-MAPPED = 2000  # images in a map, at most
-MARGIN = 0.05  # around what a map shows, in units of its sides
-STEPS = 16  # images of a sequence
 
 
 @dataclass(frozen=True)
@@ -130,18 +122,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--threshold needs two runs")
     trained = Trained(options)
     metric = metric_of(trained, feature_map_of(trained, options.feature, options.vgg))
-    pairs, joined = find_pairs(trained, metric, options)
+    ends = Ends(options.ends or "eigenvector", options.step_size, options.per_class)
+    pairs, joined = find_pairs(trained, metric, options.pairs, ends)
     seed = {"seed": trained.seed}
     result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
 
     files = Files(trained.run, options.folder)
     name = options.name
-    say(heading(options, trained, metric))
+    say(
+        f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
+        f"{ends.about}; {how(options)}" + between(options, metric, ", ")
+    )
     say("\n".join(statistics_lines({"": result})))
     ties = int(pairs.tied.sum())
     if ties:
         say(f"  {ties} starts at right angles to the eigenvector; their direction is a convention")
-    extra = {"tied": pairs.tied} if (options.ends or "eigenvector") == "eigenvector" else {}
+    extra = {"tied": pairs.tied} if ends.kind == "eigenvector" else {}
     files.write_rows(name, pair_rows(result, extra, joined))
     files.write_curves(name, result)
     files.write_values(
@@ -150,13 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {"draws": metric.draws, "ties": ties}
         | summary_values(result),
     )
-    title = f"{trained.run.path.name}: {len(result.start)} pairs" + between(options, metric, "\n")
+    measured = between(options, metric, "\n")
+    title = f"{trained.run.path.name}: {len(result.start)} pairs{measured}"
     files.draw(f"{name}-histogram", pictures.improvement_histogram(result, title))
     files.draw(f"{name}-pairs", pictures.improvement_of_pairs(result, title))
     files.draw(f"{name}-history", pictures.length_history(result, title))
-    draw_sequences(trained, metric, result, files, options)
+    draw_sequences(trained, metric, result, files, name, options.show)
     if options.map and trained.model.latent_dim == 2:
-        draw_map(trained, metric, result, files, options)
+        draw_map(trained, metric, result, files, name, measured)
 
 
 def compare_two(options: Options) -> None:
@@ -184,83 +181,11 @@ def how(options: Options) -> str:
     return f"{options.method}, spans {' '.join(map(str, options.spans))}"
 
 
-def heading(options: Options, trained: Trained, metric: Metric) -> str:
-    """What was done, in a line."""
-    ends = {
-        "images": "encoded test images",
-        "prior": "two draws from the prior",
-        "eigenvector": f"a step of {options.step_size:g} along the largest eigenvector",
-    }[options.ends or "eigenvector"]
-    return (
-        f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
-        f"{ends}; {how(options)}" + between(options, metric, ", ")
-    )
-
-
 def between(options: Options, metric: Metric, separator: str) -> str:
     """What lengths are measured between, to add where it is not images."""
     if options.feature is None:
         return ""
     return f"{separator}lengths between {feature_name(options.feature, metric)}"
-
-
-def find_pairs(
-    trained: Trained, metric: Metric, options: Options
-) -> tuple[Pairs, dict[str, list[int]]]:
-    """The ends of the curves, and the columns that tell of which images they are."""
-    n, untied = options.pairs, torch.zeros(options.pairs, dtype=torch.bool)
-    if options.ends == "images":
-        index, split = pair_images(trained, n, options.per_class), trained.split("test")
-        start, end = encode(trained, split, index.flatten()).chunk(2)
-        return Pairs(start, end, untied), joined_images(split, index)
-    if options.per_class is not None:
-        raise UsageError("--per-class needs --ends images")
-    start = seeded_draws(trained, n, "geodesics")
-    if options.ends == "prior":
-        end = seeded_draws(trained, n, "geodesics/end")
-        return Pairs(start, end, untied), {}
-    return eigenvector_pairs(metric, start, options.step_size), {}
-
-
-def draw_sequences(
-    trained: Trained, metric: Metric, result: Experiment, files: Files, options: Options
-) -> None:
-    """The pairs that gain most, image by image."""
-    counted = result.counted.nonzero()[:, 0]
-    order = result.improvement[counted].argsort(descending=True, stable=True)
-    rows = counted[order[: options.show]]
-    if not len(rows):
-        return
-    images = sequences(trained, metric, result, rows, STEPS)
-    numbers = ", ".join(str(k + 1) for k in rows.tolist())
-    picture = plots.walks(
-        None,
-        images.flatten(0, 1),
-        None,
-        f"equal steps along the lines of pairs {numbers}, which gain most",
-        length_notes(result, rows.tolist()),
-    )
-    files.draw(f"{options.name}-sequences", picture)
-
-
-def draw_map(
-    trained: Trained, metric: Metric, result: Experiment, files: Files, options: Options
-) -> None:
-    """The metric over the latent plane, with encoded images and the curves."""
-    split, names = trained.split("test"), trained.data.label_names or ()
-    index = split.spread(MAPPED)
-    latents = encode(trained, split, index)
-    labels = None
-    if split.labels is not None and split.labels.ndim == 1:
-        labels = split.labels[index.to(split.labels.device)]
-    shown = torch.cat([latents, result.geodesics.control.flatten(0, 1)])
-    shown = shown[shown.isfinite().all(1)]
-    low, high = shown.amin(0), shown.amax(0)
-    margin = (MARGIN * (high - low)).clamp_min(1e-3)
-    field = metric_field(metric, low - margin, high + margin)
-    encoded = pictures.Encoded(latents, labels, names)
-    title = f"{trained.run.path.name}: the metric of its latents" + between(options, metric, "\n")
-    files.draw(f"{options.name}-map", pictures.metric_map(field, encoded, result, title))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlatent.files.eight_bits import to_uint8
 from fastlatent.files.writing import written_whole
 
 if TYPE_CHECKING:
@@ -333,6 +334,5 @@ def signed(picture: "Image", subject: str) -> "Image":
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """Images (n, c, h, w) in [0, 1] as uint8 (n, h, w, c), rounded to the nearest."""
-    rounded = images.detach().float().clamp(0, 1).mul(255).round()
-    return rounded.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """Images (n, c, h, w) in [0, 1] as uint8 (n, h, w, c), rounded as in `to_uint8`; NaN is 0."""
+    return to_uint8(images.detach().nan_to_num()).permute(0, 2, 3, 1).cpu().numpy()

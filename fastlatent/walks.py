@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from torch import Tensor
 
 from fastlatent.commands.console import command, parse
-from fastlatent.commands.evaluation.extractors import Extractor, classifier_of
-from fastlatent.commands.evaluation.sets import features_of, real_images
 from fastlatent.commands.experiments.ends import EndOptions, join
 from fastlatent.commands.experiments.findings import write_rows
-from fastlatent.commands.experiments.likely_walks import Density, Likely, LikelyOptions
-from fastlatent.commands.experiments.walk_table import Row, rows_of
+from fastlatent.commands.experiments.likely_walks import Density
+from fastlatent.commands.experiments.walk_table import Row, features_for, likely_of, lines, rows_of
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.devices import Device
 from fastlatent.inference.latents import Repair
-from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.metrics.features import to_uint8
-from fastlatent.models.capabilities import latent_prior
 
 DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
 - of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]
@@ -109,53 +104,12 @@ def compare_walks(options: Options, path: Path) -> list[Row]:
             f"{path}; got {options.pairs}"
         )
     say(f"{path}: {options.pairs} walks between {options.split} images")
-    likely, why_not = likely_of(trained, options)
-    features = features_for(trained, options) if options.features else None
+    likely, why_not = likely_of(trained, options.prior)
+    features = features_for(trained, options.split) if options.features else None
     rows = rows_of(trained, joined, options.steps, likely, features, options.repair)
     if why_not:
         rows.append(Row(path.name, "likelihood", None, None, None, why_not))
     return rows
-
-
-def likely_of(trained: Trained, options: Options) -> tuple[Likely | None, str]:
-    """The density that counts; None where latents are bits, or for the reason given."""
-    if trained.model.latent_kind == "bits":
-        return None, ""
-    kind = options.prior
-    if kind == "auto":
-        kind = "gmm" if latent_prior(trained.model) is None else "own"
-    try:
-        return Likely(trained, LikelyOptions(prior=kind)), ""
-    except (UsageError, RunError) as error:
-        say(f"{trained.run.path}: no likely walks and no log p: {error}")
-        return None, f"no density: {error}"
-
-
-def features_for(trained: Trained, options: Options) -> tuple[Extractor, Tensor] | None:
-    """A network and its features of the split; None where there are no labels to learn."""
-    data = trained.data
-    if data.label_names is None:
-        say(f"{data.name} has no labels to learn features from")
-        return None
-    extractor = classifier_of(trained.run.config.data, data, trained.device)
-    split = trained.split(options.split)
-    shown = real_images(split, len(split), trained.batch, trained.device)
-    return extractor, features_of(shown, extractor.features, trained.batch, to_uint8)
-
-
-def lines(rows: Sequence[Row]) -> list[str]:
-    """The table for people."""
-    width = 2 + max(len("run"), *(len(row.run) for row in rows))
-    titles = "of images", "log p", "FD(classifier)"
-    table = [f"  {'run':{width}}{'method':12}" + "".join(f"{title:>20}" for title in titles)]
-    for row in rows:
-        cells = (row.image_length, row.log_density, row.distance)
-        shown = "".join(
-            f"{'' if cell is None else f'{cell.value:.3f} ±{cell.error:.3f}':>20}" for cell in cells
-        )
-        shown = row.note or shown
-        table.append(f"  {row.run:{width}}{row.method:12}{shown}".rstrip())
-    return table
 
 
 if __name__ == "__main__":

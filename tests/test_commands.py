@@ -646,6 +646,8 @@ def test_a_batch_that_ranks_cannot_share(tmp_path: Path) -> None:
 def test_pictures_show_true_values() -> None:
     images = torch.tensor([0.0, 0.5, 1.0, 2.0]).reshape(4, 1, 1, 1).expand(4, 1, 32, 32)
     assert to_bytes(images)[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
+    halves = torch.tensor([0.5, 1.5, 2.5, torch.nan]).reshape(4, 1, 1, 1) / 255
+    assert to_bytes(halves).flatten().tolist() == [1, 2, 3, 0]  # halves go up, as for features
     picture = np.asarray(grid(images, 2))
     assert picture.shape == (8 + 64 + 6 + 64 + 8, 8 + 64 + 6 + 64 + 8, 3)
     assert [picture[40, 40, 0], picture[40, 110, 0], picture[110, 40, 0]] == [0, 128, 255]

@@ -326,7 +326,7 @@ def test_curves_of_one_scale_share_a_panel(tmp_path: Path) -> None:
     ]
     log = paths[1] / "metrics.jsonl"
     log.write_text(log.read_text().replace('"loss": 1.5', '"generator_loss": 3.0, "loss": 1.5'))
-    panels = curves.panels_of(subjects(paths))
+    panels = curves.charts_of(subjects(paths))
     drawn = {
         (panel.title, panel.loss): [(curve.run, curve.kind) for curve in panel.curves]
         for panel in panels
@@ -342,7 +342,7 @@ def test_curves_of_one_scale_share_a_panel(tmp_path: Path) -> None:
         ("bigan on digits", "generator loss, training"): [(1, "train")],
     }
     for panel in panels:
-        drawing = curves.panel_svg(panel)
+        drawing = curves.chart_svg(panel)
         assert not re.search(r"\bnan\b|\binf\b", drawing, re.IGNORECASE)
         stored = json.loads(html.unescape(re.search(r'data-curves="([^"]*)"', drawing)[1]))
         for curve, kept in zip(panel.curves, stored, strict=True):

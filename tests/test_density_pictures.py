@@ -10,6 +10,7 @@ from PIL import Image
 from small_runs import TINY, small_run
 
 from fastlatent import densities, fit_prior, plots, train
+from fastlatent.commands.experiments import density_panels
 from fastlatent.commands.experiments.densities import (
     HIGHEST,
     LOWEST,
@@ -176,7 +177,7 @@ def test_command_draws_the_run_and_priors_fitted_to_it(run, tmp_path, capsys):
     assert Image.open(out).width > 2 * sizes[0][0] - 150
     assert (tmp_path / "six-circles.png").is_file()
     said = capsys.readouterr().out
-    assert all(f"fitting {densities.NAMES[kind]}" in said for kind in kinds)
+    assert all(f"fitting {density_panels.NAMES[kind]}" in said for kind in kinds)
     first = out.read_bytes()
     torch.manual_seed(9)
     assert densities.main(words) == 0
@@ -191,11 +192,11 @@ def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
     run = small_run(tmp_path / "run", "--model.dim", "5")
     assert densities.main([str(run), "--images", "100"]) == 0
     trained = Trained(densities.Options(run, images=100, device="cpu"))
-    aggregate, own = densities.panels_of(trained, trained.options)
-    assert (aggregate.title, own.title) == (densities.AGGREGATE, "LaDDer, inner latents")
+    aggregate, own = density_panels.panels_of(trained, 100)
+    assert (aggregate.title, own.title) == (density_panels.AGGREGATE, "LaDDer, inner latents")
     prior = latent_prior(trained.model)
     with torch.no_grad():
-        means, _ = prior.posterior(densities.posteriors(trained, 100)[0])
+        means, _ = prior.posterior(density_panels.posteriors(trained, 100)[0])
         torch.testing.assert_close(own.log_density(means), prior.code.log_prob(means))
         near, far = aggregate.log_density(means), aggregate.log_density(means + 20)
     assert aggregate.dots.shape == (100, 2) and (near > far + 10).all()
@@ -222,9 +223,9 @@ def test_bad_options_are_one_sentence(run, capsys, options, words):
 
 
 def test_pseudo_images_begin_at_training_images(run):
-    trained = Trained(densities.Options(run, device="cpu", prior_steps=1))
+    trained = Trained(densities.Options(run, device="cpu"))
     z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    prior = densities.fit(trained, "vamp", z, trained.options)
+    prior = density_panels.fit(trained, "vamp", z, 1)
     images = unit_images(trained.split("train"), torch.arange(len(trained.split("train"))), "cpu")
     apart = torch.cdist(prior.images.flatten(1), images.flatten(1)).amin(1)
     assert (apart < 1).all()  # noise is 8 apart

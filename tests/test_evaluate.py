@@ -22,6 +22,7 @@ from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
 from fastlatent.inference.gallery import pick_pairs
 from fastlatent.inference.latents import draw
+from fastlatent.inference.passes import measure_reconstructions
 from fastlatent.metrics import (
     Estimate,
     FeatureStatistics,
@@ -165,7 +166,8 @@ def sets_and_codes(trained: Trained, n: int, monkeypatch) -> dict[str, tuple[Ten
 
     monkeypatch.setattr(model, "decode", noting)
     found = {}
-    for images in made_by_model(model, data.train, data.test, n, 7, 0, trained.copula("clip")):
+    latents = measure_reconstructions(model, data.test, 7, 0, n).latents
+    for images in made_by_model(model, data.train, latents, n, 7, 0, trained.copula("clip")):
         noted.clear()
         parts = [part for _, part in images.made()]
         found[images.name] = torch.cat(parts), torch.cat(noted)

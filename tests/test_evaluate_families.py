@@ -11,6 +11,7 @@ from fastlatent.commands.evaluation.priors import ruled_by
 from fastlatent.data import load
 from fastlatent.inference.passes import evaluating, measure
 from fastlatent.metrics import importance_log_likelihood
+from fastlatent.models import LaDDer
 from fastlatent.noise import Noise
 from fastlatent.runs import Run
 from fastlatent.runs.priors import read_prior
@@ -68,14 +69,24 @@ def test_a_prior_of_other_weights_is_left_out(run: Path, capsys) -> None:
     path.unlink()
 
 
-def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys) -> None:
+def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys, monkeypatch) -> None:
     out = tmp_path / "run"
     assert train.main([*RUNS["ladder"], *BRIEF, "--out", str(out)]) == 0
     for kind in ("gmm", "hierarchical"):
         small = ("--components", "3", "--width", "8", "--depth", "1", "--steps", "20")
         assert fit_prior.main([str(out), "--prior", kind, *small]) == 0
     options = ("--features", "none", "--samples", "20", "--limit", "60", "--device", "cpu")
+    weighed = []
+    log_weights = LaDDer.log_weights
+
+    def noted(model: LaDDer, features, x, noise):
+        weighed.append(len(x))
+        return log_weights(model, features, x, noise)
+
+    monkeypatch.setattr(LaDDer, "log_weights", noted)
     assert evaluate.main([str(out), *options]) == 0
+    assert sum(weighed) == 3 * 60 * 20  # draws of 60 images under each of three priors
+    monkeypatch.undo()
     said = capsys.readouterr().out
     stored = json.loads((out / "evaluation.json").read_text())
     assert set(stored["priors"]) == {"prior", "gmm", "hierarchical"}

@@ -26,7 +26,7 @@ from fastlatent.inference.latents import unit_images
 from fastlatent.models.capabilities import geometric_decoder
 from fastlatent.plots import drawn
 from fastlatent.runs import Run
-from fastlatent.training import loop
+from fastlatent.training import showing
 
 FAST = ("--spans", "1", "--points", "4")
 FEATURES = ("{space}", "--method", "geodesic", "--feature")
@@ -495,7 +495,7 @@ def test_training_names_the_commands_of_geometry_where_there_is_one(
     said = capsys.readouterr().out
     assert f"python -m fastlatent.geodesics {out} --pairs 20\n" in said
     assert f"python -m fastlatent.interpolate {out} --method geodesic\n" in said
-    monkeypatch.setattr(loop, "MOST_LATENTS", 1)
+    monkeypatch.setattr(showing, "MOST_LATENTS", 1)
     train_tiny(data, tmp_path / "large", 2)
     assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "bits")]) == 0
     assert "geodesic" not in capsys.readouterr().out

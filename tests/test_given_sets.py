@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastlatent import evaluate, sample
-from fastlatent.commands.evaluation import given
+from fastlatent.commands.evaluation import given, two_sets
 from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.metrics import Estimate, FeatureStatistics, Scores, frechet_from_features
@@ -42,7 +42,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DataConfig, Dataset]]:
         distance = float(frechet_from_features(real, fake))
         return Scores({"frechet_distance": Estimate(distance, 0)}, None, [])
 
-    monkeypatch.setattr(evaluate, "classifier_of", classifier_of)
+    monkeypatch.setattr(two_sets, "classifier_of", classifier_of)
     monkeypatch.setattr(given, "score", distance_alone)
     return trained
 

@@ -1,6 +1,7 @@
 """Generative Latent Optimization: closed forms of its parts."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,12 +29,13 @@ from fastlatent.models.glo import (
     project,
 )
 from fastlatent.models.glo.generators import build_generator, legacy_bilinear
+from fastlatent.models.glo.learning import MovingCodes
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
+from fastlatent.models.learned import Room
 from fastlatent.noise import Noise, generator
 from fastlatent.presets import TrainConfig
 from fastlatent.runs.files import read_tensors
 from fastlatent.runs.folder import write_latents
-from fastlatent.training.codes import LearnedCodes
 from fastlatent.training.learner import Learner
 from fastlatent.training.objective import Objective
 
@@ -746,25 +748,19 @@ class Steps:
     """Codes that move, with the weights as they are and no batch norm; one rank of `world`."""
 
     def __init__(self, split: Split, config: GLOConfig, batch: int, rank: int = 0, world: int = 1):
-        here = SimpleNamespace(
-            device=torch.device("cpu"),
-            process_index=rank,
-            num_processes=world,
-            unwrap_model=lambda m: m,
-        )
         model = build(config, seed=0).train()
         model.generator = Linear(0.1 * noise(256, 4).float(), 16)
-        training = TrainConfig("x", config, DataConfig(), batch=batch)
-        self.split, self.codes = split, LearnedCodes(training, model, split, here, None)
-        self.weights = SimpleNamespace(objective=Objective(model, Turn("", (model,))))
+        room = Room(torch.device("cpu"), 0, batch, 64, Path(), rank, world)
+        self.split, self.codes = split, MovingCodes(model, split, room)
+        self.objective = Objective(model, Turn("", (model,)))
         self.codes.initialise()
 
     def step(self, index: Tensor) -> None:
         batch = Batch(self.split.images(index) / 255, index, None)
-        values = self.weights.objective(batch.images, Noise(0, 0), **self.codes.take(batch))
+        values = self.objective(batch.images, Noise(0, 0), **self.codes.take(batch))
         if self.codes.simultaneous:
             values["loss"].backward()
-        self.codes.move(self.weights, [batch], [Noise(0, 0)])
+        self.codes.move(self.objective, [batch], [Noise(0, 0)])
 
 
 ORDERS = ("simultaneous", "alternating")

@@ -22,13 +22,14 @@ from fastlatent.inference.passes import measure_loss
 from fastlatent.jobs.errors import RunError
 from fastlatent.models import GLO
 from fastlatent.models.glo import CodeTable, project
+from fastlatent.models.glo.learning import MovingCodes
+from fastlatent.models.learned import Room
 from fastlatent.noise import generator
 from fastlatent.presets import PRESETS
 from fastlatent.priors import Normal
 from fastlatent.runs import Run, read_metrics
 from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.priors import read_prior
-from fastlatent.training.codes import LearnedCodes
 
 TINY = (
     *("glo-digits", "--device", "cpu", "--data.classes", "0", "1", "--model.width", "0.03"),
@@ -212,8 +213,8 @@ def test_codes_of_all_processes_are_joined_in_order(
     codes = torch.arange(300.0).repeat_interleave(dim).view(300, dim)
     ranks = []
     for rank in range(world):
-        place: Any = SimpleNamespace(device="cpu", process_index=rank, num_processes=world)
-        ranks.append(LearnedCodes(run.config, model, split, place, tmp_path))
+        room = Room(torch.device("cpu"), 0, 8, 8, tmp_path, rank, world)
+        ranks.append(MovingCodes(model, split, room))
         ranks[rank].restore(codes)
         assert torch.equal(ranks[rank].table.values, codes[rank::world])
     sent: list[list[torch.Tensor]] = [[] for _ in ranks]
@@ -403,7 +404,7 @@ def test_a_small_step_of_the_codes_lowers_the_loss() -> None:
     assert before.detach() - after > 0.1 * 0.5 * gradient.square().sum()
 
 
-def test_commands(run: Run, tmp_path: Path, capsys) -> None:
+def test_commands(run: Run, tmp_path: Path, capsys, monkeypatch) -> None:
     path = str(run.path)
     assert sample.main([path, "--n", "9", "--folder", str(tmp_path / "single")]) == 0
     assert len(list((tmp_path / "single").iterdir())) == 9
@@ -417,7 +418,10 @@ def test_commands(run: Run, tmp_path: Path, capsys) -> None:
     for method in ("spherical", "linear"):
         assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
         assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100
+    fit, searched = GLO.fit, []
+    monkeypatch.setattr(GLO, "fit", lambda model, x: searched.append(len(x)) or fit(model, x))
     assert evaluate.main([path, "--limit", "12"]) == 0
+    assert searched == [12]  # for the losses, the error of the pixels and the features
     stored = json.loads((run.path / "evaluation.json").read_text())
     assert set(stored["sets"]) == {"prior", "reconstruction", "interpolation"}
 

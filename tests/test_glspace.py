@@ -16,7 +16,7 @@ from fastlatent import convert, sample
 from fastlatent.data import DataConfig, load
 from fastlatent.geometry import as_metric
 from fastlatent.models import VAE, BiGAN, build
-from fastlatent.models.glspace import convert_original
+from fastlatent.models.published.glspace import convert_original
 from fastlatent.runs import Run
 
 

@@ -23,7 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up, which is `_core`, the compiled csrc; a module imports from rows below its own.
 FLOORS = (
     {"jobs", "noise", "ops", "untouched"},
-    {"files", "geometry", "nn"},
+    {"estimate", "files", "geometry", "nn"},
     {"data", "metrics", "paths", "plots", "priors"},
     {"models", "patches"},
     {"inference", "presets"},

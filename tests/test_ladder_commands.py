@@ -21,11 +21,12 @@ from small_runs import TINY, train_ladder
 from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
 from fastlatent.commands.evaluation.report import Losses
 from fastlatent.data import load
+from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import draw, unit_images
-from fastlatent.inference.passes import Bound, Mean, measure_bound, measure_loss
+from fastlatent.inference.passes import Bound, measure_bound, measure_loss
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
-from fastlatent.models.lvae.original import (
+from fastlatent.models.published.lvae import (
     LIKELIHOOD_WORDS,
     convert_original,
     original_settings,
@@ -128,8 +129,8 @@ def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixtur
 
 
 def test_evaluate_says_in_how_many_images_few_draws_dominate() -> None:
-    none = Losses({}, Mean(0.1, 0.0), Bound(-90.0, 3.0, 0.1, 64, 0), 100, {}, None)
-    some = Losses({}, Mean(0.1, 0.0), Bound(-90.0, 3.0, 2.5, 64, 37), 100, {}, None)
+    none = Losses({}, Estimate(0.1, 0.0), Bound(-90.0, 3.0, 0.1, 64, 0), 100, {}, None)
+    some = Losses({}, Estimate(0.1, 0.0), Bound(-90.0, 3.0, 2.5, 64, 37), 100, {}, None)
     assert "outweigh" not in "".join(none.lines())
     said = some.lines()
     assert "samples alone gives an error of 2.5000" in said[-2]

@@ -15,7 +15,7 @@ from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
 from fastlatent.models.lvae import LayerPass, Normal
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS, bins
-from fastlatent.models.lvae.original import convert_original
+from fastlatent.models.published.lvae import convert_original
 from fastlatent.nn import data_dependent_init_, upsample_twice
 from fastlatent.noise import Noise
 from fastlatent.presets import PRESETS

@@ -9,7 +9,8 @@ from original_lbae import IMAGE_SHAPE, original_checkpoint
 from torch import Tensor
 
 from fastlatent.models import MODELS, LBAEConfig, build
-from fastlatent.models.lbae import Decoder, convert_original, gaussian_kl
+from fastlatent.models.lbae import Decoder, gaussian_kl
+from fastlatent.models.published.lbae import convert_original
 from fastlatent.nn import ResampleStage, bernoulli_nll, seeded, squared_error
 from fastlatent.noise import Noise
 

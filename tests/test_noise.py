@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastlatent.data.split import Split
-from fastlatent.inference.passes import measure, measure_bound, reconstruction_error
+from fastlatent.inference.passes import measure, measure_bound, measure_reconstructions
 from fastlatent.models import BiGANConfig, LaDDerConfig, LBAEConfig, LVAEConfig, VAEConfig, build
+from fastlatent.models.capabilities import corrupted
 from fastlatent.models.ladder import PriorConfig, PriorSchedule
 from fastlatent.noise import Noise
 
@@ -115,9 +116,11 @@ def test_measurements_do_not_depend_on_the_batch(name: str) -> None:
     split = Split("test", images)
 
     def values(batch: int, seed: int = 3) -> dict[str, float]:
-        found = {key: mean.value for key, mean in measure(model, split, batch, seed).items()}
+        measured = measure_reconstructions(model, split, batch, seed)
+        assert measured.means == measure(model, split, batch, seed)
+        found = {key: mean.value for key, mean in measured.means.items()}
         found.pop("active_units", None)  # of the batch as a whole
-        found["pixels"] = reconstruction_error(model, split, batch, seed).value
+        found["pixels"] = measured.pixel_error.value
         if hasattr(model, "log_weights"):
             found["bound"] = measure_bound(model, split, 5, batch, seed).value
         return found
@@ -126,3 +129,21 @@ def test_measurements_do_not_depend_on_the_batch(name: str) -> None:
     assert whole != values(15, seed=4)
     for batch in (4, 7):
         assert values(batch) == pytest.approx(whole, rel=2e-6, abs=1e-6), batch
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_loss_and_reconstruction_share_one_encoding(name: str) -> None:
+    model = build(DRAWING[name], 0).eval()
+    images = torch.randint(256, (15, *model.image_shape), dtype=torch.uint8)
+    split, seen = Split("test", images), []
+    encoder = model.bottom_up if name == "lvae" else model.encoder
+    first = encoder[0][0] if name == "lvae" else encoder
+    first.register_forward_hook(lambda _, given, found: seen.append(len(given[0])))
+    found = measure_reconstructions(model, split, 8, 3, limit=11)
+    assert seen == [8, 3]
+    index = split.spread(11)
+    with torch.no_grad():
+        shown = corrupted(model, split.images(index) / 255, Noise(3, 0).of_images(index))
+        assert torch.allclose(found.latents, model.encode(shown), atol=1e-6)
+        errors = (model.reconstruct(shown) - split.images(index) / 255).square().flatten(1).mean(1)
+    assert found.pixel_error.value == pytest.approx(float(errors.mean()), rel=1e-5)

@@ -9,6 +9,7 @@ from sentences import assert_one_sentence
 from small_runs import TINY, train_ladder
 
 from fastlatent import fit_prior, sample, train
+from fastlatent.commands.experiments import fits
 from fastlatent.data import load
 from fastlatent.inference.latents import draw, sampling_methods, unit_images
 from fastlatent.models.capabilities import draw_latents
@@ -74,11 +75,11 @@ def test_a_fit_is_stored_before_it_is_measured(run, monkeypatch, capsys):
     path, words = run / "prior-gmm.safetensors", [str(run), "--n", "100", *SMALL]
     path.unlink(missing_ok=True)
     with monkeypatch.context() as patch:
-        patch.setattr(fit_prior, "measured", lambda *_: 1 / 0)
+        patch.setattr(fits, "measured", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fit_prior.main(words)
     assert path.is_file()
-    encoded = fit_prior.latents
+    encoded = fits.latents
     monkeypatch.setattr(
         fit_prior,
         "latents",
@@ -95,7 +96,7 @@ def test_a_prior_that_is_worse_than_the_standard_normal_or_has_not_converged_say
     for shift, scale in ((0.0, 0.3), (3.0, 1.0)):
         prior = Normal(4, "full").fit(test * scale + shift)
         prior.report = replace(prior.report, converged=shift == 0, iterations=4000)
-        fit_prior.report(trained, prior, fit_prior.PriorSettings("normal"), test * scale, 1.0)
+        fits.report(trained, prior, fit_prior.PriorSettings("normal"), test * scale, 1.0)
         said = capsys.readouterr().out
         assert ("normal is worse than N(0, I) on these latents, by" in said) == (shift > 0)
         assert ("not converged after 4,000 iterations" in said) == (shift > 0)
@@ -104,9 +105,9 @@ def test_a_prior_that_is_worse_than_the_standard_normal_or_has_not_converged_say
 def test_draws_are_measured_in_the_region_of_the_latents(run, monkeypatch):
     trained = fit_prior.Trained(fit_prior.Options(run, device="cpu"))
     test = torch.nn.functional.normalize(torch.randn(400, 4, generator=generator(0, 0, "test")))
-    assert fit_prior.measured(trained, "normal", Normal(4), test).frechet > 0.5
-    monkeypatch.setattr(fit_prior, "project", lambda _, z: project(z, "sphere"))
-    assert fit_prior.measured(trained, "normal", Normal(4), test).frechet < 0.05
+    assert fits.measured(trained, "normal", Normal(4), test).frechet > 0.5
+    monkeypatch.setattr(fits, "project", lambda _, z: project(z, "sphere"))
+    assert fits.measured(trained, "normal", Normal(4), test).frechet < 0.05
 
 
 def test_a_prior_that_is_missing_says_what_to_run(run, capsys):
@@ -216,14 +217,13 @@ def test_a_mixture_beats_the_standard_normal_on_latents_of_unseen_images(run):
 
 def test_latents_that_a_model_stores_are_its_own_test_set(run, monkeypatch):
     codes = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(fit_prior, "stored_latents", lambda *_: codes)
+    monkeypatch.setattr(fits, "stored_latents", lambda *_: codes)
     options = fit_prior.Options(run, device="cpu")
-    train_codes, held_out = fit_prior.latents(fit_prior.Trained(options), options)
+    train_codes, held_out = fits.latents(fit_prior.Trained(options), None, False)
     assert (len(train_codes), len(held_out)) == (90, 10)
     together = torch.cat([train_codes, held_out])
     assert torch.equal(together.sort(0).values, codes.sort(0).values)
-    monkeypatch.setattr(fit_prior, "ENOUGH", 8)  # a large table is not copied
+    monkeypatch.setattr(fits, "ENOUGH", 8)  # a large table is not copied
     for n, count in ((None, 8), (30, 30)):
-        chosen = replace(options, n=n)
-        parts = fit_prior.latents(fit_prior.Trained(chosen), chosen)
+        parts = fits.latents(fit_prior.Trained(options), n, False)
         assert (len(parts[0]), len(parts[1])) == (count, 8)

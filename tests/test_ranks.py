@@ -490,15 +490,15 @@ def test_alone_is_what_a_lone_process_is() -> None:
 
 
 def test_the_number_of_test_images_holds_to_the_end(tmp_path: Path, monkeypatch) -> None:
-    from fastlatent.training import loop
+    from fastlatent.training import measuring
 
-    seen, measure = [], loop.measure_loss
+    seen, measure = [], measuring.measure_loss
 
     def noted(model, split, batch, seed, limit) -> dict[str, float]:
         seen.append((split.name, limit))
         return measure(model, split, batch, seed, limit)
 
-    monkeypatch.setattr(loop, "measure_loss", noted)
+    monkeypatch.setattr(measuring, "measure_loss", noted)
     options = ["--steps", "2", "--test-images", "20", "--data.validation", "40"]
     assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
     assert set(seen) == {("validation", 20), ("test", 20)}

@@ -20,7 +20,7 @@ from fastlatent.jobs.progress import say
 from fastlatent.jobs.signals import Signals
 from fastlatent.models import VAE
 from fastlatent.runs import Run, read_metrics
-from fastlatent.training import loop
+from fastlatent.training import measuring, showing
 
 
 @pytest.fixture(autouse=True)
@@ -110,21 +110,23 @@ def scramble_and_send(model: VAE, *_: object) -> dict[str, float]:
 
 
 def test_what_follows_a_step_is_broken_off_and_made_up_for(data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(VAE, "refit_images", lambda self, epochs: 8)
-    monkeypatch.setattr(loop, "refit", lambda *_: {"refitted": 1.0})
+    monkeypatch.setattr(VAE, "refit_images", lambda self, epochs: 8, raising=False)
+    for name in ("refit", "held_out_log_prob"):  # what makes it a model that is refitted
+        monkeypatch.setattr(VAE, name, lambda *_: {}, raising=False)
+    monkeypatch.setattr(measuring, "refit", lambda *_: {"refitted": 1.0})
     options = [*TINY, "--data.name", data]
     assert train.main([*options, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "broken"
     arguments = [*options, "--out", str(out)]
-    for name, due in (
-        ("refit", ["refit", "eval", "film", "pictures"]),
-        ("measure_loss", ["eval", "film", "pictures"]),
-        ("show_model", ["pictures", "film"]),
-        ("unit_images", ["film"]),
+    for module, name, due in (
+        (measuring, "refit", ["refit", "eval", "film", "pictures"]),
+        (measuring, "measure_loss", ["eval", "film", "pictures"]),
+        (showing, "show_model", ["pictures", "film"]),
+        (showing, "unit_images", ["film"]),
     ):
         with monkeypatch.context() as patch:
             long = scramble_and_send if name == "refit" else lambda *_, **__: send(signal.SIGTERM)
-            patch.setattr(loop, name, long)
+            patch.setattr(module, name, long)
             assert train.main(arguments) == 128 + signal.SIGTERM
         found = Run.open(out).load()
         assert set(found.values["due"]) - {"log"} == set(due), name

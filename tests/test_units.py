@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlatent.commands.evaluation.report import Losses
-from fastlatent.inference.passes import Mean
+from fastlatent.estimate import Estimate
 from fastlatent.models import build
 from fastlatent.models.capabilities import LearnsCodes, turns_of
 from fastlatent.noise import Noise
@@ -49,9 +49,13 @@ def test_every_value_has_its_unit(name: str) -> None:
 
 
 def test_a_line_of_the_table_names_its_unit() -> None:
-    means = {"loss": Mean(0.05, 0.01), "psnr": Mean(29.04, 0.1), "active": Mean(8.0, 0.0)}
+    means = {
+        "loss": Estimate(0.05, 0.01),
+        "psnr": Estimate(29.04, 0.1),
+        "active": Estimate(8.0, 0.0),
+    }
     units = {"loss": "Laplacian L1", "psnr": "dB"}
-    lines = Losses(means, Mean(0.1, 0.01), None, None, units, None).lines()
+    lines = Losses(means, Estimate(0.1, 0.01), None, None, units, None).lines()
     words = [line.split(maxsplit=3) for line in lines]
     assert words[0] == ["mean", "standard", "error", "unit"]
     assert words[1:4] == [
@@ -62,9 +66,9 @@ def test_a_line_of_the_table_names_its_unit() -> None:
 
 
 def test_only_nats_become_bits_per_dimension() -> None:
-    means = {"elbo": Mean(-10.0, 1.0), "score": Mean(0.5, 0.1)}
+    means = {"elbo": Estimate(-10.0, 1.0), "score": Estimate(0.5, 0.1)}
     units = {"elbo": "nats per image", "score": ""}
-    values = Losses(means, Mean(0.1, 0.01), None, None, units, 0.5).values()
+    values = Losses(means, Estimate(0.1, 0.01), None, None, units, 0.5).values()
     assert values["elbo"]["bits_per_dimension"] == 5.0
     assert "bits_per_dimension" not in values["score"]
     assert "bits_per_dimension" not in values["pixel_error"]

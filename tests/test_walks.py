@@ -16,6 +16,7 @@ from small_runs import small_run, train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
 from fastlatent.commands.evaluation.extractors import Extractor
+from fastlatent.commands.experiments import walk_table
 from fastlatent.commands.experiments.likely_walks import Likely, LikelyOptions
 from fastlatent.data import load
 from fastlatent.geometry import as_metric
@@ -435,7 +436,9 @@ def test_table_with_distances_of_features(runs, walked, tmp_path, monkeypatch):
     def features(images):
         return images.flatten(1).double() @ weight[: images[0].numel()].double() / 255
 
-    monkeypatch.setattr(walks, "classifier_of", lambda *_: Extractor(features, "classifier", ""))
+    monkeypatch.setattr(
+        walk_table, "classifier_of", lambda *_: Extractor(features, "classifier", "")
+    )
     out = tmp_path / "walks.csv"
     run = Run.open(runs["vae-digits"])
     assert walks.main([str(run.path), "--pairs", "6", "--steps", "5", "--out", str(out)]) == 0

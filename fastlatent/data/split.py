@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from fastlatent.data.images import FileImages
-from fastlatent.files.subset import spread
+from fastlatent.files.subset import spread, spread_to_both_ends
 from fastlatent.noise import generator
 
 MARKED = 1024  # images that a split's mark looks at
@@ -75,8 +75,8 @@ class Split:
         The same wherever the images lie; it tells data sets, choices and orders of them apart.
         """
         hashed = hashlib.blake2b(repr((len(self), self.shape)).encode(), digest_size=16)
-        places = torch.linspace(0, len(self) - 1, min(len(self), MARKED), dtype=torch.float64)
-        for index in places.round().long().split(64):
+        places = spread_to_both_ends(len(self), min(len(self), MARKED))
+        for index in places.split(64):
             hashed.update(self.images(index).cpu().contiguous().numpy())
         return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 

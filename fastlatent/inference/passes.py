@@ -6,22 +6,23 @@ Under torch.distributed every rank takes its share and all get the same result.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fastlatent.data import Batch, Split, epoch_order
+from fastlatent.estimate import Estimate
 from fastlatent.jobs.progress import track
 from fastlatent.jobs.ranks import main_alone, rank, world
 from fastlatent.metrics import Weighing, importance_log_likelihood
 from fastlatent.metrics.likelihood import FEW_EFFECTIVE
 from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import (
+    Inferring,
     corrupted,
     learned_latents,
-    reconstruction_of,
 )
 from fastlatent.noise import Noise
 from fastlatent.ops import pack_bits
@@ -29,20 +30,6 @@ from fastlatent.priors import CodeStatistics
 
 HELD_OUT = 10_000  # images at most by which a fit between epochs is judged
 BOUND = ("log_likelihood", "standard_error", "dominated")  # of an ImportanceEstimate, added up
-
-
-class Mean(NamedTuple):
-    """A mean over n images, with the standard error that the choice of the images gives it."""
-
-    value: float
-    error: float  # NaN of a single image
-
-    @staticmethod
-    def of_sums(total: float, squares: float, n: int) -> "Mean":
-        """From the sum of n values and the sum of their squares."""
-        mean = total / n
-        variance = max(squares / n - mean * mean, 0) / (n - 1) if n > 1 else math.nan
-        return Mean(mean, math.sqrt(variance))
 
 
 def measure_loss(
@@ -65,7 +52,7 @@ def measure(
     seed: int = 0,  # of the noise, where the model draws any
     limit: int | None = None,  # only so many images, evenly spread
     index: Tensor | None = None,  # (k,), only these images
-) -> dict[str, Mean]:
+) -> dict[str, Estimate]:
     """As measure_loss, with standard errors."""
     sums: dict[str, Tensor] = {}  # (2,): of the values, of their squares
     with evaluating(model) as device:
@@ -76,21 +63,45 @@ def measure(
             _add(sums, model(part.images, noise=Noise(seed, 0).of_images(part.index), **given))
     count = _count(split, limit) if index is None else len(index)
     totals = _totals(sums, device)
-    return {name: Mean.of_sums(*moments, count) for name, moments in totals.items()}
+    return {name: Estimate.of_sums(*moments, count) for name, moments in totals.items()}
 
 
-def reconstruction_error(
+class Reconstructed(NamedTuple):
+    """What one pass over images finds: each is encoded once for its loss and its reconstruction."""
+
+    means: dict[str, Estimate]  # as `measure` gives them
+    pixel_error: Estimate  # squared error of the pixels, in [0, 1], of the reconstructions
+    latents: Tensor  # (k, d), what the k images of this rank are reconstructed from
+
+
+def measure_reconstructions(
     model: LatentModel, split: Split, batch: int, seed: int = 0, limit: int | None = None
-) -> Mean:
-    """The squared error of the pixels, in [0, 1], of the model's reconstructions: a mean."""
-    sums: dict[str, Tensor] = {}
+) -> Reconstructed:
+    """As `measure`, and the reconstructions of the same images, shown as `forward` shows them."""
+    losses: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
+    kept = [torch.empty(0, model.latent_dim)]
     with evaluating(model) as device:
-        title = f"reconstructions of the {split.name} split"
+        title = f"losses and reconstructions of the {split.name} split"
         for part in _share(split, batch, device, title, limit):
-            shown = corrupted(model, part.images, Noise(seed, 0).of_images(part.index))
-            error = reconstruction_of(model, shown, split, part.index).float() - part.images
-            _add(sums, {"error": error.square().flatten(1).mean(1)})
-    return Mean.of_sums(*_totals(sums, device)["error"], _count(split, limit))
+            noise = Noise(seed, 0).of_images(part.index)
+            given: dict[str, Any] = {}
+            latents = learned_latents(model, split, part.index)
+            if latents is not None:
+                given = {"latents": latents}
+            elif isinstance(model, Inferring):
+                features = model.features(corrupted(model, part.images, noise))
+                given, latents = {"features": features}, model.code_of(features)
+            else:
+                latents = model.encode(corrupted(model, part.images, noise))
+            _add(losses, model(part.images, noise=noise, **given))
+            error = model.decode(latents).float() - part.images
+            _add(errors, {"error": error.square().flatten(1).mean(1)})
+            kept.append(latents.cpu())
+    count = _count(split, limit)
+    means = {name: Estimate.of_sums(*sums, count) for name, sums in _totals(losses, device).items()}
+    pixel_error = Estimate.of_sums(*_totals(errors, device)["error"], count)
+    return Reconstructed(means, pixel_error, torch.cat(kept))
 
 
 class Bound(NamedTuple):
@@ -143,7 +154,7 @@ def measure_bound(
     count = _count(split, limit)
     _, variances = totals["standard_error"]
     dominated, _ = totals["dominated"]
-    mean = Mean.of_sums(*totals["log_likelihood"], count)
+    mean = Estimate.of_sums(*totals["log_likelihood"], count)
     return Bound(*mean, math.sqrt(variances) / count, count, int(dominated))
 
 

@@ -22,7 +22,7 @@ class Sampler(NamedTuple):
     distance: float  # of decoded codes to the nearest test image, mean
 
 
-class Comparison(NamedTuple):
+class SamplerQuality(NamedTuple):
     """Samplers of codes side by side; fastlatent.metrics.samples says what the numbers miss."""
 
     samplers: dict[Sampling, Sampler]
@@ -78,7 +78,7 @@ def compare_samplers(
     seed: int,
     decoded: int = 500,  # images to compare with the test images
     batch: int = 500,
-) -> Comparison:
+) -> SamplerQuality:
     """Errors of the pair moments over 10,000 codes; nearness of decoded codes to test images."""
     device = next(model.parameters()).device
 
@@ -99,4 +99,4 @@ def compare_samplers(
         )
     order = train.spread(decoded)
     images = torch.cat([part.images for part in train.batches(batch, device, order=order)])
-    return Comparison(samplers, law, distance(images))
+    return SamplerQuality(samplers, law, distance(images))

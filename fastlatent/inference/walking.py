@@ -164,7 +164,7 @@ def space_of(prior: Prior, where: Space = "t", seed: int = 0) -> PathSpace:
     return PathSpace(prior.dim, lambda z: z, bound, lambda z: z, draw, prior.spread())
 
 
-class Measured(NamedTuple):
+class WalkMeasures(NamedTuple):
     """Numbers of k walks."""
 
     image_length: Tensor  # (k,), Euclidean, of the decoded images in [0, 1]
@@ -177,7 +177,7 @@ def measured(
     batch: int,
     space: PathSpace | None = None,
     objective: Objective | None = None,  # default: that of the space, with the weights of paths
-) -> Measured:
+) -> WalkMeasures:
     """How long the walks are, decoded with 8 chords between two steps, and how likely.
 
     The chords join points between the steps' latents. Of bits there is nothing between: their
@@ -192,7 +192,7 @@ def measured(
     if points is not None and space is not None:
         objective = objective or Objective(space.log_prob, units=space.units)
         terms = objective.terms(points.double())
-    return Measured(polyline_length(images), terms)
+    return WalkMeasures(polyline_length(images), terms)
 
 
 def between(z: Tensor, pieces: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Measures of how good a model or its samples are."""
 
+from fastlatent.estimate import Estimate
 from fastlatent.metrics.features import (
     Classifier,
     dinov2,
@@ -34,7 +35,6 @@ from fastlatent.metrics.precision_recall import (
 )
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
 from fastlatent.metrics.scores import Scores, score
-from fastlatent.metrics.sets import Estimate
 from fastlatent.metrics.statistics import FeatureStatistics
 
 __all__ = [

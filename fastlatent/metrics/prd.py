@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.metrics.sets import Estimate, check_counts, check_sets, plain_arithmetic
+from fastlatent.estimate import Estimate
+from fastlatent.metrics.sets import check_counts, check_sets, plain_arithmetic
 from fastlatent.metrics.units import common_units
 
 _EDGE = 1e-10  # angles keep this distance from 0 and from a right angle; also added to quotients

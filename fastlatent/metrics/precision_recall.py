@@ -38,10 +38,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlatent.estimate import Estimate
 from fastlatent.metrics.balls import Balls, Halves, Realism
 from fastlatent.metrics.distances import Block, distance_blocks, nearest_neighbours
 from fastlatent.metrics.sets import (
-    Estimate,
     check_counts,
     check_paired,
     check_sets,

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlatent.estimate import Estimate
 from fastlatent.metrics.frechet import frechet_from_features, frechet_standard_error
 from fastlatent.metrics.kernel import KernelDistance, kernel_distance
 from fastlatent.metrics.prd import PRDCurve, prd_curve, prd_f_beta
 from fastlatent.metrics.precision_recall import Neighbourhoods
-from fastlatent.metrics.sets import SEED, Estimate, plain_arithmetic
+from fastlatent.metrics.sets import SEED, plain_arithmetic
 
 NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage
 CLUSTERS = 20

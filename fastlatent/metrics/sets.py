@@ -1,9 +1,8 @@
 """What the comparisons of two sets of features share: checked arguments, numbers with errors."""
 
 import functools
-import math
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,21 +10,6 @@ from torch import Tensor
 SEED = 12345  # of what is drawn from two sets, as in the published evaluation of the LBAE
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-class Estimate(NamedTuple):
-    """A number from samples, with its standard error."""
-
-    value: float
-    error: float  # what it holds says the function that gave it; NaN where it cannot be known
-
-    def __str__(self) -> str:
-        """The value to the second digit of its error, and the error."""
-        value, error = self
-        if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-            return f"{value:,.5g}"
-        places = max(0, 1 - math.floor(math.log10(error)))
-        return f"{value:,.{places}f} ± {error:.{places}f}"
 
 
 def plain_arithmetic(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -5,6 +5,7 @@ layers and settings of M. P. Michelis and Q. Becker, "On Linear Interpolation in
 of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +125,7 @@ class BiGAN(LatentModel):
         target: Tensor | None = None,
         noise: Noise | None = None,
         turn: str | None = None,
+        features: Sequence[Tensor] | None = None,  # where they are known
     ) -> dict[str, Tensor]:
         """Per-image values of a turn, or without one the error of the reconstructions.
 
@@ -136,7 +138,7 @@ class BiGAN(LatentModel):
         x = 2 * x - 1
         z = self._normal(noise, turn or "measured", x)
         fake = self.discriminator(self.decoder(z), z)
-        code = self.encoder(x)
+        code = self.encoder(x) if features is None else features[0]
         real = self.discriminator(x, code)
         if turn is None:
             error = (at_least_float32(self.decoder(code)) - target).square().flatten(1).mean(1)
@@ -154,8 +156,15 @@ class BiGAN(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes: (n, c, h, w) -> (n, d)."""
+        return self.features(x)[0]
+
+    def features(self, x: Tensor) -> tuple[Tensor]:
+        """The codes alone: (n, c, h, w) -> (n, d)."""
         self._check_images("x", x)
-        return self.encoder(2 * x - 1)
+        return (self.encoder(2 * x - 1),)
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0]
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1]: (n, d) -> (n, c, h, w)."""

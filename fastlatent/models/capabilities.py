@@ -4,7 +4,7 @@ The functions below the protocols answer for every model, by the protocol where 
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastlatent.data import Split
 from fastlatent.models.base import NATS, LatentModel
+from fastlatent.models.learned import LearnedCodes, Room
 from fastlatent.noise import Noise
 from fastlatent.priors import Normal, Prior
 
@@ -25,6 +26,20 @@ class GaussianPosterior(Protocol):
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and deviation of q(z | x), each (n, d); None where settings make it another."""
+
+
+@runtime_checkable
+class Inferring(Protocol):
+    """Inference has a first part without random numbers, which `forward` takes as `features`.
+
+    So images whose losses and latents are both wanted are encoded once.
+    """
+
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        """What inference finds in images: (n, c, h, w) -> (n, ...) each."""
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, ...) each -> (n, d)."""
 
 
 @runtime_checkable
@@ -46,6 +61,9 @@ class LearnsCodes(Protocol):
 
     def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
         """Those of the images at `index` (k,): (k, d)."""
+
+    def codes_to_learn(self, split: Split, room: Room) -> LearnedCodes:
+        """Room for the latents of the split's images as training moves them, yet without values."""
 
 
 @runtime_checkable

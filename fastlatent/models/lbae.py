@@ -7,15 +7,15 @@ fastlatent.priors.BernoulliCopula. The paper's baseline, a Gaussian VAE on the s
 `latent="gaussian"`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlatent.models.base import NATS, LatentModel
-from fastlatent.models.renaming import check_tensors, rename
 from fastlatent.nn import (
     at_least_float32,
     bernoulli_nll,
@@ -184,7 +184,11 @@ class LBAE(LatentModel):
         self.encoder = Encoder(config)
 
     def forward(
-        self, x: Tensor, target: Tensor | None = None, noise: Noise | None = None
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        features: Sequence[Tensor] | None = None,  # of the corrupted images, where they are known
     ) -> dict[str, Tensor]:
         """Per-image losses; the input is corrupted as configured, the target is the clean image.
 
@@ -192,15 +196,16 @@ class LBAE(LatentModel):
         """
         self._check_images("x", x)
         target = self._checked_target(x, target)
-        encoded = self.encoder(self.corrupt(x, noise))
+        if features is None:
+            features = self.encoder(self.corrupt(x, noise))
 
         if self.latent_kind == "bits":
-            (logits,) = encoded
+            (logits,) = features
             codes, error = binarize(logits, self.config.surrogate)
             reconstruction = self._reconstruction_loss(self.decoder(codes), target)
             return {"loss": reconstruction, "quantization_error": error}
 
-        mean, log_variance = map(at_least_float32, encoded)
+        mean, log_variance = map(at_least_float32, features)
         z = mean
         if self.training or self.config.evaluate_with == "sample":
             z = mean + (log_variance / 2).exp() * _normal("latent", mean, noise)
@@ -216,9 +221,16 @@ class LBAE(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes +/-1, or posterior means: (n, c, h, w) -> (n, d). Never corrupts its input."""
+        return self.code_of(self.features(x))
+
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        """Logits of the bits, or mean and log variance: (n, c, h, w) -> (n, d) each."""
         self._check_images("x", x)
-        first, *_ = self.encoder(x)
-        return binarize(first, self.config.surrogate)[0] if self.latent_kind == "bits" else first
+        return self.encoder(x)
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        bits = self.latent_kind == "bits"
+        return binarize(features[0], self.config.surrogate)[0] if bits else features[0]
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         self._check_images("x", x)
@@ -278,86 +290,3 @@ def _required(name: str, noise: Noise | None) -> Noise:
     if noise is None:
         raise ValueError(f"LBAE: noise must be given, the configuration draws random {name} noise")
     return noise
-
-
-def convert_original(checkpoint: dict[str, Any]) -> tuple[LBAEConfig, dict[str, Tensor]]:
-    """Configuration and weights of a checkpoint of the authors' program (bits or VAE).
-
-    `checkpoint` is {"gen": ..., "enc": ..., ...}: state dictionaries of decoder and encoder. The
-    architecture, the kind of latent and d follow from the tensors. Every tensor must be there
-    with its shape and none may be left over, otherwise ValueError.
-    """
-    if not isinstance(checkpoint, dict) or not {"gen", "enc"} <= checkpoint.keys():
-        raise ValueError(
-            "convert_original: checkpoint must be a dictionary with the entries 'gen' and 'enc'"
-        )
-    original: dict[str, Tensor] = {}
-    for part in ("gen", "enc"):
-        check_tensors(checkpoint[part], repr(part), prefix=f"{part}.")
-        original |= {f"{part}.{name}": tensor for name, tensor in checkpoint[part].items()}
-    config = _original_config(checkpoint["gen"], checkpoint["enc"])
-    with torch.device("meta"):
-        expected = LBAE(config).state_dict()
-    modules = _original_modules(config)
-    names = {}
-    for name in expected:
-        module, leaf = name.rsplit(".", 1)
-        names[name] = f"{modules[module]}.{leaf}"
-    model = f"a {config.architecture} model of {config.dim} {config.latent} latents"
-    return config, rename(original, names, expected, model)
-
-
-def _original_config(gen: dict[str, Tensor], enc: dict[str, Tensor]) -> LBAEConfig:
-    """What the names and the shapes of the tensors say about the model."""
-    heads = {"l0l.weight": "bits", "l1.weight": "gaussian"}
-    found = [name for name in heads if name in enc]
-    if len(found) != 1 or enc[found[0]].dim() != 2:
-        raise ValueError(
-            "convert_original: enc must hold the matrix l0l.weight (bits) or l1.weight (VAE)"
-        )
-    stem = enc.get("ec0.weight")
-    if stem is None or stem.dim() != 4 or stem.shape[1] not in (1, 3):
-        raise ValueError(
-            "convert_original: enc must hold ec0.weight of shape (64, 1 or 3, 3, 3); "
-            f"got {None if stem is None else tuple(stem.shape)}"
-        )
-    small = "mnist" if stem.shape[1] == 1 else "cifar10"
-    name = "celeba" if "dc1.weight" in gen else small
-    latent = heads[found[0]]
-    return LBAEConfig(
-        architecture=name,
-        latent=latent,
-        dim=enc[found[0]].shape[0],
-        kl_weight=ARCHITECTURES[name].kl_weight if latent == "gaussian" else 0.0,
-    )
-
-
-def _original_modules(config: LBAEConfig) -> dict[str, str]:
-    """Our module names to the original's."""
-    architecture = ARCHITECTURES[config.architecture]
-    names = {
-        "encoder.stem": "enc.ec0",
-        "encoder.stem_norm": "enc.bn0",
-        "encoder.inner": "enc.ec4",
-        "encoder.heads.logits": "enc.l0l",
-        "encoder.heads.mean": "enc.l1",
-        "encoder.heads.log_variance": "enc.l2",
-        "decoder.project": "gen.l1l",
-        "decoder.expand": "gen.dc4",
-        "decoder.expand_norm": "gen.bn4",
-        "decoder.image": "gen.dc5",
-    }
-
-    def add_stages(ours: str, part: str, conv: str, count: int, first: int) -> None:
-        for index in range(count):
-            stage, k = f"{ours}.stages.{index}", first + index
-            names[f"{stage}.conv"] = f"{part}.{conv}{k}"
-            names[f"{stage}.norm"] = f"{part}.bn{k}"
-            for unit in (1, 2):
-                names[f"{stage}.residual.conv{unit}"] = f"{part}.b{k}{unit}"
-                names[f"{stage}.residual.norm{unit}"] = f"{part}.bn{k}{unit}"
-
-    add_stages("encoder", "enc", "ec", len(architecture.encoder), first=1)
-    # The decoder's stages are numbered so that the last doubling is always dc4.
-    add_stages("decoder", "gen", "dc", len(architecture.decoder), 4 - len(architecture.decoder))
-    return names

@@ -103,14 +103,18 @@ class VAE(LatentModel):
         return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
     def forward(
-        self, x: Tensor, target: Tensor | None = None, noise: Noise | None = None
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        features: Sequence[Tensor] | None = None,  # where they are known
     ) -> dict[str, Tensor]:
         """Per-image values; raises ValueError without `noise`, as latents are always drawn."""
         self._check_images("x", x)
         target = 2 * self._checked_target(x, target) - 1
         if noise is None:
             raise ValueError("VAE: noise must be given, the latents are drawn at random")
-        mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
+        mean, log_variance = self.features(x) if features is None else features
         draws = self._normal(noise, mean.expand(self.config.samples, *mean.shape))
         z = (mean + (log_variance / 2).exp() * draws).flatten(0, 1)
         errors = self._errors(z, target.expand(self.config.samples, *target.shape).flatten(0, 1))
@@ -130,24 +134,28 @@ class VAE(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means: (n, c, h, w) -> (n, d)."""
-        self._check_images("x", x)
-        return self.encoder(2 * x - 1)[0]
+        return self.features(x)[0]
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self._check_images("x", x)
-        mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
+        mean, log_variance = self.features(x)
         return mean, (log_variance / 2).exp()
 
-    def features(self, x: Tensor) -> Sequence[Tensor]:
-        """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
-        return self.gaussian_posterior(x)
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior: (n, c, h, w) -> (n, d) each."""
+        self._check_images("x", x)
+        mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
+        return mean, log_variance
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.
 
         The variance of the pixels is the fixed one of the loss.
         """
-        mean, std = features
+        mean, log_variance = features
+        std = (log_variance / 2).exp()
         drawn = self._normal(noise, mean)
         z = mean + std * drawn
         squares = self._errors(z, 2 * x - 1).sum(1)

@@ -5,8 +5,9 @@ which says what `log_prob` returns: "exact", "lower_bound", or "none" where it r
 contract is `Prior`.
 """
 
+from fastlatent.estimate import Estimate
 from fastlatent.priors.aggregate import Divergences, aggregate_log_prob, posterior_divergences
-from fastlatent.priors.base import Estimate, FitReport, PathSpace, Prior, cross_entropy
+from fastlatent.priors.base import FitReport, PathSpace, Prior, cross_entropy
 from fastlatent.priors.codes import CodeStatistics, edit_attribute, random_bits
 from fastlatent.priors.copula import BernoulliCopula, CodePath, Directions, Distortion
 from fastlatent.priors.hierarchical import Bound, Hierarchical, Ladder

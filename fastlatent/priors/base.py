@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from fastlatent.estimate import Estimate
 from fastlatent.noise import RowStream
 
 Density = Literal["exact", "lower_bound", "none"]
@@ -40,13 +41,6 @@ class PathSpace(NamedTuple):
     lift: Callable[[Tensor], Tensor]  # points (..., dim) -> latents (..., prior.dim)
     draw: Callable[[int, torch.Generator | None], Tensor]  # n -> points (n, dim), of that density
     units: Tensor | None = None  # (dim,): what lengths are measured in; None: 1
-
-
-class Estimate(NamedTuple):
-    """A mean over latents, in nats, with its standard error."""
-
-    value: float
-    error: float
 
 
 class Prior(nn.Module, ABC):

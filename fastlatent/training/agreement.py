@@ -15,12 +15,12 @@ from fastlatent.runs import EVALUATED, State, check_values, flat, read_metrics, 
 MARK = 8  # hexadecimal digits by which images and checkpoints are told apart
 
 # Settings in which ranks may differ: where images lie and how they are read.
-OWN = {"data.name", "data.root", "data.resident", "data.workers", "data.download"}
+OF_RANKS = {"data.name", "data.root", "data.resident", "data.workers", "data.download"}
 
 
 def what_ranks_share(config: TrainConfig, data: Dataset, resume: State | None) -> dict[str, Any]:
     """What has to be the same on all ranks, by names to tell it by."""
-    shared = {name: value for name, value in flat(to_json(config)).items() if name not in OWN}
+    shared = {name: value for name, value in flat(to_json(config)).items() if name not in OF_RANKS}
     for split in filter(None, (data.train, data.test, data.validation)):
         shared[f"{split.name} images"] = f"{len(split):,} (of mark {split.mark_text[:MARK]})"
     shared["checkpoint"] = (

@@ -21,7 +21,8 @@ from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import processes, world
 from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
-from fastlatent.models.capabilities import Annealed, DataDependent, LaidOut, Staged
+from fastlatent.models.capabilities import Annealed, DataDependent, LaidOut, LearnsCodes, Staged
+from fastlatent.models.learned import LearnedCodes, Room
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig
 from fastlatent.runs import (
@@ -33,7 +34,6 @@ from fastlatent.runs import (
     unpack_generators,
     unpack_optimizer,
 )
-from fastlatent.training.codes import learned_codes
 from fastlatent.training.meter import Meter
 from fastlatent.training.objective import Move, moves, total
 from fastlatent.training.plan import Plan
@@ -55,6 +55,11 @@ def optimizer_of(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.opt
     return OPTIMIZERS[config.optimizer](
         groups, lr=config.lr, weight_decay=config.weight_decay, **options
     )
+
+
+def mixed_precision(config: TrainConfig) -> str:
+    """What accelerate calls the precision."""
+    return "no" if config.precision == "fp32" else config.precision
 
 
 @contextmanager
@@ -81,7 +86,7 @@ def accelerated(config: TrainConfig) -> Iterator["Accelerator"]:
         with _without_settings_of_the_launcher(config):
             accelerator = Accelerator(
                 cpu=device.type == "cpu",
-                mixed_precision="no" if config.precision == "fp32" else config.precision,
+                mixed_precision=mixed_precision(config),
                 gradient_accumulation_steps=config.accumulate,
                 dynamo_backend="inductor" if config.compile else "no",
             )
@@ -97,7 +102,7 @@ def accelerated(config: TrainConfig) -> Iterator["Accelerator"]:
 def _without_settings_of_the_launcher(config: TrainConfig) -> Iterator[None]:
     """Leave out what `accelerate launch` sets by the environment, and say which ours overrule."""
     chosen = {
-        "MIXED_PRECISION": "no" if config.precision == "fp32" else config.precision,
+        "MIXED_PRECISION": mixed_precision(config),
         "GRADIENT_ACCUMULATION_STEPS": str(config.accumulate),
         "DYNAMO_BACKEND": "inductor" if config.compile else "no",
         **dict.fromkeys(("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM"), "false"),
@@ -121,6 +126,27 @@ def _without_settings_of_the_launcher(config: TrainConfig) -> Iterator[None]:
         yield
     finally:
         os.environ |= given
+
+
+def codes_of(
+    model: LatentModel, config: TrainConfig, accelerator: "Accelerator", split: Split, folder: Path
+) -> LearnedCodes | None:
+    """Room for the codes of the training images, where the model learns any."""
+    if not isinstance(model, LearnsCodes):
+        return None
+    if config.precision == "fp16":
+        raise UsageError("--precision fp16 does not go with learned codes; use bf16 or fp32")
+    room = Room(
+        accelerator.device,
+        config.seed,
+        config.batch,
+        config.test_batch,
+        folder,
+        accelerator.process_index,
+        accelerator.num_processes,
+        in_file=config.code_table == "file",
+    )
+    return model.codes_to_learn(split, room)
 
 
 class Diverged(RunError):
@@ -166,7 +192,7 @@ class Learner:
         self._rated = [rated for move in self._moves for rated in move.rated]
         groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
         self.optimizer = accelerator.prepare(optimizer_of(config, groups))
-        self.codes = learned_codes(config, self.model, split, accelerator, place)
+        self.codes = codes_of(self.model, config, accelerator, split, place)
         self.meter = Meter(accelerator.device)
         self.best: Best | None = None
         self.skipped = 0  # steps left out because something was not finite
@@ -237,7 +263,8 @@ class Learner:
                 return
             seen.append([move.labelled(each, norm) for each in values])
         if self.codes is not None:
-            seen.append(self.codes.move(self._moves[0], parts, noises))
+            objective = self.accelerator.unwrap_model(self._moves[0].objective)
+            seen.append(self.codes.move(objective, parts, noises))
         self._skipped_in_a_row = 0
         for turns in zip(*seen, strict=True):
             self.meter.add(total(turns), step + 1)

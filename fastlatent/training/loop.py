@@ -1,22 +1,15 @@
 """The training loop: one run from its settings to its pictures, on every rank."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastlatent.data import Dataset, Split, load
-from fastlatent.inference.gallery import show_model
-from fastlatent.inference.latents import unit_images
+from fastlatent.data import Dataset, load
 from fastlatent.inference.passes import (
-    HELD_OUT,
-    conclude,
-    evaluating,
     gather_codes,
-    measure_bound,
-    measure_loss,
-    refit,
 )
-from fastlatent.inference.quality import compare_samplers
 from fastlatent.jobs.errors import Heard, RunError, Stopped, sentence_of
 from fastlatent.jobs.progress import Progress, Stopwatch, say
 from fastlatent.jobs.ranks import (
@@ -30,19 +23,13 @@ from fastlatent.jobs.ranks import (
     world,
 )
 from fastlatent.jobs.signals import Signals
-from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import (
     Concluding,
     LearnsCodes,
-    Refitting,
-    Staged,
-    Termed,
-    turns_of,
 )
-from fastlatent.plots import loss_curve, save, term_curves, tiles
 from fastlatent.presets import TrainConfig
-from fastlatent.priors import BernoulliCopula, CodeStatistics
-from fastlatent.runs import Log, Run, State, locked, read_metrics
+from fastlatent.runs import Log, Run, State, locked
+from fastlatent.training import measuring, showing
 from fastlatent.training.agreement import check_resumable, what_ranks_share
 from fastlatent.training.learner import (
     AGREE_EVERY,
@@ -52,16 +39,12 @@ from fastlatent.training.learner import (
     check_bound,
     check_shapes,
 )
-from fastlatent.training.plan import Plan, film_index
+from fastlatent.training.plan import Plan
 from fastlatent.training.single import check_parts
-from fastlatent.training.usage import constant_bits, latents_in_use, usage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-ROUNDING = 1e-9  # below this a logged number is rounding alone
-# Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
-MOST_LATENTS = 128
+    from PIL.Image import Image
 
 
 def train(
@@ -178,9 +161,9 @@ class Training:
 
     def learn(self) -> None:
         """Train to the last step."""
-        self._introduce()
+        showing.introduce(self)
         if self.fresh:
-            self._save()  # whether checkpoints can be written shows now, not after hours
+            self.save()  # whether checkpoints can be written shows now, not after hours
         last = self.plan.last_step
         watch = Stopwatch()
         with Progress("training", last, min(self.done, last)) as progress:
@@ -204,33 +187,33 @@ class Training:
 
     def _follow(self, events: set[str], watch: Stopwatch, progress: Progress) -> None:
         """Do what follows a step; what a signal leaves undone, the resumed run begins with."""
+
+        def log() -> None:
+            progress.note = self._log_loss(watch)
+
+        def shown_at_once(show: Callable[[Training], None]) -> None:
+            with self.signals.at_once():
+                show(self)
+
+        doing = {
+            "refit": partial(measuring.fit_between_epochs, self),
+            "log": log,
+            "eval": partial(measuring.evaluate, self),
+            "bound": partial(measuring.bound, self),
+            "pictures": partial(shown_at_once, showing.draw),
+            "film": partial(shown_at_once, showing.film),
+        }
         self.due = set(events)
         try:
-            if "refit" in events:
-                self._refit()
-            self.due.discard("refit")
-            if "log" in events:
-                progress.note = self._log_loss(watch)
-            self.due.discard("log")
-            if "eval" in events:
-                self._evaluate()
-            self.due.discard("eval")
-            if "bound" in events:
-                self._bound()
-            self.due.discard("bound")
-            if "pictures" in events and self.done < self.plan.last_step:  # the end draws its own
-                with self.signals.at_once():
-                    self._draw()
-            self.due.discard("pictures")
-            if "film" in events:
-                with self.signals.at_once():
-                    self._film()
-            self.due.discard("film")
+            for event, do in doing.items():
+                if event in events:
+                    do()
+                self.due.discard(event)
         except Heard as heard:
-            self._save()
+            self.save()
             raise self._stopped(heard.signal_number) from None
         if "checkpoint" in events:
-            self._save()
+            self.save()
 
     def _stopped(self, signal: int) -> Stopped:
         return Stopped(
@@ -251,107 +234,10 @@ class Training:
         means = self.learner.meter.read()
         rate = watch.read()
         skipped = self.learner.skipped
-        self._record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
+        self.record("train", {**means, "images_per_second": rate, "skipped_steps": skipped})
         return f"loss {means['loss']:.4g}  {rate:,.0f} images/s" if means else ""
 
-    def _refit(self) -> None:
-        """What the model fits between epochs, after the checkpoint: the fit may take long."""
-        model, epochs = self.learner.model, self.done // self.plan.steps_per_epoch
-        if not (isinstance(model, Refitting) and model.refit_images(epochs)):
-            return
-        if "checkpoint" in self.due:
-            self._save()
-        batch, seed = self.config.test_batch, self.config.seed
-        limit = min(HELD_OUT, self.config.test_images or HELD_OUT)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        try:
-            with self.signals.at_once():
-                numbers = refit(model, self.train, batch, seed, epochs, self.test, limit)
-        except Heard:
-            model.load_state_dict(before)
-            raise
-        self.learner.copy_buffers()
-        if numbers:
-            self._record("refit", numbers)
-            told = (f"{name.replace('_', ' ')} {_short(value)}" for name, value in numbers.items())
-            say(f"{self._position()}: prior fitted anew: {', '.join(told)}")
-
-    def _evaluate(self) -> None:
-        """The loss on the test split, and the weights if it is the lowest so far."""
-        model = self.learner.shown()
-        with self.signals.at_once():
-            losses = self._measured(model, self.test)
-            in_use = latents_in_use(model, self.test, self.config.test_batch)
-        self.test_loss = losses["loss"]
-        best = self.learner.note_test_loss(self.done, self.test_loss)
-        known = {} if in_use is None else {"latents_in_use": float(in_use)}
-        self._record(self.test.name, losses | known)
-        latents = self.learner.latents() if best else {}
-        with main_alone() as mine:
-            if best and mine:
-                self.run.write_best(model.state_dict(), self.done, self.test_loss, latents)
-        mark = ", the lowest so far" if best else ""
-        collapsed = usage(model, losses, in_use)
-        mark += f"; {collapsed}" if collapsed else ""
-        name, unit = self.test.name, model.loss_unit
-        say(f"{self._position()}: {name} loss {self.test_loss:.4f} {unit}{mark}")
-
-    def _measured(self, model: LatentModel, split: Split) -> dict[str, float]:
-        """The losses on the images of a split that are configured for it."""
-        config = self.config
-        return measure_loss(model, split, config.test_batch, config.seed, config.test_images)
-
-    def _bound(self) -> None:
-        """The importance-weighted bound on the test split."""
-        model, config, samples = self.learner.shown(), self.config, self.config.bound_samples
-        with self.signals.at_once():
-            bound = measure_bound(
-                model, self.test, samples, config.test_batch, config.seed, config.bound_images
-            )
-        numbers = {"log_likelihood": bound.value, "standard_error": bound.error}
-        self._record("bound", {"samples": samples, **numbers})
-        say(
-            f"{self._position()}: log-likelihood at least {bound.value:.4f} nats per image "
-            f"by {samples} samples, standard error {bound.error:.4f}"
-        )
-        if bound.warning is not None:
-            say(f"{self._position()}: {bound.warning}")
-
-    def _draw(self) -> None:
-        """Pictures of the model as it is; samples by the codes of part of the training set."""
-        model, copula = self.learner.shown(), None
-        if model.latent_kind == "bits":
-            limit = self.config.picture_codes
-            codes = gather_codes(model, self.train, self.config.test_batch, limit=limit)
-            copula = BernoulliCopula().fit(codes)
-        with main_alone() as mine:
-            if not mine:
-                return
-            pictures = show_model(
-                model, self.test, self.config.seed, self.config.test_batch, copula
-            )
-            for name, picture in pictures.items():
-                path = self.run.images / f"step-{self.done:08}-{name}.png"
-                save(picture, path, self._subject())
-                self.log.picture(name, self.done, picture)
-
-    def _film(self) -> None:
-        """A frame of the training film."""
-        learner, film = self.learner, self.run.film
-        index = film_index(len(self.train), self.config.film_images)
-        model = learner.shown()
-        latents = None if learner.codes is None else learner.codes.gather(index)
-        with main_alone() as mine:
-            if not mine:
-                return
-            images = unit_images(self.train, index, self.accelerator.device)
-            with evaluating(model):
-                shown = model.reconstruct(images) if latents is None else model.decode(latents)
-            film.mkdir(exist_ok=True)
-            save(tiles(images), film / "originals.png")
-            save(tiles(shown), film / f"{self.done:08}.png")
-
-    def _save(self) -> None:
+    def save(self) -> None:
         self.learner.check_weights(self.done)
         values = {
             "epoch": self.plan.epoch(self.done),
@@ -370,129 +256,38 @@ class Training:
     def conclude(self) -> None:
         """What a finished run shows: test loss, codes to sample from, pictures, where to go on."""
         if self.test_loss is None:
-            self._evaluate()
+            measuring.evaluate(self)
         model = self.learner.shown()
         if self.data.validation is not None:
             test = self.data.test.to(self.accelerator.device)
-            losses = self._measured(model, test)
-            self._record("test", losses)
-            say(f"{self._position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
+            losses = measuring.losses_on(self, model, test)
+            self.record("test", losses)
+            say(f"{self.position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
         if isinstance(model, Concluding) and model.concluding_images:
-            self._conclude_model(model)
+            measuring.fit_at_the_end(self, model)
         codes = None
         if model.latent_kind == "bits":
             labels = len(self.data.label_names or ())
             codes = gather_codes(model, self.train, self.config.test_batch, labels)
         with main_alone() as mine:
             if mine:
-                self._show(model, codes)
+                showing.show(self, model, codes)
                 self.run.finish(self.done)
 
-    def _conclude_model(self, model: LatentModel) -> None:
-        """What the model fits to its trained weights, into the run's weights, last and best.
-
-        Checkpoints keep the weights that training goes on from.
-        """
-        conclude(model, self.train, self.config.test_batch, self.config.seed)
-        losses = self._measured(model, self.test)
-        fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
-        self._record("fitted", fitted)
-        for name, value in fitted.items():
-            unit = model.unit_of(name)
-            say(f"{self._position()}: {name.replace('_', ' ')} {value:.4f} {unit}".rstrip())
-        with main_alone() as mine:
-            if not mine:
-                return
-            self.run.write_weights(model.state_dict())
-            best = self.learner.best
-            if best is not None:
-                if best.step != self.done:
-                    model = self.run.model("best", self.accelerator.device)
-                    conclude(model, self.train, self.config.test_batch, self.config.seed)
-                self.run.write_best(model.state_dict(), *best)
-
-    def _show(self, model: LatentModel, codes: CodeStatistics | None) -> None:
-        seed, batch = self.config.seed, self.config.test_batch
-        say()
-        name, unit = self.test.name, model.loss_unit
-        say(f"{name} loss {self.test_loss:.4f} {unit} after {self._position()}")
-        copula = None
-        if codes is not None:
-            self.run.write_codes("last", codes)
-            copula = BernoulliCopula().fit(codes)
-            constant = constant_bits(codes)
-            if constant:
-                say(f"{constant} of {model.latent_dim} bits are the same for all training images")
-            if model.latent_dim > 1:  # one bit has no pair moments
-                quality = compare_samplers(model, codes, copula, self.train, self.test, seed)
-                self._record("samples", quality.values())
-                say("\n".join(quality.lines()))
-        pictures = show_model(model, self.test, seed, batch, copula, every_sampling=True)
-        metrics = read_metrics(self.out)
-        turns = {f"{turn.name}_loss": turn.unit for turn in turns_of(model)}
-        pictures["loss"] = loss_curve(metrics, model.loss_unit, turns)
-        if isinstance(model, Termed) and model.terms:
-            pictures["terms"] = term_curves(metrics, model.terms)
-        for name, picture in pictures.items():
-            path = self.run.images / f"{name}.png"
-            if self.done > self.first or not path.exists():  # sample may have drawn more since
-                save(picture, path, self._subject())
-                self.log.picture(name, self.done, picture)
-        say(f"pictures in {self.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
-        say("next:")
-        steps, epochs = self.config.steps, self.config.epochs
-        more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
-        geometry = (
-            f"python -m fastlatent.geodesics {self.out} --pairs 20",
-            f"python -m fastlatent.interpolate {self.out} --method geodesic",
-        )
-        studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
-        for line in (
-            f"python -m fastlatent.sample {self.out} --n 100",
-            f"python -m fastlatent.reconstruct {self.out}",
-            f"python -m fastlatent.interpolate {self.out}",
-            *([f"python -m fastlatent.film {self.out}"] if self.run.film.is_dir() else []),
-            *(geometry if studied else ()),
-            f"{self.command} {more}",
-            f"tensorboard --logdir {self.out}",
-        ):
-            say(f"  {line}")
-
-    def _introduce(self) -> None:
-        config, weights = self.config, self.learner.model.parameters()
-        train, test, name = len(self.train), len(self.test), self.test.name
-        size = sum(parameter.numel() for parameter in weights)
-        ranks = f" on {self.plan.world} processes" if self.plan.world > 1 else ""
-        say(
-            f"{config.name}: {train:,} train and {test:,} {name} images of {self.data.name}, "
-            f"{size:,} weights, {config.precision} on {self.accelerator.device.type}{ranks}, "
-            f"into {self.out}"
-        )
-        if self.done >= self.plan.last_step:
-            option = "--epochs" if config.steps is None else "--steps"
-            say(f"already trained to {self._position()}; {option} takes it further")
-        elif self.done:
-            say(f"going on after {self._position()}")
-        model, epochs = self.learner.model, self.plan.epoch(self.plan.last_step)
-        idle = model.idle_in(epochs) if isinstance(model, Staged) else None
-        if idle is not None:
-            say(idle)
-
-    def _position(self) -> str:
+    def position(self) -> str:
         return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"
 
-    def _subject(self) -> str:
-        return f"{self.run.path.name}: {self.config.name}, {self._position()}"
+    def subject(self) -> str:
+        return f"{self.run.path.name}: {self.config.name}, {self.position()}"
 
-    def _record(self, kind: str, numbers: dict[str, float]) -> None:
+    def record(self, kind: str, numbers: dict[str, float]) -> None:
         if self.log is not None:
             self.log.numbers(kind, self.done, self.plan.epoch(self.done), numbers)
+
+    def record_picture(self, name: str, picture: "Image") -> None:
+        if self.log is not None:
+            self.log.picture(name, self.done, picture)
 
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-def _short(value: float) -> str:
-    """To five digits; what is rounding alone is 0."""
-    return f"{0 if abs(value) < ROUNDING else value:.5g}"

@@ -100,8 +100,3 @@ class Plan:
             for _ in range(min(self.steps_per_epoch - position, self.last_step - done)):
                 yield done, list(islice(batches, parts))
                 done += 1
-
-
-def film_index(images: int, shown: int) -> Tensor:  # (shown,) int64
-    """Which training images a film shows: evenly spread, repeated where there are fewer."""
-    return torch.linspace(0, images - 1, shown, dtype=torch.float64).round().long()

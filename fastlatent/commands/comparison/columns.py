@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 from fastlatent.commands.comparison.evaluation import Evaluation
 from fastlatent.commands.comparison.subject import Subject
+from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import FITTED
 from fastlatent.jobs.progress import format_seconds
-from fastlatent.metrics import Estimate
 from fastlatent.models.base import NATS
 
 Better = Literal["lower", "higher"]

@@ -40,7 +40,7 @@ class Curve:
 
 
 @dataclass
-class Panel:
+class Chart:
     """Curves that share an axis, because their values can be compared."""
 
     title: str
@@ -48,24 +48,24 @@ class Panel:
     curves: list[Curve] = field(default_factory=list)
 
 
-def panels_of(runs: Sequence[Subject]) -> list[Panel]:
+def charts_of(runs: Sequence[Subject]) -> list[Chart]:
     """Training and test losses, those of one scale together; losses of turns by themselves."""
-    panels: dict[tuple[object, ...], Panel] = {}
+    panels: dict[tuple[object, ...], Chart] = {}
     for place, run in enumerate(runs):
         turns = run.turns
         drawn = [("test", "loss")] + ([] if turns else [("train", "loss")])
         for kind, name in drawn:
             loss = f"loss, {run.model.loss_unit}"
-            panel = panels.setdefault(run.scale, Panel(run.subject, loss))
+            panel = panels.setdefault(run.scale, Chart(run.subject, loss))
             _add(panel, place, run, kind, name)
         for turn in turns:
             loss = f"{turn.replace('_', ' ')}, training"
-            panel = panels.setdefault((*run.scale, turn), Panel(run.subject, loss))
+            panel = panels.setdefault((*run.scale, turn), Chart(run.subject, loss))
             _add(panel, place, run, "train", turn)
     return [panel for panel in panels.values() if panel.curves]
 
 
-def _add(panel: Panel, place: int, run: Subject, kind: str, name: str) -> None:
+def _add(panel: Chart, place: int, run: Subject, kind: str, name: str) -> None:
     points = thinned(run.curve(kind, name))
     if any(math.isfinite(value) for _, value in points):
         panel.curves.append(Curve(place, run.label, kind, points))
@@ -80,7 +80,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> Points:
     return [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
 
 
-def panel_svg(panel: Panel) -> str:
+def chart_svg(panel: Chart) -> str:
     """The panel, with its values in `data-` attributes for the page's script."""
     low, high, above = _range(panel)
     last = max(x for curve in panel.curves for x, _ in curve.points)
@@ -146,7 +146,7 @@ class Frame:
         return [self.left, self.right, LEFT, WIDTH - RIGHT, WIDTH]
 
 
-def _range(panel: Panel) -> tuple[float, float, bool]:
+def _range(panel: Chart) -> tuple[float, float, bool]:
     """The lowest and highest value to show, and whether others lie above."""
     values = {
         kind: sorted(y for c in panel.curves if c.kind == kind for _, y in c.points if _finite(y))
@@ -194,7 +194,7 @@ def key_svg(place: int) -> str:
     )
 
 
-def _values(panel: Panel) -> list[dict[str, object]]:
+def _values(panel: Chart) -> list[dict[str, object]]:
     """The points in numbers, short enough for a page."""
     return [
         {

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastlatent.estimate import Estimate
 from fastlatent.files.reading import read_json
 from fastlatent.jobs.errors import RunError
-from fastlatent.metrics import Estimate
 from fastlatent.runs import Run
 from fastlatent.runs.files import fingerprint
 from fastlatent.runs.folder import WEIGHT_FILES
@@ -26,7 +26,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class StoredSet:
     """Images of one kind, measured by their features."""
 
     images: int | None
@@ -46,7 +46,7 @@ class Evaluation:
     bits: dict[str, Estimate]  # those of `values` that are likelihoods, in bits per dimension
     samples: dict[str, int]  # draws behind a bound, by the name of the value
     features: Features | None
-    sets: dict[str, ImageSet]
+    sets: dict[str, StoredSet]
 
 
 def read_evaluation(run: Run) -> Evaluation | None:
@@ -100,7 +100,7 @@ def _features(stored: dict[str, Any], path: Path) -> Features | None:
     )
 
 
-def _sets(stored: dict[str, Any], path: Path) -> dict[str, ImageSet]:
+def _sets(stored: dict[str, Any], path: Path) -> dict[str, StoredSet]:
     sets = {}
     for name, entry in _object(stored.get("sets", {}), path, "sets").items():
         entry = _object(entry, path, f"sets: {name}")
@@ -109,7 +109,7 @@ def _sets(stored: dict[str, Any], path: Path) -> dict[str, ImageSet]:
             measured = _measured(number, ("value", "error"), path, f"sets: {name}: {metric}")
             if measured is not None:
                 found[metric] = measured
-        sets[name] = ImageSet(_count(entry.get("images"), path, f"sets: {name}: images"), found)
+        sets[name] = StoredSet(_count(entry.get("images"), path, f"sets: {name}: images"), found)
     return sets
 
 

@@ -7,7 +7,7 @@ from string import Template
 
 from fastlatent import __version__
 from fastlatent.commands.comparison.columns import LAYERS, Column
-from fastlatent.commands.comparison.curves import key_svg, panel_svg, panels_of
+from fastlatent.commands.comparison.curves import chart_svg, charts_of, key_svg
 from fastlatent.commands.comparison.pictures import KINDS, Picture, by_kind
 from fastlatent.commands.comparison.subject import Subject
 
@@ -25,11 +25,11 @@ def page(
     if layers:
         shown = f"<details><summary>{LAYERS}</summary>{_table(layers, labels)}</details>"
         sections.append(shown)
-    panels = panels_of(runs)
+    panels = charts_of(runs)
     if panels:
         figures = "".join(
             f'<figure class="panel"><figcaption>{escape(panel.title)} '
-            f"<small>{escape(panel.loss)}</small></figcaption>{panel_svg(panel)}"
+            f"<small>{escape(panel.loss)}</small></figcaption>{chart_svg(panel)}"
             '<div class="tip" hidden></div></figure>'
             for panel in panels
         )

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,13 @@ from fastlatent.data import DataConfig, Dataset, epoch_order
 from fastlatent.files.image_files import BACKGROUND
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import main_first
-from fastlatent.metrics.features import dinov2, inception, stored_classifier
+from fastlatent.metrics.features import (
+    dinov2,
+    inception,
+    jpeg_round_trip,
+    stored_classifier,
+    to_uint8,
+)
 
 Kind = Literal["classifier", "inception", "dinov2"]
 TRAINING_BATCH = 128
@@ -28,36 +35,50 @@ class Extractor(NamedTuple):
     about: str
 
 
-def open_extractor(
-    kind: Kind,
-    weights: Path | None,
-    name: str | None,  # of a network in a repository
-    data: tuple[DataConfig, Dataset] | None,  # what a classifier learns
-    device: torch.device,
-    trust_code: bool = False,
-) -> Extractor:
-    """The network of that kind, ready on the device; `trust_code` lets its file run code.
+@dataclass(frozen=True)
+class Chosen:
+    """Whose features sets of images are to be compared by."""
 
-    Raises ValueError or OSError where it cannot be had, in one sentence.
-    """
-    if kind == "inception":
-        try:
-            network = inception(weights)
-        except ModuleNotFoundError as error:
-            raise ValueError(str(error)) from None
-        return Extractor(network.to(device), kind, "Inception network of the FID")
-    if kind == "dinov2":
-        if weights is None:
-            raise ValueError("--features dinov2 needs --feature-weights, the network's file")
-        folder = weights.expanduser().parent if name is not None else weights
-        of_folder = weights if name is not None else None
-        transformer = dinov2(folder, name, of_folder, trust_code=trust_code)
-        return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
-    if data is None:
-        raise ValueError(
-            "--features classifier needs --data, the data set whose training images it learns"
-        )
-    return classifier_of(*data, device)
+    kind: Kind | Literal["auto", "none"] = "auto"
+    weights: Path | None = None
+    name: str | None = None  # of a network in a repository
+    trust_code: bool = False  # let the file of the weights run code
+    jpeg: bool = False  # images are stored as JPEG before, not in 8 bits
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor]:
+        """What images (n, c, h, w) in [0, 1] pass through before their features are taken."""
+        return partial(jpeg_round_trip, rgb=self.kind == "inception") if self.jpeg else to_uint8
+
+    def open(
+        self,
+        kind: Kind,  # what "auto" comes to
+        data: tuple[DataConfig, Dataset] | None,  # what a classifier learns
+        device: torch.device,
+    ) -> Extractor:
+        """The network of that kind, ready on the device.
+
+        Raises ValueError or OSError where it cannot be had, in one sentence.
+        """
+        if kind == "inception":
+            try:
+                network = inception(self.weights)
+            except ModuleNotFoundError as error:
+                raise ValueError(str(error)) from None
+            return Extractor(network.to(device), kind, "Inception network of the FID")
+        if kind == "dinov2":
+            weights, name = self.weights, self.name
+            if weights is None:
+                raise ValueError("--features dinov2 needs --feature-weights, the network's file")
+            folder = weights.expanduser().parent if name is not None else weights
+            of_folder = weights if name is not None else None
+            transformer = dinov2(folder, name, of_folder, trust_code=self.trust_code)
+            return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
+        if data is None:
+            raise ValueError(
+                "--features classifier needs --data, the data set whose training images it learns"
+            )
+        return classifier_of(*data, device)
 
 
 def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Extractor:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from fastlatent.commands.evaluation.extractors import Extractor, check_labels
 from fastlatent.data import DataConfig, Dataset, load
+from fastlatent.estimate import Estimate
 from fastlatent.files.image_files import BACKGROUND
 from fastlatent.files.reading import read_json
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
-from fastlatent.metrics import Estimate, FeatureStatistics, Scores, frechet_distance, score
+from fastlatent.metrics import FeatureStatistics, Scores, frechet_distance, score
 from fastlatent.metrics.features import extract
 from fastlatent.metrics.features.sources import Source, array_source, open_source, read_stored
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from fastlatent.commands.trained import Trained
 from fastlatent.data import Split
+from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import FITTED
-from fastlatent.inference.passes import Bound, Mean, measure, measure_bound
+from fastlatent.inference.passes import Bound, measure, measure_bound
 from fastlatent.jobs.errors import RunError
 from fastlatent.jobs.progress import say
-from fastlatent.metrics import Estimate
 from fastlatent.models import LaDDer
 from fastlatent.models.base import NATS
 from fastlatent.priors import Prior, PriorKind
@@ -45,14 +45,14 @@ def ruled_by(model: LaDDer, prior: Prior) -> Iterator[None]:
 class UnderPrior(NamedTuple):
     """What the bounds of a model are under a prior, in nats per image."""
 
-    loss: Mean  # -ELBO
-    kl: Mean
+    loss: Estimate  # -ELBO
+    kl: Estimate
     bound: Bound | None  # importance-weighted
 
     def numbers(self) -> tuple[Estimate | None, ...]:
         """-ELBO, KL and bound, for a table."""
         bound = None if self.bound is None else Estimate(self.bound.value, self.bound.error)
-        return Estimate(*self.loss), Estimate(*self.kl), bound
+        return self.loss, self.kl, bound
 
     def values(self) -> dict[str, Any]:
         """The numbers as JSON values."""
@@ -66,6 +66,7 @@ class UnderPrior(NamedTuple):
 
 def bounds_under(
     model: LaDDer,
+    own: UnderPrior,
     priors: dict[PriorKind, Prior],
     split: Split,
     batch: int,
@@ -73,19 +74,15 @@ def bounds_under(
     samples: int | None,  # of the importance-weighted bound; None: without
     limit: int | None,
 ) -> dict[str, UnderPrior]:
-    """The bounds of one VAE under its own prior, and with each of the others in its place."""
-
-    def here() -> UnderPrior:
-        means = measure(model, split, batch, seed, limit)
-        bound = None
-        if samples is not None:
-            bound = measure_bound(model, split, samples, batch, seed, limit)
-        return UnderPrior(means["loss"], means["kl"], bound)
-
-    found = {"prior": here()}
+    """The bounds of one VAE under its `own` prior, and with each of the others in its place."""
+    found = {"prior": own}
     for kind, prior in priors.items():
         with ruled_by(model, prior):
-            found[kind] = here()
+            means = measure(model, split, batch, seed, limit)
+            bound = None
+            if samples is not None:
+                bound = measure_bound(model, split, samples, batch, seed, limit)
+        found[kind] = UnderPrior(means["loss"], means["kl"], bound)
     return found
 
 

@@ -1,12 +1,19 @@
 """What was measured, as a table to print, as JSON, and as a picture."""
 
+import json
 import math
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlatent import plots
-from fastlatent.inference.passes import Bound, Mean
+from fastlatent.commands.evaluation.extractors import Extractor
+from fastlatent.estimate import Estimate
+from fastlatent.inference.passes import Bound
+from fastlatent.jobs.progress import say
 from fastlatent.metrics import KernelDistance, Scores
+from fastlatent.metrics.features import distance_name
 from fastlatent.models.base import NATS
 
 if TYPE_CHECKING:
@@ -21,8 +28,8 @@ TITLES = {"prd_f8": "F8", "prd_f1/8": "F1/8"}
 class Losses:
     """What a model says of held-out images."""
 
-    means: dict[str, Mean]
-    pixel_error: Mean  # squared error of the pixels of reconstructions
+    means: dict[str, Estimate]
+    pixel_error: Estimate  # squared error of the pixels of reconstructions
     bound: Bound | None
     samples: int | None  # of the bound
     units: dict[str, str]  # of the means, by their names
@@ -56,7 +63,7 @@ class Losses:
 
     def values(self) -> dict[str, dict[str, Any]]:
         """The numbers as JSON values; null for an error that cannot be known."""
-        measured: dict[str, Mean | Bound] = dict(self.means)
+        measured: dict[str, Estimate | Bound] = dict(self.means)
         if self.bound is not None:
             measured[LIKELIHOOD] = self.bound
         values: dict[str, dict[str, Any]] = {}
@@ -148,6 +155,31 @@ class Comparisons:
             if scores.prd is not None
         }
         return plots.prd_curves(curves, f"PRD against {self.features['reference']}")
+
+
+def comparisons(extractor: Extractor | None, reference: str, count: int | None) -> Comparisons:
+    """No set yet next to the reference of so many images; None: features come as they are."""
+    known = {"reference": reference, "reference_images": count}
+    if extractor is None:
+        about = {"extractor": "features as given", "short": "features"}
+        return Comparisons(distance_name(None), about | known)
+    about = {"extractor": extractor.about, "short": extractor.short}
+    return Comparisons(distance_name(extractor.features), about | known)
+
+
+def draw_prd(compared: Comparisons, path: Path, subject: str) -> None:
+    """The PRD curves, where there are any."""
+    if any(scores.prd for scores in compared.sets.values()):
+        say(f"picture: {plots.save(compared.picture(), path, subject)}")
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a line of JSON to a file of results."""
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    with path.open("a") as file:
+        file.write(json.dumps({"time": stamp} | values) + "\n")
 
 
 def _subsets(kernel: KernelDistance) -> dict[str, float]:

@@ -19,8 +19,8 @@ from fastlatent.inference.walking import walk, walkings
 from fastlatent.jobs.progress import track
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
-from fastlatent.models.capabilities import corrupted, latents_of, reconstruction_of
-from fastlatent.noise import Noise, generator
+from fastlatent.models.capabilities import latents_of
+from fastlatent.noise import generator
 from fastlatent.priors import BernoulliCopula, Prior, PriorKind
 
 STEPS = 12  # of an interpolation, with both ends, which are two reconstructions
@@ -50,7 +50,7 @@ def real_images(split: Split, n: int, batch: int, device: torch.device) -> Image
 def made_by_model(
     model: LatentModel,
     train: Split,
-    test: Split,
+    reconstructed_from: Tensor,  # (k, d), latents of the test images that fall to this rank
     n: int,
     batch: int,
     seed: int,
@@ -59,7 +59,7 @@ def made_by_model(
 ) -> list[ImageSet]:
     """Samples of each method and prior, reconstructions of n test images, interpolations.
 
-    The test images are those of `real_images`.
+    The test images are those of `real_images` with the same n and batch.
 
     An interpolation goes between two training images that no other one uses, in 12 steps of the
     model's first method of walking. One of the 10 between its ends is drawn, so that the images
@@ -79,14 +79,12 @@ def made_by_model(
         return ImageSet(method, n, made)
 
     def reconstructed() -> Made:
-        for start, end in shares(len(shown), batch):
-            index = shown[start:end]
-            images = unit_images(test, index, device)
-            with evaluating(model):
-                seen = corrupted(model, images, Noise(seed, 0).of_images(index))
-                yield start, reconstruction_of(model, seen, test, index)
+        first = 0
+        for start, end in shares(n, batch):
+            part = reconstructed_from[first : first + end - start]
+            yield start, decode(model, part, batch)
+            first += len(part)
 
-    shown = test.spread(n)
     pairs = pick_pairs(len(train), n, seed)
     walks = pairs.shape[1]
     places = torch.randint(1, STEPS - 1, (walks,), generator=generator(seed, 0, "places"))
@@ -103,7 +101,7 @@ def made_by_model(
             yield first, decode(model, latents, batch)
 
     sets = [samples(method) for method in (*SAMPLINGS[model.latent_kind], *priors)]
-    sets.append(ImageSet("reconstruction", len(shown), reconstructed, copies=True))
+    sets.append(ImageSet("reconstruction", n, reconstructed, copies=True))
     if walks:
         sets.append(ImageSet("interpolation", walks, interpolated))
     return sets

@@ -16,7 +16,15 @@ from fastlatent.commands.experiments.shorter import encode
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.latents import decode
 from fastlatent.inference.passes import evaluating
-from fastlatent.inference.walking import Measured, Space, Walk, measured, space_of, walk, walkings
+from fastlatent.inference.walking import (
+    Space,
+    Walk,
+    WalkMeasures,
+    measured,
+    space_of,
+    walk,
+    walkings,
+)
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.models.capabilities import latent_prior, prior_dim
@@ -210,7 +218,7 @@ def walk_likely(
 def _report(
     likely: Likely,
     found: LikelihoodPaths,
-    numbers: dict[str, Measured],
+    numbers: dict[str, WalkMeasures],
     joined: Joined,
     path: Path,
 ) -> None:

@@ -1,21 +1,26 @@
 """Methods of walking next to each other: how far their images move, how likely, how real."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from fastlatent.commands.evaluation.extractors import Extractor
-from fastlatent.commands.evaluation.sets import ImageSet, Made, features_of
+from fastlatent.commands.evaluation.extractors import Extractor, classifier_of
+from fastlatent.commands.evaluation.sets import ImageSet, Made, features_of, real_images
 from fastlatent.commands.experiments.ends import Joined
-from fastlatent.commands.experiments.likely_walks import Likely
+from fastlatent.commands.experiments.likely_walks import Density, Likely, LikelyOptions
 from fastlatent.commands.experiments.shorter import metric_of
 from fastlatent.commands.trained import Trained
+from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import Repair, decode
 from fastlatent.inference.walking import WALKINGS, Walk, Walking, measured, walk
-from fastlatent.metrics import Estimate, frechet_from_features
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.progress import say
+from fastlatent.metrics import frechet_from_features
 from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
+from fastlatent.models.capabilities import latent_prior
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,46 @@ def rows_of(
             )
         )
     return rows
+
+
+def likely_of(trained: Trained, kind: Density | Literal["auto"]) -> tuple[Likely | None, str]:
+    """The density that counts; None where latents are bits, or for the reason given."""
+    if trained.model.latent_kind == "bits":
+        return None, ""
+    if kind == "auto":
+        kind = "gmm" if latent_prior(trained.model) is None else "own"
+    try:
+        return Likely(trained, LikelyOptions(prior=kind)), ""
+    except (UsageError, RunError) as error:
+        say(f"{trained.run.path}: no likely walks and no log p: {error}")
+        return None, f"no density: {error}"
+
+
+def features_for(trained: Trained, name: str) -> tuple[Extractor, Tensor] | None:
+    """A network and its features of the split; None where there are no labels to learn."""
+    data = trained.data
+    if data.label_names is None:
+        say(f"{data.name} has no labels to learn features from")
+        return None
+    extractor = classifier_of(trained.run.config.data, data, trained.device)
+    split = trained.split(name)
+    shown = real_images(split, len(split), trained.batch, trained.device)
+    return extractor, features_of(shown, extractor.features, trained.batch, to_uint8)
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The table for people."""
+    width = 2 + max(len("run"), *(len(row.run) for row in rows))
+    titles = "of images", "log p", "FD(classifier)"
+    table = [f"  {'run':{width}}{'method':12}" + "".join(f"{title:>20}" for title in titles)]
+    for row in rows:
+        cells = (row.image_length, row.log_density, row.distance)
+        shown = "".join(
+            f"{'' if cell is None else f'{cell.value:.3f} ±{cell.error:.3f}':>20}" for cell in cells
+        )
+        shown = row.note or shown
+        table.append(f"  {row.run:{width}}{row.method:12}{shown}".rstrip())
+    return table
 
 
 def _mean(values: Tensor) -> Estimate:  # (k,)

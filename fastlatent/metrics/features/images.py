@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlatent.files.eight_bits import to_uint8
+
 
 def check_images(name: str, images: Tensor) -> None:
     """Raise unless the images are (n, c, h, w) with 1 or 3 channels, uint8 or within [0, 1]."""
@@ -23,22 +25,6 @@ def check_images(name: str, images: Tensor) -> None:
         raise ValueError(
             f"{name}: floating-point images must lie in [0, 1]; got {low:.4g} to {high:.4g}"
         )
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images (n, c, h, w) in 8 bits: floor(255 x + 0.5), clipped to 0..255; uint8 as it is.
-
-    NaN is an error. This rounding is that of the published protocol of the LBAE.
-    """
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise TypeError(f"to_uint8: images must be uint8 or floating point; got {images.dtype}")
-    if images.isnan().any():
-        raise ValueError("to_uint8: images must be numbers; got NaN")
-    # At least float32: 255 x + 0.5 in half precision would round a second time.
-    wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    return (255 * wide + 0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Networks", ICML 2018, arXiv 1707.05776.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from fastlatent.models.glo.codes import project
 from fastlatent.models.glo.config import GLOConfig
 from fastlatent.models.glo.fitting import Fitted, fit_codes
 from fastlatent.models.glo.generators import build_generator
+from fastlatent.models.glo.learning import ANCHORS, MovingCodes
 from fastlatent.models.glo.losses import (
     ImageLoss,
     absolute_error,
@@ -24,9 +26,9 @@ from fastlatent.models.glo.losses import (
     squared_error,
 )
 from fastlatent.models.glo.principal import Principal
+from fastlatent.models.learned import Room
 from fastlatent.noise import Noise
 
-ANCHORS = 256  # learned codes among whose images a search looks for starts
 UNITS = {
     "laplacian": "Laplacian L1",
     "moments": "difference of local moments",
@@ -43,6 +45,10 @@ class GLO(LatentModel):
     moments of the learned codes, which are buffers, as is what else a search and new codes need.
     """
 
+    images_mark: Tensor  # of the images that the codes belong to
+    image_mean: Tensor
+    directions: Tensor
+    component_scale: Tensor
     codes: Tensor | None  # (N, d) of the training images, where they are at hand; never moved
 
     def __init__(self, config: GLOConfig, loss: ImageLoss | None = None):
@@ -67,6 +73,9 @@ class GLO(LatentModel):
             self.register_buffer("image_mean", torch.zeros(size))
             self.register_buffer("directions", torch.zeros(d, size))
             self.register_buffer("component_scale", torch.ones(()))
+
+    def codes_to_learn(self, split: Split, room: Room) -> MovingCodes:
+        return MovingCodes(self, split, room)
 
     @property
     def starts_at_components(self) -> bool:
@@ -101,6 +110,7 @@ class GLO(LatentModel):
         target: Tensor | None = None,
         noise: Noise | None = None,
         latents: Tensor | None = None,  # (n, d), the codes of the images; fitted by default
+        features: Fitted | None = None,  # what `fit` found, where that is known
     ) -> dict[str, Tensor]:
         """Per-image values, of images in [-1, 1].
 
@@ -113,7 +123,7 @@ class GLO(LatentModel):
             raise ValueError("GLO: latents must be given in training, codes are learned with them")
         values = {}
         if latents is None:
-            fitted = self.fit(x)
+            fitted = self.fit(x) if features is None else features
             latents, values["loss_of_start"] = fitted.codes, fitted.start_loss
         self._check_latents("latents", latents)
         if len(latents) != len(x):
@@ -188,6 +198,13 @@ class GLO(LatentModel):
     def encode(self, x: Tensor) -> Tensor:
         """Codes fitted to the images: (n, c, h, w) -> (n, d)."""
         return self.fit(x).codes
+
+    def features(self, x: Tensor) -> Fitted:
+        """What a search finds, the codes first: (n, c, h, w) -> (n, d), (n,), (n,)."""
+        return self.fit(x)
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0]
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1]: (n, d) -> (n, c, h, w)."""

@@ -196,6 +196,7 @@ class LaDDer(LatentModel):
         target: Tensor | None = None,
         noise: Noise | None = None,
         turn: str | None = None,
+        features: Sequence[Tensor] | None = None,  # where they are known
     ) -> dict[str, Tensor]:
         """Per-image values; those of a turn have the loss of its weights.
 
@@ -205,7 +206,7 @@ class LaDDer(LatentModel):
         target = self._checked_target(x, target)
         if noise is None:
             raise ValueError("LaDDer: noise must be given, the latents are drawn at random")
-        mean, std = self.encoder(x)
+        mean, std = self.encoder(x) if features is None else features
         z = mean + std * self._normal(noise, mean)
         if turn in ("prior", "prior_scale"):
             return {"loss": -self._apart_log_prior(mean, std, z, noise)}
@@ -325,6 +326,9 @@ class LaDDer(LatentModel):
     def features(self, x: Tensor) -> Sequence[Tensor]:
         """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
         return self.gaussian_posterior(x)
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats.

@@ -93,7 +93,11 @@ class LadderVAE(LatentModel):
             self.beta.fill_(min(1.0, step / self.config.beta_anneal))
 
     def forward(
-        self, x: Tensor, target: Tensor | None = None, noise: Noise | None = None
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        noise: Noise | None = None,
+        features: Sequence[Tensor] | None = None,  # where they are known; without dropout
     ) -> dict[str, Tensor]:
         """Per-image values; raises ValueError without `noise`, as latents are always drawn."""
         self._check_images("x", x)
@@ -102,7 +106,9 @@ class LadderVAE(LatentModel):
             raise ValueError("LadderVAE: noise must be given, the latents are drawn at random")
         # Drawing splits a compiled pass; what follows is one piece.
         normal, masks = self._normal(len(x), noise), self._masks(x, noise)
-        passed = self.top_down_pass(self._bottom_up(x, masks), noise=normal, masks=masks)
+        if features is None:
+            features = self._bottom_up(x, masks)
+        passed = self.top_down_pass(features, noise=normal, masks=masks)
         reconstruction = -self.likelihood.log_prob(passed.features, target)
         analytical = self.training and self.config.analytical_kl
         kls = passed.kl_analytical if analytical else passed.kl_sampled
@@ -134,8 +140,10 @@ class LadderVAE(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means, each layer's given those above: (n, c, h, w) -> (n, d)."""
-        self._check_images("x", x)
-        return self.posterior(self._bottom_up(x)).latents
+        return self.code_of(self.features(x))
+
+    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+        return self.posterior(features).latents
 
     def decode(self, z: Tensor) -> Tensor:
         """Means of the likelihood, in [0, 1]: (n, d) -> (n, c, h, w)."""

@@ -1,10 +1,9 @@
-"""The codes that are learned with the weights, one for each training image, as training moves them.
+"""The codes of training images as training moves them, one for each image.
 
 Under torch.distributed each rank holds the codes of its own images.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,47 +11,38 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastlatent.data import Batch, Split
-from fastlatent.jobs.errors import UsageError
-from fastlatent.models import GLO, LatentModel
-from fastlatent.models.capabilities import LearnsCodes
-from fastlatent.models.glo import CodeTable, principal_directions
-from fastlatent.models.glo.codes import mapped
-from fastlatent.models.glo.model import ANCHORS
+from fastlatent.files.subset import spread_to_both_ends
+from fastlatent.models.glo.codes import CodeTable, mapped
+from fastlatent.models.glo.principal import principal_directions
+from fastlatent.models.learned import Room
 from fastlatent.noise import Noise, generator
-from fastlatent.presets import TrainConfig
-from fastlatent.training.objective import Move
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from fastlatent.models.glo.model import GLO
 
+ANCHORS = 256  # learned codes among whose images a search looks for starts
 BLOCK = 4096  # images whose random codes are drawn together, whoever holds them
 SUBSET = 24_576  # images that the components of large ones are computed from
 
 
-class LearnedCodes:
+class MovingCodes:
     """The table of codes at work in a training run."""
 
-    def __init__(
-        self, config: TrainConfig, model: GLO, split: Split, accelerator: "Accelerator", place: Path
-    ):
-        """Room for the codes, in a mapped file in the folder `place` where so configured."""
-        if config.precision == "fp16":
-            raise UsageError("--precision fp16 does not go with learned codes; use bf16 or fp32")
-        self.config, self.model, self.split = config, model, split
-        self.accelerator, self.place = accelerator, place
+    def __init__(self, model: "GLO", split: Split, room: Room):
+        self.model, self.split, self.room = model, split, room
         self.simultaneous = model.config.order == "simultaneous"
         self.table = CodeTable.empty(
             len(split),
             model.latent_dim,
             model.config.projection,
-            accelerator.device,
-            scratch=place if config.code_table == "file" else None,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            room.device,
+            scratch=room.folder if room.in_file else None,
+            rank=room.rank,
+            world=room.world,
         )
         own = model.config.per_sample_alpha
         # On the mean loss of the whole batch, over all parts and ranks.
-        self.rate = model.config.alpha if own is None else own * config.batch
+        self.rate = model.config.alpha if own is None else own * room.batch
         self._taken: list[tuple[Tensor, Tensor]] = []
 
     def initialise(self) -> None:
@@ -66,7 +56,7 @@ class LearnedCodes:
             for batch in self._own(self._passes()):
                 self.table.write(batch.index, self.model.components(batch.images))
             return
-        seed, d = self.config.seed, self.table.dim
+        seed, d = self.room.seed, self.table.dim
         for block, index in enumerate(torch.arange(self.table.count).split(BLOCK)):
             stream, shape = Noise(seed, block), (len(index), d)
             if self.model.config.initial == "gaussian":
@@ -82,14 +72,14 @@ class LearnedCodes:
         size = model.image_mean.numel()
         order = None
         if size > 3072 and n > SUBSET:
-            order = torch.randperm(n, generator=generator(self.config.seed, 0, "components"))
+            order = torch.randperm(n, generator=generator(self.room.seed, 0, "components"))
             order = order[:SUBSET].sort().values
         found = principal_directions(
             lambda: ((2 * batch.images - 1).flatten(1) for batch in self._passes(order)),
             n if order is None else len(order),
             size,
             model.latent_dim,
-            generator(self.config.seed, 1, "components"),
+            generator(self.room.seed, 1, "components"),
         )
         model.image_mean.copy_(found.mean)
         model.directions.copy_(found.directions)
@@ -102,7 +92,7 @@ class LearnedCodes:
 
     def _passes(self, order: Tensor | None = None) -> Iterator[Batch]:
         """The images once, in file order or at the indices `order`."""
-        return self.split.batches(self.config.test_batch, self.accelerator.device, order=order)
+        return self.split.batches(self.room.test_batch, self.room.device, order=order)
 
     def _own(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """What of the batches is this rank's."""
@@ -112,7 +102,7 @@ class LearnedCodes:
 
     def take(self, batch: Batch) -> dict[str, Tensor]:
         """What the objective is given for these images; their gradients are for `move`."""
-        rows = self.table.rows(batch.index, self.accelerator.device)
+        rows = self.table.rows(batch.index, self.room.device)
         if self.simultaneous:
             rows.requires_grad_()
             self._taken.append((batch.index, rows))
@@ -123,7 +113,10 @@ class LearnedCodes:
         self._taken.clear()
 
     def move(
-        self, weights: Move, parts: list[Batch], noises: list[Noise]
+        self,
+        objective: Callable[..., dict[str, Tensor]],
+        parts: list[Batch],
+        noises: list[Noise],
     ) -> list[dict[str, Tensor]]:
         """Bring the codes of a step down their gradient, after the weights have moved.
 
@@ -131,31 +124,31 @@ class LearnedCodes:
         of another pass, with the new weights, whose loss is returned for each part.
         """
         if self.simultaneous:
-            # accelerate has divided the loss by the parts, DDP averages over ranks.
+            # The trainer has divided the loss by the parts, DDP averages over ranks.
             for index, rows in self._taken:
+                assert rows.grad is not None
                 self.table.move(index, rows.detach(), rows.grad, self.rate / self.table.world)
             self._taken.clear()
             return [{} for _ in parts]
-        objective = self.accelerator.unwrap_model(weights.objective)
         share = self.rate / (self.table.world * len(parts))
         seen = []
         for batch, noise in zip(parts, noises, strict=True):
-            rows = self.table.rows(batch.index, self.accelerator.device).requires_grad_()
+            rows = self.table.rows(batch.index, self.room.device).requires_grad_()
             loss = objective(batch.images, noise, latents=rows)["loss"]
             (gradient,) = torch.autograd.grad(loss, rows)
             self.table.move(batch.index, rows.detach(), gradient, share)
             seen.append({"loss_of_moved_weights": loss.detach()})
         return seen
 
-    def describe(self, model: GLO) -> None:
+    def describe(self, model: "GLO") -> None:
         """Tell the model what new codes and searches need; asks all ranks."""
         n = self.table.count
-        index = torch.linspace(0, n - 1, min(ANCHORS, n), dtype=torch.float64).round().long()
+        index = spread_to_both_ends(n, min(ANCHORS, n))
         model.describe_codes(*self.table.moments(_total), self.gather(index))
 
     def gather(self, index: Tensor) -> Tensor:
         """The codes at `index` (k,) of whichever rank, on all of them: (k, d)."""
-        device = self.accelerator.device
+        device = self.room.device
         codes = torch.zeros(len(index), self.table.dim, device=device)
         mine = index % self.table.world == self.table.rank
         codes[mine.to(device)] = self.table.rows(index[mine], device)
@@ -170,12 +163,12 @@ class LearnedCodes:
             return self.table.values
         main = self.table.rank == 0
         n, d, world = self.table.count, self.table.dim, self.table.world
-        out = mapped(n, d, self.place) if main else None
+        out = mapped(n, d, self.room.folder) if main else None
         longest = -(-n // world)
         step = max(1, (1 << 24) // (4 * d * world))
         for start in range(0, longest, step):
             end = min(start + step, longest)
-            mine = torch.zeros(end - start, d, device=self.accelerator.device)
+            mine = torch.zeros(end - start, d, device=self.room.device)
             rows = self.table.values[start:end]
             mine[: len(rows)] = rows
             shares = [torch.empty_like(mine) for _ in range(world)]
@@ -202,16 +195,6 @@ class LearnedCodes:
     def all_finite(self) -> bool:
         """Whether every code of this rank is."""
         return all(bool(rows.isfinite().all()) for _, rows in self.table.chunks())
-
-
-def learned_codes(
-    config: TrainConfig, model: LatentModel, split: Split, accelerator: "Accelerator", place: Path
-) -> LearnedCodes | None:
-    """The codes of the training images, where the model learns any."""
-    if not isinstance(model, LearnsCodes):
-        return None
-    assert isinstance(model, GLO)
-    return LearnedCodes(config, model, split, accelerator, place)
 
 
 def _total(sums: Tensor) -> Tensor:

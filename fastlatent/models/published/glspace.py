@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.models.bigan import BiGAN, BiGANConfig
-from fastlatent.models.renaming import check_tensors, rename
+from fastlatent.models.published.renaming import check_tensors, rename
 from fastlatent.models.spectral import MAP_CHANNELS
 from fastlatent.models.vae import VAE, VAEConfig
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlatent.models.lvae.config import LikelihoodName, LVAEConfig
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS
 from fastlatent.models.lvae.model import LadderVAE
-from fastlatent.models.renaming import check_tensors, rename
+from fastlatent.models.published.renaming import check_tensors, rename
 from fastlatent.nn import ResidualLayout
 
 DROPOUT = 0.2  # the program's default, where a checkpoint tells no more than that there was some

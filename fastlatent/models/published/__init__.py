@@ -1,0 +1,1 @@
+"""Checkpoints of the authors' programs, read as models of the families here."""

@@ -1,0 +1,149 @@
+"""What a run in training shows: its beginning, pictures on the way, and its end."""
+
+from typing import TYPE_CHECKING
+
+from fastlatent.files.subset import spread_to_both_ends
+from fastlatent.inference.gallery import show_model
+from fastlatent.inference.latents import unit_images
+from fastlatent.inference.passes import (
+    evaluating,
+    gather_codes,
+)
+from fastlatent.inference.quality import compare_samplers
+from fastlatent.jobs.progress import say
+from fastlatent.jobs.ranks import (
+    main_alone,
+)
+from fastlatent.models import LatentModel
+from fastlatent.models.capabilities import (
+    Staged,
+    Termed,
+    turns_of,
+)
+from fastlatent.plots import loss_curve, save, term_curves, tiles
+from fastlatent.priors import BernoulliCopula, CodeStatistics
+from fastlatent.runs import read_metrics
+from fastlatent.training.usage import constant_bits
+
+if TYPE_CHECKING:
+    from fastlatent.training.loop import Training
+
+# Metrics are matrices of latents by latents; beyond this many, their geometry takes hours.
+MOST_LATENTS = 128
+
+
+def introduce(training: "Training") -> None:
+    """Say what is trained on what, and where it goes on."""
+    config, weights = training.config, training.learner.model.parameters()
+    train, test, name = len(training.train), len(training.test), training.test.name
+    size = sum(parameter.numel() for parameter in weights)
+    ranks = f" on {training.plan.world} processes" if training.plan.world > 1 else ""
+    say(
+        f"{config.name}: {train:,} train and {test:,} {name} images of {training.data.name}, "
+        f"{size:,} weights, {config.precision} on {training.accelerator.device.type}{ranks}, "
+        f"into {training.out}"
+    )
+    if training.done >= training.plan.last_step:
+        option = "--epochs" if config.steps is None else "--steps"
+        say(f"already trained to {training.position()}; {option} takes it further")
+    elif training.done:
+        say(f"going on after {training.position()}")
+    model, epochs = training.learner.model, training.plan.epoch(training.plan.last_step)
+    idle = model.idle_in(epochs) if isinstance(model, Staged) else None
+    if idle is not None:
+        say(idle)
+
+
+def draw(training: "Training") -> None:
+    """Pictures of the model as it is; samples by the codes of part of the training set.
+
+    None after the last step, as the end draws its own.
+    """
+    if training.done == training.plan.last_step:
+        return
+    model, copula = training.learner.shown(), None
+    if model.latent_kind == "bits":
+        limit = training.config.picture_codes
+        codes = gather_codes(model, training.train, training.config.test_batch, limit=limit)
+        copula = BernoulliCopula().fit(codes)
+    with main_alone() as mine:
+        if not mine:
+            return
+        pictures = show_model(
+            model, training.test, training.config.seed, training.config.test_batch, copula
+        )
+        for name, picture in pictures.items():
+            path = training.run.images / f"step-{training.done:08}-{name}.png"
+            save(picture, path, training.subject())
+            training.record_picture(name, picture)
+
+
+def film(training: "Training") -> None:
+    """A frame of the training film."""
+    learner, film = training.learner, training.run.film
+    index = spread_to_both_ends(len(training.train), training.config.film_images)
+    model = learner.shown()
+    latents = None if learner.codes is None else learner.codes.gather(index)
+    with main_alone() as mine:
+        if not mine:
+            return
+        images = unit_images(training.train, index, training.accelerator.device)
+        with evaluating(model):
+            shown = model.reconstruct(images) if latents is None else model.decode(latents)
+        film.mkdir(exist_ok=True)
+        save(tiles(images), film / "originals.png")
+        save(tiles(shown), film / f"{training.done:08}.png")
+
+
+def show(training: "Training", model: LatentModel, codes: CodeStatistics | None) -> None:
+    """The end of a run: loss, samplers, pictures, and what to try next; on the first rank."""
+    seed, batch = training.config.seed, training.config.test_batch
+    say()
+    name, unit = training.test.name, model.loss_unit
+    say(f"{name} loss {training.test_loss:.4f} {unit} after {training.position()}")
+    copula = None
+    if codes is not None:
+        training.run.write_codes("last", codes)
+        copula = BernoulliCopula().fit(codes)
+        constant = constant_bits(codes)
+        if constant:
+            say(f"{constant} of {model.latent_dim} bits are the same for all training images")
+        if model.latent_dim > 1:  # one bit has no pair moments
+            quality = compare_samplers(model, codes, copula, training.train, training.test, seed)
+            training.record("samples", quality.values())
+            say("\n".join(quality.lines()))
+    pictures = show_model(model, training.test, seed, batch, copula, every_sampling=True)
+    metrics = read_metrics(training.out)
+    turns = {f"{turn.name}_loss": turn.unit for turn in turns_of(model)}
+    pictures["loss"] = loss_curve(metrics, model.loss_unit, turns)
+    if isinstance(model, Termed) and model.terms:
+        pictures["terms"] = term_curves(metrics, model.terms)
+    for name, picture in pictures.items():
+        path = training.run.images / f"{name}.png"
+        if training.done > training.first or not path.exists():  # sample may have drawn more since
+            save(picture, path, training.subject())
+            training.record_picture(name, picture)
+    say(f"pictures in {training.run.images}: " + ", ".join(f"{name}.png" for name in pictures))
+    say("next:")
+    for line in next_steps(training, model):
+        say(f"  {line}")
+
+
+def next_steps(training: "Training", model: LatentModel) -> list[str]:
+    """Commands that go on from a finished run."""
+    steps, epochs = training.config.steps, training.config.epochs
+    more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
+    geometry = (
+        f"python -m fastlatent.geodesics {training.out} --pairs 20",
+        f"python -m fastlatent.interpolate {training.out} --method geodesic",
+    )
+    studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
+    return [
+        f"python -m fastlatent.sample {training.out} --n 100",
+        f"python -m fastlatent.reconstruct {training.out}",
+        f"python -m fastlatent.interpolate {training.out}",
+        *([f"python -m fastlatent.film {training.out}"] if training.run.film.is_dir() else []),
+        *(geometry if studied else ()),
+        f"{training.command} {more}",
+        f"tensorboard --logdir {training.out}",
+    ]
