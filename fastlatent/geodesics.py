@@ -81,7 +81,7 @@ class Options(CurveOptions):
     """How many pairs to show image by image: those that gain most, of two runs those on which the
     models differ least."""
     threshold: float | None = None
-    """Of two runs show only pairs whose improvements differ by at most so many percent points."""
+    """Show only pairs whose improvements in two runs differ by at most this many percent points."""
     map: bool = True
     """Where there are two latents, draw the map of the metric."""
     folder: Path | None = None

@@ -27,7 +27,7 @@ from fastlatent.priors import edit_attribute
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes
-- real latents, --method spherical or linear: around the origin, or straight
+- real latents, --method spherical (slerp) or linear (lerp)
 - real latents, --method geodesic: straight and along a shorter curve under the metric that the
   decoder gives the latents, in equal steps, with the lengths of both, how the search came to them
   and the cosines between their images (numbers in a CSV and a JSON file, curves in an npz file

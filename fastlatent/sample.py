@@ -63,8 +63,8 @@ class Options(RunOptions):
     """How to draw the latents; default: copula for bits, prior for Gaussian latents. The priors
     normal ... ladder are those that fit_prior has fitted to this run."""
     noise: bool = True
-    """Of priors in two steps: with the noise of p(z | t), as draws have it; without, pictures are
-    smoother but no draws of the prior."""
+    """Add the noise of p(z | t) in priors with two steps; pictures without it are smoother, but no
+    draws of the prior."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula."""
     out: Path | None = None
@@ -75,11 +75,11 @@ class Options(RunOptions):
     quality: bool = True
     """Measure how close samples come to training codes and test images (bits)."""
     split: Literal["test", "train"] = "test"
-    """Of a data set: which images to write."""
+    """Images to write when a data set is named in place of a run."""
     classes: tuple[int, ...] = ()
-    """Of a data set: only images with these labels; default: all."""
+    """Write only images of a data set with these labels; default: all."""
     size: int | None = None
-    """Of a data set: side of the images; default: their own."""
+    """Side of the written images of a data set; default: their own."""
 
 
 @command

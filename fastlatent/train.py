@@ -30,8 +30,8 @@ class Command:
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
     style: str | None = None
-    """Of a GLO preset, other settings to start from: paper, or seed for those of the original
-    program, put right."""
+    """Settings of a GLO preset to start from: paper, or seed for those of the original program,
+    corrected."""
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
     prior: PriorKind | None = None
@@ -49,7 +49,7 @@ class Command:
     """With --resume: go on from this kept checkpoint instead of the newest; what came after it
     is dropped."""
     timeout: float = PATIENCE
-    """Of several processes: seconds after which one that gives no sign of life is given up."""
+    """Seconds of silence after which another process is given up."""
 
 
 class Task(NamedTuple):

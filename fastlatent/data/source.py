@@ -34,7 +34,7 @@ def take(images: Images, rows: Tensor) -> Images:
 
 
 def set_apart(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Of n images the others and `count` drawn at random by the seed, each in file order."""
+    """Leave out `count` of n images at random: those kept and those left out, in file order."""
     order = torch.randperm(n, generator=generator(seed, 0, "images set apart"))
     return order[count:].sort().values, order[:count].sort().values
 

@@ -304,7 +304,7 @@ def _share(
 
 
 def shares(n: int, batch: int) -> list[tuple[int, int]]:
-    """Of n things in batches: the start and end of each batch that falls to this rank."""
+    """Start and end of each batch of n things that falls to this rank."""
     parts = [(k, min(k + batch, n)) for k in range(0, n, batch)]
     return parts[rank() :: world()]
 

@@ -28,7 +28,7 @@ GRACE = 10.0  # seconds for this process to end by itself once another is gone
 
 
 def rank() -> int:
-    """Of this process in its group, or as a launcher has told it; 0 of a lone process."""
+    """Rank of this process in its group, or as its launcher says; a lone process has rank 0."""
     if _grouped():
         return dist.get_rank()
     return (integer("RANK", 0) or 0) if launched() > 1 else 0
@@ -108,7 +108,7 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
 
 @contextmanager
 def _described() -> Iterator[None]:
-    """What the group tells of the ranks, the environment tells, too."""
+    """Set the environment variables of ranks from what the process group knows."""
     known: dict[str, int] = {}
     if _grouped():
         known = dict(zip(LAUNCHED, (world(), rank(), _local_rank()), strict=True))

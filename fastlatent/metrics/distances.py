@@ -111,7 +111,7 @@ class _Rows:
 
 
 def _filter_dtype(features: int) -> torch.dtype:
-    """Of the products, for float64 features too: float32 unless its bound says nothing."""
+    """Dtype of the first products, for float64 features too: float32 where its bound is of use."""
     return torch.float64 if features > 2**20 else float32_products()
 
 
@@ -160,7 +160,7 @@ class _Nearest:
         self.index = torch.zeros(rows, keep, dtype=torch.int64, device=x.device)
 
     def add(self, rows: slice, low: Tensor, first: int) -> None:
-        """Of some rows (r, c), to columns from the first on."""
+        """Take in lower bounds for some rows (r, c), to the columns that begin with `first`."""
         keep = self.low.shape[1]
         values, columns = _smallest(low, min(keep, low.shape[1]))
         values = torch.cat([self.low[rows], values], 1)

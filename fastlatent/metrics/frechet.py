@@ -184,7 +184,7 @@ def frechet_standard_error(
     together: int = 1,  # rows of fake that are drawn as one
     paired: bool = False,  # each row of fake is made from the same row of real
 ) -> Tensor:  # () float64
-    """Of frechet_from_features: how much it varies with the samples, to first order.
+    """Standard error of frechet_from_features over draws of the samples, to first order.
 
     The distance is a function of the weights of the samples; its derivatives by them are the
     influences of the samples, and their variances over n and m add up (B. Efron, "Nonparametric

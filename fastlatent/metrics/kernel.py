@@ -186,7 +186,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(x: _Set, y: _Set, a: Tensor, b: Tensor) -> _Sums:
-    """Of n and m rows with the memberships (s, n) and (s, m) of their subsets."""
+    """Sums over n and m rows with the memberships (s, n) and (s, m) of their subsets."""
     rows, columns = x.zeros.clone(), y.zeros.clone()
     subsets = rows.new_zeros(len(a))
     squares = 0.0
@@ -202,14 +202,14 @@ def _sums(x: _Set, y: _Set, a: Tensor, b: Tensor) -> _Sums:
 
 
 def _blocks(n: int, first: int = 0) -> Iterator[slice]:
-    """Of rows: halves of small sets, so that symmetry saves something there too."""
+    """Blocks of rows; small sets have two, so that symmetry saves work there too."""
     size = _BLOCK if n > 2 * _BLOCK else -(-n // 2)
     for start in range(first, n, size):
         yield slice(start, start + size)
 
 
 def _own_sums(x: "_Set | _Pairs", a: Tensor) -> _Sums:
-    """Of one set with itself: each pair is computed once, each row with what follows it."""
+    """Sums over one set with itself; each pair is computed once."""
     rows, subsets = x.zeros.clone(), x.zeros.new_zeros(len(a))
     squares = 0.0
     for here in _blocks(len(rows)):
@@ -241,7 +241,7 @@ class _Moments(NamedTuple):
     real_fake: float = 0.0
 
     def variance(self, sizes: tuple[int, int]) -> float:
-        """Of the estimate from n real and m fake samples."""
+        """Variance of the estimate from n real and m fake samples."""
         n, m = sizes
         first = 4 * self.real / n + 4 * self.fake / m
         second = 2 * self.real_real / (n * (n - 1)) + 2 * self.fake_fake / (m * (m - 1))

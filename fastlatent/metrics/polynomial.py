@@ -62,7 +62,7 @@ class Polynomial:
         self.factor = gamma / scale / scale * _power(size / scale / scale, degree - 1)
 
     def rows(self, x: Tensor) -> Rows:
-        """Of features (b, d)."""
+        """Rows of features (b, d), prepared for the kernel."""
         u = self._units.rows(x, torch.float64)
         a = u @ self._units.centre
         value = self._b + self._s * a

@@ -219,7 +219,7 @@ class _Side:
         return Estimate(float(inside.double().mean()), self._errors(k)[2])
 
     def _errors(self, k: int) -> list[float]:
-        """Of the fraction held, the density and the coverage, from random halves."""
+        """Errors of the fraction held, the density and the coverage, from random halves."""
         if k not in self._found:
             self._found[k] = self._measure_errors(k)
         return self._found[k]
@@ -252,6 +252,6 @@ def _halve(n: int, make: torch.Generator) -> Tensor:
 
 
 def _difference(values: Tensor, half: Tensor) -> Tensor:
-    """Of the means of values (n,) over the half (n,) bool and over the rest."""
+    """Difference between the mean of values (n,) over the half (n,) bool and over the rest."""
     values = values.double()
     return values[half].mean() - values[~half].mean()

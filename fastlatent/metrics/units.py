@@ -51,6 +51,6 @@ def _reach(x: Tensor, units: Units) -> Tensor:
 
 
 def _exponent(*sets: Tensor) -> int:
-    """Of the largest number in size, 0 where all are 0; kept within what a power of two can be."""
+    """Exponent of the largest absolute value, 0 where all are 0, kept in the range of the dtype."""
     largest = max(float(torch.stack(x.detach().aminmax()).abs().max()) for x in sets)
     return min(max(math.frexp(largest)[1], -1000), 1000)

@@ -1,4 +1,4 @@
-"""Paths between points of any space with a density: straight, around the origin, and likely ones.
+"""Paths between points of any space with a density: linear, spherical and likely ones.
 
 Nothing here knows of models; `fastlatent.inference.walking` leads the
 same paths through their latents.

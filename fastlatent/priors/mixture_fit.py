@@ -49,7 +49,7 @@ class MixtureFit:
     method: Literal["bayesian", "em"] = "bayesian"
     """Variational (few components where few are enough), or expectation maximisation."""
     concentration: float = 0.1
-    """Of the Dirichlet process (bayesian): the smaller, the fewer components."""
+    """Concentration of the Dirichlet process (bayesian): a smaller one leaves fewer components."""
     covariance_prior: float | None = None
     """Part of the latents' covariance that those of the components are drawn to (bayesian), by the
     weight of `dim` latents, of 3 where they are diagonal; default: components^(-2 / dim)."""

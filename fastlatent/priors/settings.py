@@ -23,7 +23,7 @@ class PriorSettings:
     """normal: mean and covariance; gmm: a mixture; vamp: posteriors of learned pseudo-images;
     hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents."""
     covariance: Covariance = "full"
-    """Of normal, and of each component of gmm."""
+    """Form of the covariance of normal, and of each component of gmm."""
     components: int = 50
     """Components of the mixture at most (gmm, ladder), or pseudo-images (vamp)."""
     code_dim: int = 2

@@ -48,8 +48,8 @@ class GLOConfig:
     """alpha / B itself, so that the step does not depend on the size of a batch; in place of
     alpha."""
     loss: Loss = "laplacian"
-    """Of images in [-1, 1]: L1 between Laplacian pyramids, local means and variances, squared or
-    absolute error; means over pixels."""
+    """Loss of images in [-1, 1]: L1 between Laplacian pyramids, local means and variances, squared
+    or absolute error; means over pixels."""
     levels: int = 3
     """laplacian: bands of the pyramid, beside what is left."""
     kernel: Kernel = "binomial"

@@ -61,7 +61,7 @@ class PriorConfig:
     draws: int = 1
     """Draws of each image's latents at which training measures a mixture."""
     evaluation_draws: int = 100
-    """As many in evaluation."""
+    """Draws of each image's latents at which evaluation measures a mixture."""
     free_pseudo_images: bool = False
     """Leave the pseudo-images of vamp unbounded, as in the published program; default: in [0, 1].
     """

@@ -110,7 +110,7 @@ def bins_and_parameters(
 
 
 def logistic_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    """Of ops on one logistic for each value."""
+    """Cases for ops with one logistic for each value."""
     for shape, n, grid, floor in [
         ((3, 4), 32, "symmetric", -3.0),
         ((2, 7), 16, "unit", -7.0),

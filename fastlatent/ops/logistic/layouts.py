@@ -62,7 +62,7 @@ def from_vdvae(
 
 
 def _low_bins(x: Tensor) -> Tensor:
-    """Of 5-bit data on one of two grids, chosen without waiting for a device."""
+    """Bins of 5-bit data on one of two grids, chosen without waiting for the device."""
     wide = widen(x)
 
     def miss(half: float) -> Tensor:

@@ -168,7 +168,7 @@ def discretized_logistic_mean(
 
 
 def _components(p: Planes, grid: Grid) -> list[_Clipped]:
-    """Of each channel (n, K, s); coupled channels see the means before."""
+    """Components of each channel (n, K, s); a coupled channel sees the means of those before."""
     middles = grid.gamma * p.means - grid.shift
     tau = None if p.coefficients is None else p.coefficients.tanh()
     found: list[_Clipped] = []

@@ -27,7 +27,7 @@ class Factor(NamedTuple):
 
 
 def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
-    """Of a finite float64 matrix (..., d, d) that was `dtype` before.
+    """Factor of a finite float64 matrix (..., d, d) that was converted from `dtype`.
 
     Features that never vary, as dead units, are left out of what is factored.
 
@@ -55,14 +55,14 @@ def factor(op: str, name: str, a: Tensor, dtype: torch.dtype) -> Factor:
 
 
 def least_left(d: int) -> float:
-    """Part of a feature's variance that may be rounding alone, once others are accounted for."""
+    """Relative size below which a pivot counts as rounding error."""
     return (d + 16) * EPS
 
 
 def smallest_eigenvalue(
     w: Tensor,  # (..., d, d) lower triangular
 ) -> Tensor:  # (...)
-    """Of W W^T scaled to unit diagonal, by inverse iteration: near enough if it stands alone.
+    """Smallest eigenvalue of W W^T scaled to unit diagonal, by inverse iteration.
 
     A Cholesky factorisation of a singular matrix can succeed, by chance, and then it is tiny.
     """

@@ -35,7 +35,7 @@ class Nuclear(NamedTuple):
 
 
 def nuclear_norm_of_product(v: Factor, w: Factor, scale: Tensor) -> Nuclear:
-    """Of V^T W; `scale` (...) is what errors are measured against, tr A + tr B."""
+    """Nuclear norm of V^T W; errors are relative to `scale` (...), which is tr A + tr B."""
     if v.triangular and w.triangular:
         c = _product_of_triangles(v.w, w.w)
         return nuclear_norm(c, scale, _inverse_norm(v.w, w.w))
@@ -43,7 +43,7 @@ def nuclear_norm_of_product(v: Factor, w: Factor, scale: Tensor) -> Nuclear:
 
 
 def nuclear_norm(c: Tensor, scale: Tensor, inverse_norm: Tensor | None = None) -> Nuclear:
-    """Of (..., m, n): by the first route whose error is below TOLERANCE of `scale` (...).
+    """Nuclear norm of c (..., m, n), by the first route with an error below TOLERANCE of `scale`.
 
     `inverse_norm` (...) guesses |C^-1|_F, which tells what routes are not worth trying.
     """
