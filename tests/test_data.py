@@ -717,6 +717,20 @@ def test_images_of_an_npz_take_their_size_once_or_twice(tmp_path, rng, save, nam
     assert np.array_equal(kept[0].train.images(torch.tensor([0]))[0, 0], first)
 
 
+@needs_linux
+def test_images_of_an_h5_take_no_more_than_a_few_megabytes_beside_themselves(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path, count = tmp_path / "a.h5", 6000
+    with h5py.File(path, "w") as file:
+        for number in range(count):
+            file[f"{number:05}/image"] = np.full((16, 16, 1), number % 256, np.uint8)
+    kept = []
+    extra = peak(lambda: kept.append(load(DataConfig(name=f"h5:{path}"))))
+    # The images, their hold-out, their names, and the 2 MiB that HDF5 keeps of any file.
+    assert extra < 2 * 256 * count + 200 * count + 9e6
+    assert int(kept[0].train.images(torch.tensor([0]))[0, 0, 0, 0]) == 1
+
+
 def test_damage_of_a_mapped_npz_is_seen(tmp_path, rng):
     path = tmp_path / "a.npz"
     np.savez(path, train_x=rng.integers(0, 256, (20, 8, 8), np.uint8), test_x=np.ones((2, 8, 8)))

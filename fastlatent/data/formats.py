@@ -125,6 +125,10 @@ def read_h5_groups(path: Path, ids: Sequence[str] | None) -> tuple[list[str], np
         )
     try:
         with h5py.File(path, "r") as file:
+            # Headers of groups take more memory than small images, and HDF5 would keep all.
+            cache = file.id.get_mdc_config()
+            cache.incr_mode = cache.flash_incr_mode = 0
+            file.id.set_mdc_config(cache)
             if not any(_image_in(file.get(name)) for name in file):
                 raise ValueError(_other_layout(path, file))
             names = sorted(file) if ids is None else list(ids)
