@@ -15,7 +15,7 @@ from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
-from fastlatent.models import LadderVAE
+from fastlatent.models.capabilities import Layered
 from fastlatent.noise import Noise
 
 DESCRIPTION = """Show what varies with one layer of a Ladder VAE alone: a picture for each layer.
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "layers", DESCRIPTION)
     trained = Trained(options)
     model = trained.model
-    if not isinstance(model, LadderVAE):
+    if not isinstance(model, Layered):
         family = trained.run.config.model.family
         raise UsageError(f"layers needs a Ladder VAE; {options.run} holds a model of {family}")
     count = len(model.layer_shapes)
@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for layer in chosen:
         rows = track(range(options.n), f"layer {layer}", options.n, unit="row")
-        images = torch.cat(
-            [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
-        )
+        with evaluating(model):
+            images = torch.cat(
+                [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
+            )
         channels, height, width = model.layer_shapes[layer]
         caption = (
             f"each image draws layer {layer} of {count} anew ({channels} x {height} x {width} "
@@ -74,18 +75,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"layer {layer}: {trained.draw(picture, folder / f'layer-{layer}.png')}")
 
 
-def draw_row(model: LadderVAE, layer: int, options: Options, noise: Noise) -> Tensor:
+def draw_row(model: Layered, layer: int, options: Options, noise: Noise) -> Tensor:
     """Images (n, c, h, w) that differ in this layer and, by it, in those below."""
-    with evaluating(model):
-        passed = model.sample_prior(
-            options.n,
-            noise,
-            mode_layers=range(layer),
-            constant_layers=range(layer + 1, len(model.layer_shapes)),
-        )
-        if options.pixels == "mean":
-            return model.likelihood.mean(passed.features)
-        return model.likelihood.sample(passed.features, noise)
+    passed = model.sample_prior(
+        options.n,
+        noise,
+        mode_layers=range(layer),
+        constant_layers=range(layer + 1, len(model.layer_shapes)),
+    )
+    if options.pixels == "mean":
+        return model.likelihood.mean(passed.features)
+    return model.likelihood.sample(passed.features, noise)
 
 
 if __name__ == "__main__":

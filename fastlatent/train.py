@@ -17,7 +17,7 @@ from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import PATIENCE, gather, is_main_process, joined, together
-from fastlatent.models import LaDDerConfig
+from fastlatent.models.capabilities import ChoosesPrior
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
 from fastlatent.runs import Run, State, flat, locked, read_config, to_json
@@ -170,10 +170,10 @@ def styled(preset: str, style: str | None) -> TrainConfig:
 
 def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfig:
     """The settings under another prior; UsageError for models that have no choice of it."""
-    if not isinstance(config.model, LaDDerConfig):
+    if not isinstance(config.model, ChoosesPrior):
         family = config.model.family
         raise UsageError(f"--prior goes with the family ladder; {config.name} is of {family}")
-    model = replace(config.model, prior=replace(config.model.prior, kind=kind))
+    model = config.model.with_prior(kind)
     return replace(config, model=model, name=f"{config.name}-{kind}" if rename else config.name)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fastlatent import compare, evaluate, fit_prior, train
-from fastlatent.commands.evaluation.priors import ruled_by
 from fastlatent.data import load
 from fastlatent.inference.passes import evaluating, measure
 from fastlatent.metrics import importance_log_likelihood
@@ -99,7 +98,7 @@ def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys, monkeypa
     own = measure(model, test, 64, 12345, 60)["loss"].value
     x = test.images(test.spread(60)) / 255
     for kind in ("gmm", "hierarchical"):
-        with ruled_by(model, read_prior(opened, "last", kind, model)), evaluating(model):
+        with model.under(read_prior(opened, "last", kind, model)), evaluating(model):
             inside = measure(model, test, 64, 12345, 60)["loss"].value
             elbo = torch.stack([model(x, noise=Noise(0, k))["elbo"] for k in range(20)])
             bound, _ = importance_log_likelihood(model, x, 50, noise=Noise(1, 0))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastlatent.__main__ import COMMANDS
+from fastlatent.models import MODELS
 from fastlatent.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,18 @@ def test_imports_point_down(path):
         if root != "fastlatent" or module in {"", "*", here} or module not in FLOOR:
             continue
         assert FLOOR[module] < floor, f"{path} imports upwards or sideways: {name}"
+
+
+def test_no_family_is_asked_for_by_name_outside_models():
+    """What only some can is a protocol, so that a family of one's own can do it too."""
+    families = {form.__name__ for forms in MODELS.values() for form in forms}
+    asked = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                kinds = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                asked += [(module_of(path), kind) for kind in kinds & families]
+    assert {module for module, _ in asked} == {"models"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=lambda path: path.name)

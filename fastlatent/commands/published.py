@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastlatent.files.reading import read_checkpoint, read_pickle
 from fastlatent.jobs.errors import RunError, UsageError
-from fastlatent.models import LVAEConfig
 from fastlatent.models.published import glspace, lbae, lvae
 from fastlatent.presets import PRESETS, TrainConfig
 
@@ -87,7 +86,7 @@ def convert_lvae(path: Path, chosen: str | None) -> Converted:
 
 def may_fit(preset: TrainConfig, channels: int, known: str | None) -> bool:
     """Whether such images may be of the preset's data set, `known` if the program tells it."""
-    if not isinstance(preset.model, LVAEConfig) or preset.model.image_shape[0] != channels:
+    if not lvae.takes(preset.model, channels):
         return False
     names = LVAE_DATA.values() if known is None else (LVAE_DATA.get(known),)
     return preset.data.kind in names

@@ -4,9 +4,10 @@ The functions below the protocols answer for every model, by the protocol where 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from fastlatent.data import Split
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.learned import LearnedCodes, Room
 from fastlatent.noise import Noise
-from fastlatent.priors import Normal, Prior
+from fastlatent.priors import Normal, Prior, PriorKind
 
 # Latents of images
 
@@ -114,6 +115,75 @@ class Bounded(Protocol):
 
     def project(self, z: Tensor) -> Tensor:
         """The nearest latents in the region: (..., d) -> (..., d)."""
+
+
+@runtime_checkable
+class LearnedPrior(Protocol):
+    """The prior is a module that learns with the model, and that another can stand in for."""
+
+    @property
+    def prior_kind(self) -> PriorKind:
+        """What the prior is now."""
+
+    def under(self, prior: Prior) -> AbstractContextManager[None]:
+        """The model with another prior, until the end of the block."""
+
+    def untrained_prior(self, kind: PriorKind, dim: int) -> Prior:
+        """A prior of that kind for `dim` latents, sized as the model's own would be."""
+
+
+@runtime_checkable
+class ChoosesPrior(Protocol):
+    """A configuration with a choice of priors."""
+
+    def with_prior(self, kind: PriorKind) -> Self:
+        """The same settings with a prior of that kind."""
+
+
+class HasFeatures(Protocol):
+    """A pass through the layers."""
+
+    @property
+    def features(self) -> Tensor:
+        """What the likelihood takes, (n, f, h, w)."""
+
+
+class PixelLikelihood(Protocol):
+    """p(x | z), by the features of a pass."""
+
+    def mean(self, features: Tensor) -> Tensor:
+        """Images (n, c, h, w) in [0, 1]."""
+
+    def sample(self, features: Tensor, noise: Noise) -> Tensor:
+        """Images (n, c, h, w) drawn from it."""
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """Latents lie in layers, from fine to coarse, each drawn given those above."""
+
+    layer_shapes: Sequence[tuple[int, ...]]  # (c, h, w) of each layer's latents
+    likelihood: PixelLikelihood
+
+    def sample_prior(
+        self,
+        n: int,
+        noise: Noise,
+        mode_layers: Collection[int] = (),
+        constant_layers: Collection[int] = (),
+    ) -> HasFeatures:
+        """A pass with latents from the prior, for n images.
+
+        Layers in `mode_layers` take its mean, those in `constant_layers` one draw for all n.
+        """
+
+
+@runtime_checkable
+class CountsPixels(Protocol):
+    """Pixels may have probabilities, by which a loss in nats can be told in bits."""
+
+    def counts_pixels(self, binary: bool) -> bool:
+        """Whether they have, of images that are `binary` or grey; densities are none."""
 
 
 @runtime_checkable

@@ -1,7 +1,5 @@
 """Priors that were fitted to a trained model, in the place of its own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fastlatent.commands.trained import Trained
@@ -11,8 +9,7 @@ from fastlatent.inference.latents import FITTED
 from fastlatent.inference.passes import Bound, measure, measure_bound
 from fastlatent.jobs.errors import RunError
 from fastlatent.jobs.progress import say
-from fastlatent.models import LaDDer
-from fastlatent.models.base import NATS
+from fastlatent.models.base import NATS, LatentModel
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.runs.priors import prior_file
 
@@ -27,19 +24,6 @@ def stored_priors(trained: Trained) -> dict[PriorKind, Prior]:
             except (RunError, ValueError) as error:
                 say(f"left out: {error}")
     return found
-
-
-@contextmanager
-def ruled_by(model: LaDDer, prior: Prior) -> Iterator[None]:
-    """The model with another prior, until the end of the block."""
-    own, ruling = model.prior, model.rules.clone()
-    model.prior = prior
-    model.rules.fill_(True)
-    try:
-        yield
-    finally:
-        model.prior = own
-        model.rules.copy_(ruling)
 
 
 class UnderPrior(NamedTuple):
@@ -65,7 +49,7 @@ class UnderPrior(NamedTuple):
 
 
 def bounds_under(
-    model: LaDDer,
+    model: LatentModel,
     own: UnderPrior,
     priors: dict[PriorKind, Prior],
     split: Split,
@@ -77,7 +61,7 @@ def bounds_under(
     """The bounds of one VAE under its `own` prior, and with each of the others in its place."""
     found = {"prior": own}
     for kind, prior in priors.items():
-        with ruled_by(model, prior):
+        with model.under(prior):
             means = measure(model, split, batch, seed, limit)
             bound = None
             if samples is not None:

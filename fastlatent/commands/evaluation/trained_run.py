@@ -41,7 +41,7 @@ from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import is_main_process
 from fastlatent.metrics import Weighing
-from fastlatent.models import LaDDer, LVAEConfig
+from fastlatent.models.capabilities import CountsPixels, LearnedPrior
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.runs.files import RESULTS, fingerprint, write_json
 
@@ -99,7 +99,7 @@ def evaluate_run(
     if is_main_process():
         write_json(path, found | before)
     priors = stored_priors(trained)
-    if priors and isinstance(model, LaDDer):
+    if priors and isinstance(model, LearnedPrior):
         own = UnderPrior(means["loss"], means["kl"], bound)
         under = bounds_under(model, own, priors, split, batch, seed, samples, limit)
         say("\n".join(table_of(under)))
@@ -191,9 +191,7 @@ def bits_per_nat(trained: Trained) -> float | None:
 
     A Gaussian gives densities, and grey images have none under a Bernoulli distribution.
     """
-    config = trained.run.config
-    if not isinstance(config.model, LVAEConfig) or config.model.likelihood == "gaussian":
+    model, binary = trained.model, trained.run.config.data.kind in BINARY_SIZES
+    if not (isinstance(model, CountsPixels) and model.counts_pixels(binary)):
         return None
-    if config.model.likelihood == "bernoulli" and config.data.kind not in BINARY_SIZES:
-        return None
-    return 1 / (math.prod(config.model.image_shape) * math.log(2))
+    return 1 / (math.prod(model.image_shape) * math.log(2))

@@ -13,9 +13,7 @@ from fastlatent.inference.latents import unit_images
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
-from fastlatent.models import LaDDer, LaDDerConfig
-from fastlatent.models.capabilities import gaussian_posterior, latent_prior
-from fastlatent.models.ladder.prior import build_prior
+from fastlatent.models.capabilities import LearnedPrior, gaussian_posterior, latent_prior
 from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Prior, PriorKind, PriorSettings, VampPrior
 from fastlatent.runs.priors import prior_file
@@ -104,9 +102,7 @@ def priors_of(
 def own_name(trained: Trained) -> str:
     """What the prior of a model is called."""
     model = trained.model
-    if isinstance(model, LaDDer) and model.ruling:
-        return NAMES[trained.run.config.model.prior.kind]
-    return NAMES["normal"]
+    return NAMES[model.prior_kind if isinstance(model, LearnedPrior) else "normal"]
 
 
 def posteriors(trained: Trained, images: int) -> tuple[Tensor, Tensor]:  # (n, d) each
@@ -123,14 +119,14 @@ def posteriors(trained: Trained, images: int) -> tuple[Tensor, Tensor]:  # (n, d
 
 def fit(trained: Trained, kind: PriorKind, z: Tensor, steps: int | None) -> Prior:
     """A prior of that kind fitted to latents (n, 2), of the family ladder sized as the run's."""
-    config = trained.run.config.model
+    model = trained.model
     say(f"fitting {NAMES[kind]}")
 
     def build() -> Prior:
-        if isinstance(config, LaDDerConfig):
-            prior = build_prior(replace(config, prior=replace(config.prior, kind=kind, dim=2)))
+        if isinstance(model, LearnedPrior):
+            prior = model.untrained_prior(kind, 2)
         else:
-            prior = PriorSettings(kind).build(2, trained.model.image_shape)
+            prior = PriorSettings(kind).build(2, model.image_shape)
         if steps is not None and isinstance(prior, Hierarchical | VampPrior):
             prior.two_stage = replace(prior.two_stage, steps=steps)
         return prior

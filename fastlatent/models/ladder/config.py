@@ -1,7 +1,7 @@
 """What can be set about LaDDer; the defaults are the released model of MNIST, put right."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from fastlatent.priors import PriorKind
@@ -161,6 +161,10 @@ class LaDDerConfig:
     """Where a trained scale begins, and the value of a fixed one."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     schedule: PriorSchedule = field(default_factory=PriorSchedule)
+
+    def with_prior(self, kind: PriorKind) -> "LaDDerConfig":
+        """The same settings with a prior of that kind."""
+        return replace(self, prior=replace(self.prior, kind=kind))
 
     def __post_init__(self) -> None:
         _check_words(

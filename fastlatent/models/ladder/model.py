@@ -1,7 +1,9 @@
 """LaDDer itself."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
 from fastlatent.models.ladder.prior import build_prior, start_scale_
 from fastlatent.noise import Noise, uncompiled
-from fastlatent.priors import Hierarchical, Normal, Prior
+from fastlatent.priors import Hierarchical, Normal, Prior, PriorKind
 from fastlatent.priors.gaussian import entropy
 from fastlatent.untouched import slots
 
@@ -57,6 +59,27 @@ class LaDDer(LatentModel):
         """Whether the learned prior is the prior, and no more N(0, I)."""
         # In training not by the buffer, which would wait for the device.
         return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
+
+    @property
+    def prior_kind(self) -> PriorKind:
+        return self.config.prior.kind if self.ruling else "normal"
+
+    @contextmanager
+    def under(self, prior: Prior) -> Iterator[None]:
+        """The model with another prior, until the end of the block."""
+        own, ruling = self.prior, self.rules.clone()
+        self.prior = prior
+        self.rules.fill_(True)
+        try:
+            yield
+        finally:
+            self.prior = own
+            self.rules.copy_(ruling)
+
+    def untrained_prior(self, kind: PriorKind, dim: int) -> Prior:
+        """A prior of that kind for `dim` latents, with the settings of the model's own."""
+        settings = replace(self.config.prior, kind=kind, dim=dim)
+        return build_prior(replace(self.config, prior=settings))
 
     leaves_noise_out = True
 

@@ -133,6 +133,11 @@ class LadderVAE(LatentModel):
         kl = kls.sum(1)
         return reconstruction + (self.beta * kl if self.config.beta_anneal else kl)
 
+    def counts_pixels(self, binary: bool) -> bool:
+        """Gaussians give densities, and a Bernoulli distribution no probability of grey images."""
+        likelihood = self.config.likelihood
+        return likelihood != "gaussian" and (binary or likelihood != "bernoulli")
+
     @property
     def units(self) -> dict[str, str]:
         layers = (f"kl_layer_{index}" for index in range(len(self.top_down)))

@@ -59,6 +59,11 @@ def image_channels(checkpoint: Mapping[str, Tensor]) -> int:
     return _shape(checkpoint, "first_bottom_up.0.weight")[1]
 
 
+def takes(config: Any, channels: int) -> bool:
+    """Whether a configuration is that of a Ladder VAE for images of so many channels."""
+    return isinstance(config, LVAEConfig) and config.image_shape[0] == channels
+
+
 def original_settings(options: Mapping[str, Any], like: LVAEConfig) -> LVAEConfig:
     """`like` with what the program's stored options say that its checkpoints do not.
 
