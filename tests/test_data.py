@@ -712,7 +712,8 @@ def test_images_of_an_npz_take_their_size_once_or_twice(tmp_path, rng, save, nam
     config = DataConfig(name=f"npz:{tmp_path}/a.npz")
     whole = sum(x.nbytes for x in arrays.values())
     kept = []
-    assert peak(lambda: kept.append(load(config))) < most * whole
+    # Beside them what is imported for them, and what the heap keeps: 3 times would still be seen.
+    assert peak(lambda: kept.append(load(config))) < most * whole + 9e6
     first = arrays[names[0]][1 if len(names) == 1 else 0]
     assert np.array_equal(kept[0].train.images(torch.tensor([0]))[0, 0], first)
 
