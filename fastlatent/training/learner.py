@@ -183,6 +183,9 @@ class Learner:
         if isinstance(model, LaidOut):
             layout = model.memory_format(device)
         self.model = model.to(device, memory_format=layout)
+        # Asked once: isinstance of a protocol looks at each of its properties, which may compute.
+        self._staged = self.model if isinstance(self.model, Staged) else None
+        self._annealed = self.model if isinstance(self.model, Annealed) else None
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
             if config.ema
@@ -242,10 +245,10 @@ class Learner:
         for move in self._moves:
             move.objective.train()
         epoch = step // plan.steps_per_epoch
-        if isinstance(self.model, Staged):
-            self.model.begin_epoch(epoch)
-        if isinstance(self.model, Annealed):
-            self.model.begin_step(step)
+        if self._staged is not None:
+            self._staged.begin_epoch(epoch)
+        if self._annealed is not None:
+            self._annealed.begin_step(step)
         self._decay_rates(step, plan)
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
@@ -305,7 +308,7 @@ class Learner:
 
     def _rest(self) -> None:
         """Take the gradient from weights that this step leaves as they are."""
-        for module in self.model.resting if isinstance(self.model, Staged) else ():
+        for module in () if self._staged is None else self._staged.resting:
             for weight in module.parameters():
                 weight.grad = None
 
