@@ -18,6 +18,11 @@ def integer(variable: str, default: int) -> int | None:
         return None
 
 
+def grouped() -> bool:
+    """Whether this process is in a process group, which knows all of the others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def check_launch() -> None:
     """UsageError in one of several processes that do not know of each other."""
     for variable in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
@@ -31,7 +36,7 @@ def check_launch() -> None:
             )
     # Some launchers number a lone process, too.
     alone = "WORLD_SIZE" in os.environ or integer("LOCAL_RANK", 0) in (0, -1)
-    if not (alone or (dist.is_available() and dist.is_initialized())):
+    if not (alone or grouped()):
         raise UsageError(f"LOCAL_RANK is set, but WORLD_SIZE is not{_launcher('fastlatent.train')}")
 
 
@@ -41,7 +46,7 @@ def check_environment(module: str, meets: bool) -> None:
     `meets`: the command has to find them, too. A process group that is there knows all.
     """
     given = [name for name in LAUNCHED if name in os.environ]
-    if not given or (dist.is_available() and dist.is_initialized()):
+    if not given or grouped():
         return
     launcher = _launcher(module)
     count, rank = integer("WORLD_SIZE", 1), integer("RANK", 0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastlatent.jobs.environment import LAUNCHED, integer
+from fastlatent.jobs.environment import LAUNCHED, grouped, integer
 from fastlatent.jobs.errors import RunError, Stopped, Told, UsageError, sentence_of
 
 PATIENCE = 90.0  # seconds without a sign of life after which a process is given up
@@ -29,28 +29,24 @@ GRACE = 10.0  # seconds for this process to end by itself once another is gone
 
 def rank() -> int:
     """Rank of this process in its group, or as its launcher says; a lone process has rank 0."""
-    if _grouped():
+    if grouped():
         return dist.get_rank()
     return (integer("RANK", 0) or 0) if launched() > 1 else 0
 
 
 def world() -> int:
     """How many processes are in the group; 1 where there is none."""
-    return dist.get_world_size() if _grouped() else 1
+    return dist.get_world_size() if grouped() else 1
 
 
 def launched() -> int:
     """How many processes a launcher has started, which may not be a group yet."""
-    return dist.get_world_size() if _grouped() else integer("WORLD_SIZE", 1) or 1
+    return dist.get_world_size() if grouped() else integer("WORLD_SIZE", 1) or 1
 
 
 def is_main_process() -> bool:
     """True on rank 0, and where there are no ranks."""
     return rank() == 0
-
-
-def _grouped() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def gather(value: Any) -> list[Any]:
@@ -86,7 +82,7 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
     if Minder.current is not None:
         yield
         return
-    own = launched() > 1 and not _grouped()
+    own = launched() > 1 and not grouped()
     if own:
         _gather_processes(device)
     with _described():
@@ -110,7 +106,7 @@ def joined(device: torch.device | None = None, patience: float = PATIENCE) -> It
 def _described() -> Iterator[None]:
     """Set the environment variables of ranks from what the process group knows."""
     known: dict[str, int] = {}
-    if _grouped():
+    if grouped():
         known = dict(zip(LAUNCHED, (world(), rank(), _local_rank()), strict=True))
     before = {name: os.environ[name] for name in known if name in os.environ}
     os.environ |= {name: str(value) for name, value in known.items()}

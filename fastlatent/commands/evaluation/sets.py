@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fastlatent.data import Split
@@ -17,6 +16,7 @@ from fastlatent.inference.latents import SAMPLINGS, Sampling, decode, draw_in_pa
 from fastlatent.inference.passes import evaluating, shares
 from fastlatent.inference.walking import walk, walkings
 from fastlatent.jobs.progress import track
+from fastlatent.jobs.ranks import gather, world
 from fastlatent.metrics.features import extract
 from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import latents_of
@@ -118,10 +118,9 @@ def features_of(
     total = len(shares(images.count, batch))
     for start, made in track(images.made(), f"features of {images.name}", total):
         rows.append((start, extract(made.clamp(0, 1), extractor, transform=transform).all()))
-    if not (dist.is_available() and dist.is_initialized()):
+    if world() == 1:
         return torch.cat([features for _, features in rows])
-    gathered: list[list[tuple[int, Tensor]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, [(start, features.cpu()) for start, features in rows])
+    gathered = gather([(start, features.cpu()) for start, features in rows])
     parts = sorted((part for share in gathered for part in share), key=lambda part: part[0])
     whole = torch.cat([features for _, features in parts])
     return whole.to(rows[0][1].device) if rows else whole
