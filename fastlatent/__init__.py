@@ -1,13 +1,26 @@
 """Fast latent-variable models in PyTorch, on custom C++, CUDA and Triton kernels."""
 
+import importlib
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastlatent import data as data
+    from fastlatent import geometry as geometry
+    from fastlatent import metrics as metrics
+    from fastlatent import models as models
+    from fastlatent import nn as nn
+    from fastlatent import ops as ops
+    from fastlatent import paths as paths
+    from fastlatent import priors as priors
     from fastlatent.patches import patch as patch
 
 __version__ = "0.1.0"
+
+# What `import fastlatent` alone offers, imported when it is first used.
+MODULES = ("data", "geometry", "metrics", "models", "nn", "ops", "paths", "priors")
+FUNCTIONS = {"patch": "fastlatent.patches"}
 
 
 def _spoken(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
@@ -23,12 +36,12 @@ if sys.argv[:1] == ["-m"]:  # python -m fastlatent.WORD, whose imports take seco
 
 def __getattr__(name: str) -> Any:
     # On demand: whoever wants one op, or one command's help, need not wait for torch.
-    if name == "patch":
-        from fastlatent.patches import patch
-
-        return patch
+    if name in MODULES:
+        return importlib.import_module(f"fastlatent.{name}")
+    if name in FUNCTIONS:
+        return getattr(importlib.import_module(FUNCTIONS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "patch"]
+    return [*globals(), *MODULES, *FUNCTIONS]
