@@ -15,7 +15,7 @@ import fastlatent
 from fastlatent import ops
 from fastlatent.commands.console import command, parse
 from fastlatent.jobs.errors import RunError
-from fastlatent.ops import OPS, Serving, _load
+from fastlatent.ops import OPS, _load
 from fastlatent.ops._register import Op
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{row.op:<{width}}{row.device:<8}{row.implementation:<11}{result:<10} {row.reason}")
         if fault:
             troubles.append(f"{row.op} on {row.device} {fault}")
-        elif _should_have_a_kernel(row):
+        elif row.state == "missing":
             troubles.append(f"{row.op} on {row.device} has no kernel: {row.reason}")
     if troubles:
         raise RunError("; ".join(troubles))
@@ -74,15 +74,6 @@ def _machine() -> Iterator[str]:
         properties = torch.cuda.get_device_properties(index)
         capability = f"sm_{properties.major}{properties.minor}"
         yield f"GPU          {properties.name}, {capability}, {properties.total_memory >> 30} GiB"
-
-
-def _should_have_a_kernel(row: Serving) -> bool:
-    """A declared kernel did not load; where it was left out on purpose, or by wish, all is well."""
-    op = OPS[row.op]
-    declared = op.cpp if row.device == "cpu" else op.cuda or op.triton
-    by_choice = ("asked for", "(FASTLATENT_CORE=0)", "built without CUDA")
-    fine = row.reason.endswith(by_choice)
-    return row.implementation == "torch" and declared is not None and not fine
 
 
 def _self_test(op: Op, device: str) -> str | None:

@@ -19,6 +19,10 @@ class CoreMissing(ImportError):
     """No compiled core serves this installation; the message says why."""
 
 
+class LeftOut(CoreMissing):
+    """What is missing was left out on purpose when this was built."""
+
+
 @cache
 def core() -> ModuleType:
     """The module `fastlatent._core`.
@@ -69,7 +73,7 @@ def _find() -> ModuleType:
     for file in files:
         if file.name.startswith("_core.") and file.name.endswith(suffixes):
             return _load_file(os.fspath(file.locate()))
-    raise CoreMissing("fastlatent was installed without its compiled core (FASTLATENT_CORE=0)")
+    raise LeftOut("fastlatent was installed without its compiled core (FASTLATENT_CORE=0)")
 
 
 def _load_file(path: str) -> ModuleType:

@@ -30,13 +30,22 @@ class KernelMissing(RuntimeError):
     """The kernel that was insisted on, or any kernel under FASTLATENT_STRICT=1, can't run here."""
 
 
+State = Literal["kernel", "asked for", "none", "left out", "missing"]
+
+
 class Serving(NamedTuple):
-    """Which implementation serves an op on a device, and why."""
+    """Which implementation serves an op on a device, and why.
+
+    `state`: "kernel" where one serves; else the reference does, which was asked for, or there is
+    none for this device, or the build left it out on purpose, or it is "missing": it should be here
+    and does not load.
+    """
 
     op: str
     device: str
     implementation: str
     reason: str
+    state: State
 
 
 def strict() -> bool:
@@ -123,8 +132,9 @@ class Op:
         """Which implementation a call on that device type gets now, and why."""
         _check.choice("FASTLATENT_IMPL", "the value", _demanded, IMPLEMENTATIONS)
         if _demanded == "torch":
-            return Serving(self.name, device, "torch", "asked for")
+            return Serving(self.name, device, "torch", "asked for", "asked for")
         reason = "no kernel for this device"
+        state: State = "none"
         for name in _KERNELS_OF.get(device, ()):
             if _demanded not in ("auto", name) or (name == "triton" and not _triton_runs(device)):
                 continue
@@ -132,11 +142,12 @@ class Op:
                 continue
             missing = self._missing(name)
             if missing is None:
-                return Serving(self.name, device, name, "kernel of this device")
-            reason = missing
-        return Serving(self.name, device, "torch", reason)
+                return Serving(self.name, device, name, "kernel of this device", "kernel")
+            reason = str(missing)
+            state = "left out" if isinstance(missing, _load.LeftOut) else "missing"
+        return Serving(self.name, device, "torch", reason, state)
 
-    def _missing(self, name: str) -> str | None:
+    def _missing(self, name: str) -> ImportError | None:
         """Why the kernel of that name can't run here; None when it can."""
         try:
             if name == "triton":
@@ -144,9 +155,9 @@ class Op:
             elif name != "linalg":
                 core = _load.core()
                 if name == "cuda" and not core.cuda:
-                    return "the compiled core was built without CUDA"
+                    return _load.LeftOut("the compiled core was built without CUDA")
         except ImportError as error:
-            return str(error)
+            return error
         return None
 
     def _choose(self, device: str) -> Kernel:
