@@ -10,7 +10,9 @@ from fastlatent import ops
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["fastlatent", "eager", "torch.compile"])
 def test_elu(compare, device, name, dtype):
-    shape = (64, 64, 32, 32) if device == "cpu" else (1024, 64, 32, 32)
+    if device == "cuda":
+        pytest.skip("models take PyTorch's own there")
+    shape = (64, 64, 32, 32)
     make = torch.Generator(device).manual_seed(0)
     x = torch.randn(shape, generator=make, device=device, dtype=dtype).requires_grad_(True)
     grad = torch.ones_like(x)

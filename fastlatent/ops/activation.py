@@ -86,7 +86,6 @@ _elu_backward = register(
     gradient="true",
     dtypes=_check.FLOATING,
     cpp=_elu_backward_cpp,
-    triton="activation_triton",
 )
 
 _elu = register(
@@ -96,7 +95,6 @@ _elu = register(
     gradient="true",
     dtypes=_check.FLOATING,
     cpp=_elu_cpp,
-    triton="activation_triton",
     backward=lambda outputs, grads: (_elu_backward(grads[0], *outputs),),
     from_outputs=True,
 )
@@ -108,7 +106,8 @@ def elu(
 ) -> Tensor:  # like x, contiguous or channels last
     """x where x > 0, e^x - 1 below.
 
-    `torch.nn.functional.elu` at alpha = 1; only the value is kept for the backward pass.
+    `torch.nn.functional.elu` at alpha = 1; only the value is kept for the backward pass. Its kernel
+    is for CPUs; on a GPU it is PyTorch's own.
 
     Raises TypeError for a dtype other than float16, bfloat16, float32 and float64, ValueError for a
     scalar.
