@@ -21,6 +21,7 @@ import torch
 
 from fastlatent import sample, train
 from fastlatent.__main__ import COMMANDS
+from fastlatent.jobs import ranks
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.ranks import main_alone, processes
 from fastlatent.runs import Run, read_metrics
@@ -492,6 +493,32 @@ def test_alone_is_what_a_lone_process_is() -> None:
     with main_alone() as mine:
         assert mine
     assert (processes(1), processes(2)) == ("1 process", "2 processes")
+
+
+def test_no_thread_is_in_the_store_when_a_process_ends(monkeypatch) -> None:
+    """One that comes back from PyTorch while the interpreter ends aborts the process."""
+
+    class Slow:
+        def set(self, key: str, value: str) -> None:
+            busy.set()
+            time.sleep(0.3)
+
+        def check(self, keys: list[str]) -> bool:
+            return False
+
+    busy, before = threading.Event(), set(threading.enumerate())
+    monkeypatch.setattr(ranks, "BEAT", 0.0)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        with ranks.Minder(patience=20) as minder:
+            minder._beats = Slow()
+            assert busy.wait(10)
+        minder.part()
+        assert set(threading.enumerate()) <= before
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_number_of_test_images_holds_to_the_end(tmp_path: Path, monkeypatch) -> None:

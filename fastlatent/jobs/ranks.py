@@ -23,6 +23,7 @@ GATHERING = timedelta(minutes=10)  # for all processes to have started
 # No collective ends for want of time: one process may work for hours while the others wait for it,
 # and whether it lives is asked otherwise.
 UNBOUNDED = timedelta(days=7)
+BEAT = 5.0  # seconds at most between two signs of life
 TICK = 0.5  # seconds between two looks at the others
 GRACE = 10.0  # seconds for this process to end by itself once another is gone
 
@@ -204,6 +205,7 @@ class Minder:
         self._silent: dict[int, float] = {}  # seconds since a number was another one
         self._blocks = itertools.count()
         self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Minder":
         self.rank = rank()
@@ -214,8 +216,8 @@ class Minder:
         watched = range(1, world()) if rank() == 0 else range(1)
         self._silent = dict.fromkeys(watched, 0.0)
         Minder.current = self
-        for target in (self._beat, self._watch):
-            threading.Thread(target=target, daemon=True).start()
+        self._start(self._beat)
+        self._start(self._watch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -227,6 +229,15 @@ class Minder:
                 self._store.set("ended", str(self.rank))
         with suppress(RuntimeError):
             self._store.set(f"left/{self.rank}", "")
+        # A thread that comes back from the store while the interpreter ends would abort the process.
+        until = time.monotonic() + self.patience
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _start(self, target: Callable[..., None], *arguments: str) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def part(self) -> None:
         """Let the others leave first, as the store may go with rank 0."""
@@ -283,7 +294,7 @@ class Minder:
                     self.lost = self.lost or f"{self._name(ended)} has ended"
             except RuntimeError:  # DistError is one
                 pass  # the store is gone: nobody is heard any more
-            if self._over.wait(min(5.0, self.patience / 10)):
+            if self._over.wait(min(BEAT, self.patience / 10)):
                 return
 
     def _watch(self) -> None:
@@ -306,9 +317,7 @@ class Minder:
     def _tell_of(self, other: int) -> None:
         """Let ranks that look at rank 0 alone know of another that is gone."""
         if self.rank == 0:
-            threading.Thread(
-                target=self._beats.set, args=("ended", str(other)), daemon=True
-            ).start()
+            self._start(self._beats.set, "ended", str(other))
 
     def _end(self) -> None:
         """End the process, whose main thread waits for what will never come."""
