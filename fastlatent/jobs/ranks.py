@@ -229,7 +229,7 @@ class Minder:
                 self._store.set("ended", str(self.rank))
         with suppress(RuntimeError):
             self._store.set(f"left/{self.rank}", "")
-        # A thread that comes back from the store while the interpreter ends would abort the process.
+        # One that comes back from the store while the interpreter ends would abort the process.
         until = time.monotonic() + self.patience
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
