@@ -95,6 +95,9 @@ class Options(RunOptions):
     jpeg: bool = False
     """Store all images as JPEG before their features are taken, as the published protocol of the
     LBAE does; default: in 8 bits."""
+    closed_balls: bool = False
+    """Precision, recall, density and coverage count a sample on the surface of a ball as inside, as
+    torch-fidelity does; default: as outside, as prdc does."""
     repair: Repair = "clip"
     """What gives way where the moments of the codes fit no copula (bits)."""
     folder: Path | None = None
@@ -162,7 +165,9 @@ class Options(RunOptions):
     def chosen(self) -> Chosen:
         """Whose features sets are compared by."""
         weights, name = self.feature_weights, self.feature_name
-        return Chosen(self.features, weights, name, self.trust_feature_code, self.jpeg)
+        return Chosen(
+            self.features, weights, name, self.trust_feature_code, self.jpeg, self.closed_balls
+        )
 
 
 @command(shared=True)

@@ -157,8 +157,12 @@ def test_only_inception_makes_it_fid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "others",
-    [{"jpeg": True}, {"features": SETS["features"] | {"reference_images": 200}}],
-    ids=["stored as JPEG", "another reference"],
+    [
+        {"jpeg": True},
+        {"closed_balls": True},
+        {"features": SETS["features"] | {"reference_images": 200}},
+    ],
+    ids=["stored as JPEG", "closed balls", "another reference"],
 )
 def test_sets_that_cannot_be_compared_have_no_best(tmp_path: Path, others: dict[str, Any]) -> None:
     def evaluated(name: str, distance: float, **more: Any) -> Path:

@@ -312,6 +312,26 @@ def test_two_sets_are_compared_by_the_first_of_two_processes(tmp_path: Path) -> 
     assert len((tmp_path.parent / "results.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_surfaces_of_balls_count_as_asked(tmp_path: Path, closed: bool) -> None:
+    """Features on a grid, with many equal distances."""
+    rows = np.random.default_rng(0).integers(0, 4, size=(2, 60, 2)).astype(np.float32)
+    for name, features in zip(("real", "fake"), rows, strict=True):
+        np.savez(tmp_path / f"{name}.npz", features=features)
+    sets = ("--real", str(tmp_path / "real.npz"), "--fake", str(tmp_path / "fake.npz"))
+    folder = tmp_path / "compared"
+    assert evaluate.main([*sets, "--folder", str(folder), *["--closed-balls"] * closed]) == 0
+    stored = json.loads((folder / "evaluation.json").read_text())
+    assert stored["closed_balls"] == closed
+    real, fake = map(torch.from_numpy, rows)
+    near, other = (Neighbourhoods(real, fake, (3, 5), closed=c) for c in (closed, not closed))
+    numbers = stored["sets"]["fake.npz"]["metrics"]
+    expected = near.precision_recall(3)._asdict() | near.density_coverage(5)._asdict()
+    for name, number in expected.items():
+        assert tuple(numbers[name].values()) == number, name
+    assert numbers["precision"]["value"] != other.precision_recall(3).precision.value
+
+
 def test_two_sets_of_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make = np.random.default_rng(0)
     x = make.normal(size=(60, 5))

@@ -32,6 +32,7 @@ def score(
     seed: int = SEED,
     *,
     paired: bool = False,  # each row of fake is made from the same row of real
+    closed_balls: bool = False,  # samples on the surface of a ball lie inside
 ) -> Scores:
     """Frechet and kernel distance, precision, recall, density, coverage, and the two F of PRD.
 
@@ -54,7 +55,7 @@ def score(
         notes.append(f"kernel distance of one subset, of {kernel.subset_size:,} images")
     few = min(len(real), len(fake))
     if few > max(NEIGHBOURS):
-        around = Neighbourhoods(real, fake, NEIGHBOURS, paired=paired)
+        around = Neighbourhoods(real, fake, NEIGHBOURS, paired=paired, closed=closed_balls)
         pairs = around.precision_recall(NEIGHBOURS[0]), around.density_coverage(NEIGHBOURS[1])
         metrics |= {name: value for pair in pairs for name, value in pair._asdict().items()}
     else:

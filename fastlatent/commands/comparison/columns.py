@@ -236,6 +236,8 @@ def _sets(evaluation: Evaluation) -> Iterator[Entry]:
         compared += f"; against {without_folders(features.reference)}"
     if features is not None and features.jpeg:
         compared += "; images stored as JPEG before"
+    if features is not None and features.closed_balls:
+        compared += "; the surface of a ball counts as inside"
     for name, images in evaluation.sets.items():
         group = SETS.get(name, name.replace("_", " "))
         scale = (name, images.images, features)

@@ -23,6 +23,7 @@ class Features:
     reference: str
     reference_images: int | None
     jpeg: bool  # whether images were stored as JPEG before
+    closed_balls: bool  # whether the surface of a ball belongs to it
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def _features(stored: dict[str, Any], path: Path) -> Features | None:
             features.get("reference_images"), path, "features: reference_images"
         ),
         jpeg=stored.get("jpeg") is True,
+        closed_balls=stored.get("closed_balls") is True,
     )
 
 

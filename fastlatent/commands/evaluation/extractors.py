@@ -37,13 +37,14 @@ class Extractor(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Whose features sets of images are to be compared by."""
+    """How sets of images are to be compared: by whose features, and with which settings."""
 
     kind: Kind | Literal["auto", "none"] = "auto"
     weights: Path | None = None
     name: str | None = None  # of a network in a repository
     trust_code: bool = False  # let the file of the weights run code
     jpeg: bool = False  # images are stored as JPEG before, not in 8 bits
+    closed_balls: bool = False  # of precision to coverage
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor]:

@@ -166,10 +166,12 @@ def own_folder(real: Path, fake: Path) -> Path:
     raise AssertionError
 
 
-def compare(real: Given, fake: Given, seed: int, *, paired: bool = False) -> Scores:
+def compare(
+    real: Given, fake: Given, seed: int, *, paired: bool = False, closed_balls: bool = False
+) -> Scores:
     """All metrics of two sets of features, or the Frechet distance where one is moments."""
     if isinstance(real, Tensor) and isinstance(fake, Tensor):
-        return score(real, fake, seed, paired=paired)
+        return score(real, fake, seed, paired=paired, closed_balls=closed_balls)
     distance = float(frechet_distance(*_moments(real), *_moments(fake)))
     return Scores({"frechet_distance": Estimate(distance, math.nan)}, None, [MOMENTS_ONLY])
 

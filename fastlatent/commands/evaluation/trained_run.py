@@ -109,7 +109,8 @@ def evaluate_run(
         compared = compare_with_real(
             trained, name, chosen, kind, given, images, measured.latents, repair, priors
         )
-        found |= {"jpeg": chosen.jpeg, **compared.values()}
+        found |= {"jpeg": chosen.jpeg, "closed_balls": chosen.closed_balls}
+        found |= compared.values()
         say("\n".join(compared.lines()))
     if not is_main_process():
         return
@@ -134,7 +135,8 @@ def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         earlier = read_json(path)
         if any(earlier[name] != found[name] for name in same):
             return {}
-        return {name: earlier[name] for name in ("jpeg", "features", "sets")}
+        kept = {name: earlier[name] for name in ("jpeg", "features", "sets")}
+        return kept | {"closed_balls": earlier.get("closed_balls", False)}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
@@ -181,7 +183,9 @@ def compare_with_real(
         fake = features_of(made, extractor.features, batch, transform)
         if is_main_process() and len(fake) > 1:
             paired = made.copies and given is None
-            compared.sets[made.name] = compare(real, fake, trained.seed, paired=paired)
+            compared.sets[made.name] = compare(
+                real, fake, trained.seed, paired=paired, closed_balls=chosen.closed_balls
+            )
             compared.counts[made.name] = len(fake)
     return compared
 

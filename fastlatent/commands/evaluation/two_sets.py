@@ -64,7 +64,7 @@ def evaluate_sets(
     compared = comparisons(extractor, str(paths[0]), count_of(real))
     name = paths[1].name or str(paths[1])
     seed = SEED if seed is None else seed
-    compared.sets[name] = compare(real, fake, seed)
+    compared.sets[name] = compare(real, fake, seed, closed_balls=chosen.closed_balls)
     compared.counts[name] = count_of(fake)
     say(f"{paths[1]} next to {paths[0]}:")
     say("\n".join(compared.lines()))
@@ -75,6 +75,7 @@ def evaluate_sets(
         "fake": str(paths[1]),
         "seed": seed,
         "jpeg": chosen.jpeg,
+        "closed_balls": chosen.closed_balls,
         **compared.values(),
     }
     write_json(folder / "evaluation.json", found)
