@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from fastlatent import paths as paths
     from fastlatent import priors as priors
     from fastlatent.patches import patch as patch
+    from fastlatent.runs.trained import load as load
 
 __version__ = "0.1.0"
 
 # What `import fastlatent` alone offers, imported when it is first used.
 MODULES = ("data", "geometry", "metrics", "models", "nn", "ops", "paths", "priors")
-FUNCTIONS = {"patch": "fastlatent.patches"}
+FUNCTIONS = {"load": "fastlatent.runs.trained", "patch": "fastlatent.patches"}
 
 
 def _spoken(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

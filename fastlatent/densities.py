@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(trained)
     priors, steps, stored = options.priors, options.prior_steps, options.stored
     columns = [panels_of(trained, options.images, priors, steps, stored) for trained in runs]
-    names = [trained.run.path.name for trained in runs]
+    names = [trained.path.name for trained in runs]
     rows = 1 if len(columns) == 1 else 2
     if rows == 2:
         columns = [

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, settings = trained.model, settings_of(options)
     if model.latent_kind == "bits":
         raise UsageError(
-            f"{trained.run.path} holds a model of bits, and a prior of kind {settings.prior} is "
+            f"{trained.path} holds a model of bits, and a prior of kind {settings.prior} is "
             "over real latents; bits take --method copula or random of sample, without fit_prior"
         )
     trained.check_prior(settings.prior)
@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         build = partial(settings.build, prior_dim(model), model.image_shape)
         prior = fit_to_run(trained, build, train, progress.advance)
     seconds = time.monotonic() - began
-    replaced = prior_file(trained.run, options.weights, settings.prior).is_file()
-    path = write_prior(trained.run, options.weights, settings, prior)
+    replaced = prior_file(trained.folder, options.weights, settings.prior).is_file()
+    path = write_prior(trained.folder, options.weights, settings, prior)
     report(trained, prior, settings, test, seconds)
     say(f"{path}{' (in place of the one before)' if replaced else ''}")
-    say(f"  python -m fastlatent.sample {trained.run.path} --method {settings.prior}")
+    say(f"  python -m fastlatent.sample {trained.path} --method {settings.prior}")
 
 
 def settings_of(options: Options) -> PriorSettings:

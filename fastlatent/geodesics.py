@@ -127,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = {"seed": trained.seed}
     result = shorten(metric, pairs.start, pairs.end, "shortening", **options.search, **seed)
 
-    files = Files(trained.run, options.folder)
+    files = Files(trained.folder, options.folder)
     name = options.name
     say(
-        f"{options.pairs:,} pairs in {trained.run.path} ({trained.model.latent_dim} latents): "
+        f"{options.pairs:,} pairs in {trained.path} ({trained.model.latent_dim} latents): "
         f"{ends.about}; {how(options)}" + between(options, metric, ", ")
     )
     say("\n".join(statistics_lines({"": result})))
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         | summary_values(result),
     )
     measured = between(options, metric, "\n")
-    title = f"{trained.run.path.name}: {len(result.start)} pairs{measured}"
+    title = f"{trained.path.name}: {len(result.start)} pairs{measured}"
     files.draw(f"{name}-histogram", pictures.improvement_histogram(result, title))
     files.draw(f"{name}-pairs", pictures.improvement_of_pairs(result, title))
     files.draw(f"{name}-history", pictures.length_history(result, title))
@@ -170,8 +170,8 @@ def compare_two(options: Options) -> None:
     )
     say(f"{options.pairs:,} pairs of test images of {first.data.name}; {how(options)}")
     say("\n".join(statistics_lines(dict(zip(result.names, result.results, strict=True)))))
-    result.write(Files(first.run, options.folder), circumstances(first, options))
-    result.draw(Files(first.run, options.folder), options.show, options.threshold)
+    result.write(Files(first.folder, options.folder), circumstances(first, options))
+    result.draw(Files(first.folder, options.folder), options.show, options.threshold)
 
 
 def how(options: Options) -> str:

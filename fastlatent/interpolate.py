@@ -12,7 +12,7 @@ from fastlatent import plots
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.experiments.ends import EndOptions, Joined, first_images_of, join
 from fastlatent.commands.experiments.geodesic_walks import walk_shorter
-from fastlatent.commands.experiments.likely_walks import Density, LikelyOptions, walk_likely
+from fastlatent.commands.experiments.likely_walks import walk_likely
 from fastlatent.commands.experiments.shorter import CurveOptions
 from fastlatent.commands.single_images import SingleImages
 from fastlatent.commands.trained import Trained
@@ -24,6 +24,7 @@ from fastlatent.jobs.progress import say
 from fastlatent.paths.likelihood import Method as Search
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
+from fastlatent.runs.likely import Density, LikelyOptions
 
 DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
 - bits, --method copula: along the arcs of the copula fitted to the training codes

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = Trained(options)
     model = trained.model
     if not isinstance(model, Layered):
-        family = trained.run.config.model.family
+        family = trained.config.model.family
         raise UsageError(f"layers needs a Ladder VAE; {options.run} holds a model of {family}")
     count = len(model.layer_shapes)
     chosen = tuple(dict.fromkeys(options.layers)) or tuple(range(count))
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         listed = " ".join(map(str, options.layers))
         raise UsageError(f"--layers must lie in 0 to {count - 1}; got {listed}")
     plots.check_count(options.n**2)
-    folder = trained.run.images if options.folder is None else options.folder.expanduser()
+    folder = trained.folder.images if options.folder is None else options.folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
 
     for layer in chosen:

@@ -18,13 +18,9 @@ from fastlatent.data import DataConfig, Split, load
 from fastlatent.data.config import KINDS
 from fastlatent.inference.gallery import NAMES
 from fastlatent.inference.latents import (
-    FITTED,
     Repair,
     Sampling,
-    check_method,
     decode,
-    draw_in_parts,
-    sampling_methods,
     unit_images,
 )
 from fastlatent.inference.quality import compare_samplers
@@ -91,15 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_real(options, *data)
         return
     trained = Trained(options)
-    choices = sampling_methods(trained.model)
-    method = options.method or choices[0]
-    check_method("sampling", method, choices, trained.model)
-    copula = trained.copula(options.repair) if method == "copula" else None
-    prior = trained.prior(method) if method in FITTED else None
-
+    method = trained.sampling(options.method)
+    parts = trained.draw_latents(options.n, method, noise=options.noise, repair=options.repair)
     singles = None if options.folder is None else SingleImages(options.folder, "sample")
-    noise = options.noise
-    parts = draw_in_parts(trained.model, method, options.n, trained.seed, copula, noise, prior)
     first = next(parts)
     shown = first[:SHOWN]
     picture = plots.samples(

@@ -11,13 +11,13 @@ import tyro
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.experiments.ends import EndOptions, join
 from fastlatent.commands.experiments.findings import write_rows
-from fastlatent.commands.experiments.likely_walks import Density
 from fastlatent.commands.experiments.walk_table import Row, features_for, likely_of, lines, rows_of
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.devices import Device
 from fastlatent.inference.latents import Repair
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
+from fastlatent.runs.likely import Density
 
 DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
 - of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]

@@ -127,7 +127,7 @@ def test_the_numbers_are_those_of_the_metrics(run: Path, jpeg: bool) -> None:
     assert stored["jpeg"] == jpeg
     trained = Trained(evaluate.Options(run))
     model, data, seed = trained.model, trained.data, trained.seed
-    features = extractors.classifier_of(trained.run.config.data, data, CPU).features
+    features = extractors.classifier_of(trained.config.data, data, CPU).features
     images = data.test.images(data.test.spread(n)) / 255
 
     def seen(made: Tensor) -> Tensor:

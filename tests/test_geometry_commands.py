@@ -18,7 +18,7 @@ from small_runs import TINY
 
 from fastlatent import geodesics, interpolate, plots, sample, train
 from fastlatent.commands.experiments import geodesic_walks, pictures
-from fastlatent.commands.experiments.shorter import encode, pair_images, shorten
+from fastlatent.commands.experiments.shorter import pair_images, shorten
 from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
 from fastlatent.geometry import as_metric, curve_length, pullback_metric, straight
@@ -204,7 +204,7 @@ def test_comparison_of_models_with_other_latents(
         control = torch.from_numpy(np.load(tmp_path / f"comparison-{number}.npz")["control"])
         for end, column in (("first", 0), ("last", -1)):
             index = torch.tensor([int(row[f"{end}_image"]) for row in rows])
-            latents = encode(trained, trained.split("test"), index)
+            latents = trained.latents_of(trained.split("test"), index)
             torch.testing.assert_close(control[:, column], latents)
     gap = [abs(float(row["improvement_1"]) - float(row["improvement_2"])) for row in rows]
     least = {f"comparison-pair-{k + 1}.png" for k in np.argsort(gap, kind="stable")[:2]}
@@ -271,7 +271,7 @@ def test_interpolate_along_shorter_curves(space: Path, tmp_path: Path, capsys) -
     trained = Trained(interpolate.Options(space))
     split = trained.split("test")
     with torch.no_grad():
-        decoded = trained.model.decode(encode(trained, split, torch.tensor([0, 3])))
+        decoded = trained.model.decode(trained.latents_of(split, torch.tensor([0, 3])))
     expected = (255 * decoded[:, 0]).round().int().numpy()
     for at, end in ((0, 0), (3, 1), (4, 0), (7, 1)):
         assert abs(images[at] - expected[end]).max() <= 1

@@ -17,7 +17,6 @@ from small_runs import small_run, train_ladder
 from fastlatent import fit_prior, interpolate, train, walks
 from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.commands.experiments import walk_table
-from fastlatent.commands.experiments.likely_walks import Likely, LikelyOptions
 from fastlatent.data import load
 from fastlatent.geometry import as_metric
 from fastlatent.inference.walking import WALKINGS, between, measured, space_of, walk, walkings
@@ -42,6 +41,7 @@ from fastlatent.priors import (
     Normal,
 )
 from fastlatent.runs import Run
+from fastlatent.runs.likely import Likely, LikelyOptions
 
 MODELS = {
     "vae": VAEConfig(image_shape=(1, 12, 12), dim=2),

@@ -15,3 +15,25 @@ def choose_device(device: Device) -> torch.device:
     if device == "cuda" and not available:
         raise RunError("--device cuda was asked for, but PyTorch sees no CUDA GPU here")
     return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def device_of(name: str, device: torch.device | str | None) -> torch.device:
+    """The device that a function called `name` is given, by default the GPU if there is one.
+
+    Raises ValueError where there is no such device, TypeError for what names none.
+    """
+    if device is None or device == "auto":
+        return choose_device("auto")
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(
+            f"{name}: device must be such as 'cpu' or 'cuda'; got {type(device).__name__}"
+        )
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name}: device must be one that is here; got {device}: {reason}"
+        ) from None
+    return found

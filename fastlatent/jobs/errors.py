@@ -3,8 +3,8 @@
 import torch
 
 
-class UsageError(Exception):
-    """The command was called wrongly: one sentence, exit code 2."""
+class UsageError(ValueError):
+    """A command or function was called wrongly: one sentence, of a command exit code 2."""
 
 
 class LaunchError(UsageError):

@@ -365,9 +365,17 @@ def corrupted(model: LatentModel, x: Tensor, noise: Noise | None) -> Tensor:
 
 
 def draw_prior(model: LatentModel, n: int, generator: torch.Generator) -> Tensor:
-    """Real latents from the model's prior (n, d)."""
+    """Real latents from the model's prior (n, d).
+
+    Raises ValueError where latents are bits, which only what is fitted to their codes draws.
+    """
     if isinstance(model, OwnPrior):
         return model.draw_prior(n, generator)
+    if model.latent_kind == "bits":
+        raise ValueError(
+            f"draw_prior: model must have real latents, and those of {type(model).__name__} are "
+            "bits, which have no prior of their own: draw them from a copula fitted to its codes"
+        )
     return torch.randn(n, model.latent_dim, generator=generator, device=generator.device)
 
 

@@ -18,7 +18,7 @@ def stored_priors(trained: Trained) -> dict[PriorKind, Prior]:
     """Those that fit_prior has fitted to these weights; it is said which no longer fit."""
     found = {}
     for kind in FITTED:
-        if prior_file(trained.run, trained.options.weights, kind).is_file():
+        if prior_file(trained.folder, trained.weights, kind).is_file():
             try:
                 found[kind] = trained.prior(kind)
             except (RunError, ValueError) as error:

@@ -60,7 +60,7 @@ def evaluate_run(
     """Print losses and comparisons of a trained model, and store them in its run folder."""
     model, seed, batch = trained.model, trained.seed, trained.batch
     if samples is not None and not isinstance(model, Weighing):
-        family = trained.run.config.model.family
+        family = trained.config.model.family
         raise UsageError(
             f"--samples needs a model with a likelihood, vae, lvae or ladder; this is {family}"
         )
@@ -83,11 +83,11 @@ def evaluate_run(
     say(f"{name} split of {trained.data.name}, {images:,} images:")
     say("\n".join(losses.lines()))
 
-    path = trained.run.path / "evaluation.json"
-    weights = trained.options.weights
+    path = trained.path / "evaluation.json"
+    weights = trained.weights
     found = {
         "weights": weights,
-        "fingerprint": fingerprint(trained.run.weights_file(weights)),
+        "fingerprint": fingerprint(trained.folder.weights_file(weights)),
         "data": trained.data.name,
         "split": name,
         "images": images,
@@ -116,8 +116,8 @@ def evaluate_run(
         return
     write_json(path, found if compared is not None else found | before)
     say(f"numbers: {path}")
-    results = results or trained.run.path.parent / RESULTS
-    append_line(results, {"run": str(trained.run.path)} | found)
+    results = results or trained.path.parent / RESULTS
+    append_line(results, {"run": str(trained.path)} | found)
     if compared is not None:
         draw_prd(compared, trained.place(None, "prd"), trained.subject)
     layers = [mean for name, mean in means.items() if name.startswith("kl_layer_")]
@@ -166,7 +166,7 @@ def compare_with_real(
     priors: dict[PriorKind, Prior],
 ) -> Comparisons:
     """The model's sets of images next to the real ones."""
-    model, device, data = trained.model, trained.device, trained.run.config.data
+    model, device, data = trained.model, trained.device, trained.config.data
     extractor = chosen.open(kind, (data, trained.data), device)
     say(f"features: {extractor.about}")
     transform, batch = chosen.transform, min(trained.batch, images)
@@ -195,7 +195,7 @@ def bits_per_nat(trained: Trained) -> float | None:
 
     A Gaussian gives densities, and grey images have none under a Bernoulli distribution.
     """
-    model, binary = trained.model, trained.run.config.data.kind in BINARY_SIZES
+    model, binary = trained.model, trained.config.data.kind in BINARY_SIZES
     if not (isinstance(model, CountsPixels) and model.counts_pixels(binary)):
         return None
     return 1 / (math.prod(model.image_shape) * math.log(2))

@@ -32,8 +32,8 @@ NAMES: dict[PriorKind, str] = {
 
 def check(trained: Trained) -> None:
     """UsageError unless the run has two latents, or an inner VAE of two, to draw."""
-    model, path = trained.model, trained.run.path
-    family = trained.run.config.model.family
+    model, path = trained.model, trained.path
+    family = trained.config.model.family
     if model.latent_kind != "real" or not trained.gives_gaussians:
         raise UsageError(
             f"a picture of a density needs Gaussian posteriors of real latents; {path} is of "
@@ -88,12 +88,12 @@ def priors_of(
         own = latent_prior(trained.model)
         found = {} if own is None else {own_name(trained): own.to(z.device).eval()}
     if stored:
-        weights = trained.options.weights
-        kinds = [kind for kind in NAMES if prior_file(trained.run, weights, kind).is_file()]
+        weights = trained.weights
+        kinds = [kind for kind in NAMES if prior_file(trained.folder, weights, kind).is_file()]
         if not kinds:
             raise UsageError(
-                f"--stored finds no prior in {trained.run.path}; fit one by "
-                f"python -m fastlatent.fit_prior {trained.run.path}"
+                f"--stored finds no prior in {trained.path}; fit one by "
+                f"python -m fastlatent.fit_prior {trained.path}"
             )
         found |= {f"{NAMES[kind]}, fit_prior": trained.prior(kind) for kind in kinds}
     return found

@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from fastlatent.commands.experiments.findings import joined_images
-from fastlatent.commands.experiments.shorter import encode, seeded_draws
+from fastlatent.commands.experiments.shorter import seeded_draws
 from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.inference.gallery import pick_pairs
 from fastlatent.inference.latents import unit_images
@@ -67,7 +67,7 @@ def first_images_of(trained: Trained, options: EndOptions) -> Joined:
     """Images to begin at, walks to which nothing but a change of the latents leads."""
     split = trained.split(options.split)
     starts = _chosen_starts(options, len(split), trained.seed)
-    first, start = unit_images(split, starts, trained.device), encode(trained, split, starts)
+    first, start = unit_images(split, starts, trained.device), trained.latents_of(split, starts)
     names = [f"{options.split} image {k}" for k in starts.tolist()]
     return Joined(start, start, first, None, names, {})
 
@@ -98,7 +98,7 @@ def _join_images(trained: Trained, options: EndOptions) -> Joined:
     names = [f"{options.split} image {a} to {b}" for a, b in joined]
     columns = {"split": [options.split] * len(starts)}
     columns |= joined_images(split, torch.stack([starts, ends]))
-    latents = (encode(trained, split, index) for index in (starts, ends))
+    latents = (trained.latents_of(split, index) for index in (starts, ends))
     return Joined(*latents, first, last, names, columns)
 
 

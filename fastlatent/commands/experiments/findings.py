@@ -158,8 +158,8 @@ def circumstances(trained: Trained, options: RunOptions) -> dict[str, Any]:
         if not isinstance(value, Path) and name not in ("other", "folder", "root", "map", "show")
     }
     return {
-        "run": trained.run.path.name,
-        "fingerprint": fingerprint(trained.run.weights_file(options.weights)),
+        "run": trained.path.name,
+        "fingerprint": fingerprint(trained.folder.weights_file(options.weights)),
         "latents": trained.model.latent_dim,
         **stated,
         "seed": trained.seed,

@@ -1,9 +1,8 @@
 """Walks along likely paths, next to straight lines in the same space."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,158 +11,16 @@ from fastlatent import plots
 from fastlatent.commands.experiments.ends import Joined
 from fastlatent.commands.experiments.findings import write_rows
 from fastlatent.commands.experiments.path_pictures import density_picture, history_picture
-from fastlatent.commands.experiments.shorter import encode
 from fastlatent.commands.trained import Trained
 from fastlatent.inference.latents import decode
-from fastlatent.inference.passes import evaluating
-from fastlatent.inference.walking import (
-    Space,
-    Walk,
-    WalkMeasures,
-    measured,
-    space_of,
-    walk,
-    walkings,
-)
+from fastlatent.inference.walking import WalkMeasures, measured
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.models.capabilities import latent_prior, prior_dim
-from fastlatent.noise import generator
-from fastlatent.paths import LikelihoodPaths, Objective, typical_level
-from fastlatent.paths.likelihood import Method
-from fastlatent.paths.objective import Reduction
-from fastlatent.priors import PathSpace, Prior, PriorKind
+from fastlatent.paths import LikelihoodPaths
+from fastlatent.runs.likely import Likely, LikelyOptions
 
-Density = Literal["own"] | PriorKind
-
-NODES = 2_000  # of the graph of encoded images, at most
-LEVEL_DRAWS = 10_000
-TYPICAL_FROM = 9  # dimensions, where the mode is no place for data any more
 ROUNDING = 1e-6  # relative, of lengths
 CHECKED = 8  # walks in the picture of histories, at most
-
-
-@dataclass(frozen=True)
-class LikelyOptions:
-    """How likely paths are searched for, on the command line."""
-
-    prior: Density = "own"
-    """Whose density makes a point likely: the model's own prior, or one that fit_prior fitted."""
-    space: Space = "t"
-    """Where paths run: in the prior's own space, which for a hierarchical one are the latents
-    below, or (z) in the model's latents."""
-    length_weight: float = 10.0
-    """What a unit of length costs, in nats; among the model's latents a unit is their deviation."""
-    spread_weight: float = 100.0
-    """What a unit of the steps' standard deviation costs."""
-    reduction: Reduction = "sum"
-    """Add -log p of all points, or take 8 times their mean."""
-    typical: bool | None = None
-    """Points cost nothing that are likelier than the least likely 5 % of draws; default: in more
-    than 8 dimensions."""
-    iterations: int | None = None
-    """Iterations of the search; default: 300, of the original 500."""
-    search: Method = "adam"
-    """original: the published search."""
-
-
-class Likely:
-    """A run's space of a density, and the search in it."""
-
-    def __init__(self, trained: Trained, options: LikelyOptions):
-        self.trained, self.options = trained, options
-        self.prior = prior_of(trained, options.prior)
-        self.space: PathSpace = space_of(self.prior, options.space, trained.seed)
-        typical = options.typical
-        if typical is None:
-            typical = self.space.dim >= TYPICAL_FROM and options.search != "original"
-        self.level = self._level() if typical else None
-
-    @property
-    def about(self) -> str:
-        """The density, and up to what -log p points cost nothing, in a few words."""
-        where = "" if self.space.dim == self.prior.dim else f", {self.space.dim} latents below"
-        free = "" if self.level is None else f", typical from {self.level:.2f} nats"
-        return f"{type(self.prior).__name__}{where}{free}"
-
-    @property
-    def objective(self) -> Objective:
-        """What paths are judged by, those of other methods too."""
-        o = self.options
-        return Objective(
-            self.space.log_prob,
-            o.length_weight,
-            o.spread_weight,
-            o.reduction,
-            self.level,
-            self.space.units,
-        )
-
-    def walks(self, joined: Joined, steps: int) -> dict[str, Walk]:
-        """Straight lines and likely paths between the ends."""
-        o, model = self.options, self.trained.model
-        ends = joined.start, joined.end
-        search: dict[str, Any] = {
-            "method": o.search,
-            "length_weight": o.length_weight,
-            "spread_weight": o.spread_weight,
-            "reduction": o.reduction,
-            "typical": self.level,
-            "iterations": o.iterations,
-            "seed": self.trained.seed,
-        }
-        if o.search == "adam":
-            search["data"] = self.nodes()
-        likely = walk(model, "likelihood", *ends, steps, space=self.space, search=search)
-        return {"linear": walk(model, "linear", *ends, steps, space=self.space), "likely": likely}
-
-    @torch.no_grad()
-    def nodes(self) -> Tensor:  # (m, space.dim)
-        """Encoded training images in the space, as the graph of neighbours has them."""
-        with evaluating(self.trained.model):
-            return self.space.encode(training_latents(self.trained, NODES)).double()
-
-    @torch.no_grad()
-    def _level(self) -> float:
-        stream = generator(self.trained.seed, 0, "typical", self.trained.device)
-        drawn = self.space.draw(LEVEL_DRAWS, stream)
-        return typical_level(self.space.log_prob, drawn.double())
-
-
-def prior_of(trained: Trained, kind: Density) -> Prior:
-    """The model's own prior, or one that fit_prior has fitted.
-
-    Raises UsageError or RunError where there is none, or it is not over all latents.
-    """
-    model = trained.model
-    if model.latent_kind != "real":
-        raise UsageError(
-            "interpolation by 'likelihood' needs real latents with a density, and the latents of "
-            f"{trained.run.path} are bits; use copula"
-        )
-    if prior_dim(model) != model.latent_dim and (kind != "own" or latent_prior(model) is None):
-        others = " or ".join(name for name in walkings(model) if name != "likelihood")
-        raise UsageError(
-            f"likely paths need a density of all latents, and a prior of {trained.run.path} is "
-            f"over {prior_dim(model)} of {model.latent_dim}, given which the others are drawn; use "
-            f"{others}"
-        )
-    if kind == "own":
-        prior = latent_prior(model)
-        if prior is None:
-            raise UsageError(
-                f"{trained.run.path} holds a model whose own prior has no density; fit "
-                f"one by python -m fastlatent.fit_prior {trained.run.path} and name it by --prior"
-            )
-        return prior.to(trained.device).eval()
-    return trained.prior(kind)
-
-
-def training_latents(trained: Trained, most: int) -> Tensor:  # (n, d)
-    """Encoded training images, chosen by the seed where there are more than `most`."""
-    split = trained.split("train")
-    order = torch.randperm(len(split), generator=generator(trained.seed, 0, "training latents"))
-    return encode(trained, split, order[:most].sort().values)
 
 
 def walk_likely(
@@ -180,7 +37,7 @@ def walk_likely(
     if steps < 3:
         raise UsageError(f"--method likelihood needs --steps 3 or more; got {steps}")
     likely = Likely(trained, options)
-    walks = likely.walks(joined, steps)
+    walks = likely.walks(joined.start, joined.end, steps)
     numbers = {
         name: measured(trained.model, path, trained.batch, likely.space, likely.objective)
         for name, path in walks.items()

@@ -8,7 +8,6 @@ from fastlatent import plots
 from fastlatent.commands.experiments import pictures
 from fastlatent.commands.experiments.findings import Files, joined_images
 from fastlatent.commands.experiments.shorter import (
-    encode,
     length_notes,
     pair_images,
     seeded_draws,
@@ -49,7 +48,7 @@ def find_pairs(
     untied = torch.zeros(n, dtype=torch.bool)
     if ends.kind == "images":
         index, split = pair_images(trained, n, ends.per_class), trained.split("test")
-        start, end = encode(trained, split, index.flatten()).chunk(2)
+        start, end = trained.latents_of(split, index.flatten()).chunk(2)
         return Pairs(start, end, untied), joined_images(split, index)
     if ends.per_class is not None:
         raise UsageError("--per-class needs --ends images")
@@ -87,7 +86,7 @@ def draw_map(
     """The metric over the latent plane, with encoded images and the curves."""
     split, names = trained.split("test"), trained.data.label_names or ()
     index = split.spread(MAPPED)
-    latents = encode(trained, split, index)
+    latents = trained.latents_of(split, index)
     labels = None
     if split.labels is not None and split.labels.ndim == 1:
         labels = split.labels[index.to(split.labels.device)]
@@ -97,5 +96,5 @@ def draw_map(
     margin = (MARGIN * (high - low)).clamp_min(1e-3)
     field = metric_field(metric, low - margin, high + margin)
     encoded = pictures.Encoded(latents, labels, names)
-    title = f"{trained.run.path.name}: the metric of its latents{between}"
+    title = f"{trained.path.name}: the metric of its latents{between}"
     files.draw(f"{name}-map", pictures.metric_map(field, encoded, result, title))

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from fastlatent.commands.experiments.findings import stated
 from fastlatent.commands.trained import RunOptions, Trained
-from fastlatent.data import Split
 from fastlatent.geometry.experiment import Experiment, experiment, walk_along
 from fastlatent.geometry.length import curve_measure
-from fastlatent.geometry.metric import Metric, as_metric
-from fastlatent.inference.latents import decode, unit_images
+from fastlatent.geometry.metric import Metric
+from fastlatent.inference.latents import decode
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import Progress
-from fastlatent.models.capabilities import draw_prior, geometric_decoder, latents_of
+from fastlatent.models.capabilities import draw_prior
 from fastlatent.models.features import VGG19Features
 from fastlatent.noise import generator
 
@@ -65,15 +64,8 @@ def metric_of(trained: Trained, feature_map: nn.Module | None = None) -> Metric:
 
     Raises UsageError where latents are bits.
     """
-    model = trained.model
-    if model.latent_kind != "real":
-        raise UsageError(
-            f"{trained.run.path} holds a model whose latents are bits; curves need real ones"
-        )
-    example = torch.zeros(2, model.latent_dim, device=trained.device)
     draws = VGG_DRAWS if isinstance(feature_map, VGG19Features) else None
-    decoder = geometric_decoder(model)
-    return as_metric(decoder, feature_map, example, draws=draws, seed=trained.seed)
+    return trained.metric(feature_map, draws)
 
 
 def feature_map_of(
@@ -139,16 +131,6 @@ def length_notes(result: Experiment, rows: Sequence[int]) -> list[str]:
         gain = stated(".2f", " %", 100 * float(found.improvement[k]))
         notes.append(f"shorter by {gain}\nlength {stated('.3f', '', float(found.length[k]))}")
     return notes
-
-
-def encode(trained: Trained, split: Split, index: Tensor) -> Tensor:
-    """Latents of the images at `index` (k,), some at a time: (k, d)."""
-    with evaluating(trained.model):
-        parts = [
-            latents_of(trained.model, unit_images(split, part, trained.device), split, part)
-            for part in index.split(trained.batch)
-        ]
-    return torch.cat(parts)
 
 
 def seeded_draws(trained: Trained, n: int, name: str) -> Tensor:

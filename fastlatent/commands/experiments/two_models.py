@@ -11,7 +11,6 @@ from fastlatent import plots
 from fastlatent.commands.experiments import pictures
 from fastlatent.commands.experiments.findings import Files, joined_images, pair_rows, summary_values
 from fastlatent.commands.experiments.shorter import (
-    encode,
     length_notes,
     metric_of,
     pair_images,
@@ -45,8 +44,8 @@ class Comparison:
     @property
     def names(self) -> list[str]:
         """The runs by their folders, told apart."""
-        names = [run.run.path.name for run in self.runs]
-        return names if names[0] != names[1] else [str(run.run.path) for run in self.runs]
+        names = [run.path.name for run in self.runs]
+        return names if names[0] != names[1] else [str(run.path) for run in self.runs]
 
     @property
     def counted(self) -> Tensor:
@@ -77,8 +76,8 @@ class Comparison:
             files.write_curves(f"comparison-{number}", result)
             models.append(
                 {
-                    "run": run.run.path.name,
-                    "fingerprint": fingerprint(run.run.weights_file(run.options.weights)),
+                    "run": run.path.name,
+                    "fingerprint": fingerprint(run.folder.weights_file(run.weights)),
                     "latents": run.model.latent_dim,
                     **summary_values(result),
                 }
@@ -157,7 +156,7 @@ def compare(
     index = pair_images(first, n, per_class)
     results = []
     for number, (run, metric) in enumerate(zip(runs, metrics, strict=True), 1):
-        start, end = encode(run, run.split("test"), index.flatten()).chunk(2)
+        start, end = run.latents_of(run.split("test"), index.flatten()).chunk(2)
         results.append(shorten(metric, start, end, f"model {number}", **search))
     return Comparison(runs, metrics, index, (results[0], results[1]))
 
@@ -165,8 +164,8 @@ def compare(
 def check_same_images(first: Trained, second: Trained) -> None:
     """UsageError unless an index means the same test image to both runs, whatever its size."""
     for what, a, b in (
-        ("data sets", first.run.config.data.name, second.run.config.data.name),
-        ("classes", first.run.config.data.classes, second.run.config.data.classes),
+        ("data sets", first.config.data.name, second.config.data.name),
+        ("classes", first.config.data.classes, second.config.data.classes),
         ("numbers of test images", len(first.data.test), len(second.data.test)),
     ):
         if a != b:

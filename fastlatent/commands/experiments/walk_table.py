@@ -9,7 +9,6 @@ from torch import Tensor
 from fastlatent.commands.evaluation.extractors import Extractor, classifier_of
 from fastlatent.commands.evaluation.sets import ImageSet, Made, features_of, real_images
 from fastlatent.commands.experiments.ends import Joined
-from fastlatent.commands.experiments.likely_walks import Density, Likely, LikelyOptions
 from fastlatent.commands.experiments.shorter import metric_of
 from fastlatent.commands.trained import Trained
 from fastlatent.estimate import Estimate
@@ -21,6 +20,7 @@ from fastlatent.metrics import frechet_from_features
 from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models.capabilities import latent_prior
+from fastlatent.runs.likely import Density, Likely, LikelyOptions
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def rows_of(
         if method == "likelihood":
             if likely is None:
                 continue
-            path = likely.walks(joined, steps)["likely"]
+            path = likely.walks(*ends, steps)["likely"]
         else:
             path = walk(
                 model,
@@ -75,7 +75,7 @@ def rows_of(
         distance = None if features is None else _distance(trained, path, *features)
         rows.append(
             Row(
-                trained.run.path.name,
+                trained.path.name,
                 method,
                 _mean(numbers.image_length),
                 None if density is None else _mean(density),
@@ -94,7 +94,7 @@ def likely_of(trained: Trained, kind: Density | Literal["auto"]) -> tuple[Likely
     try:
         return Likely(trained, LikelyOptions(prior=kind)), ""
     except (UsageError, RunError) as error:
-        say(f"{trained.run.path}: no likely walks and no log p: {error}")
+        say(f"{trained.path}: no likely walks and no log p: {error}")
         return None, f"no density: {error}"
 
 
@@ -104,7 +104,7 @@ def features_for(trained: Trained, name: str) -> tuple[Extractor, Tensor] | None
     if data.label_names is None:
         say(f"{data.name} has no labels to learn features from")
         return None
-    extractor = classifier_of(trained.run.config.data, data, trained.device)
+    extractor = classifier_of(trained.config.data, data, trained.device)
     split = trained.split(name)
     shown = real_images(split, len(split), trained.batch, trained.device)
     return extractor, features_of(shown, extractor.features, trained.batch, to_uint8)
