@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from fastlatent import priors as priors
     from fastlatent.patches import patch as patch
     from fastlatent.runs.trained import load as load
+    from fastlatent.training.start import train as train
 
 __version__ = "0.1.0"
 
-# What `import fastlatent` alone offers, imported when it is first used.
-MODULES = ("data", "geometry", "metrics", "models", "nn", "ops", "paths", "priors")
+# What `import fastlatent` alone offers, imported when it is first used; `train` is the command's
+# module, which can be called.
+MODULES = ("data", "geometry", "metrics", "models", "nn", "ops", "paths", "priors", "train")
 FUNCTIONS = {"load": "fastlatent.runs.trained", "patch": "fastlatent.patches"}
 
 

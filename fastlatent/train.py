@@ -1,18 +1,19 @@
-"""Train a model: `python -m fastlatent.train [PRESET]`."""
+"""Train a model: `python -m fastlatent.train [PRESET]`, in Python `fastlatent.train(...)`."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, NamedTuple
 
 import tyro
 
 from fastlatent.commands.console import command, parse
-from fastlatent.data import DataConfig
-from fastlatent.data.config import OWN
+from fastlatent.data.config import OWN, with_absolute_paths
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
@@ -21,7 +22,7 @@ from fastlatent.models.capabilities import ChoosesPrior
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
 from fastlatent.runs import Run, State, flat, locked, read_config, to_json
-from fastlatent.training import train
+from fastlatent.training import start, train
 
 
 @dataclass(frozen=True)
@@ -200,15 +201,6 @@ def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
     return [f"{name} from {before[name]} to {after[name]}" for name in changes]
 
 
-def with_absolute_paths(data: DataConfig) -> DataConfig:
-    """Paths that hold wherever the run folder is used from."""
-    if data.kind in OWN:
-        data = replace(data, name=f"{data.kind}:{Path(data.detail).expanduser().absolute()}")
-    if data.root is not None:
-        data = replace(data, root=data.root.expanduser().absolute())
-    return data
-
-
 def description() -> str:
     """The head of --help."""
     width = max(map(len, PRESETS))
@@ -232,6 +224,15 @@ def description() -> str:
         ]
     )
 
+
+class _CallableModule(ModuleType):
+    """This module as a function: its import sets `fastlatent.train`, which is to be callable."""
+
+    __call__ = staticmethod(start.train)
+    __signature__ = inspect.signature(start.train)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -101,6 +101,17 @@ class DataConfig:
         return self.name.partition(":")[2]
 
 
+def with_absolute_paths(config: DataConfig) -> DataConfig:
+    """The same data by paths that hold wherever they are read from."""
+    if config.kind in OWN:
+        config = replace(
+            config, name=f"{config.kind}:{Path(config.detail).expanduser().absolute()}"
+        )
+    if config.root is not None:
+        config = replace(config, root=config.root.expanduser().absolute())
+    return config
+
+
 def moved_to(config: DataConfig, root: Path) -> DataConfig:
     """The same data below another folder: for own images what the path's last part names there.
 

@@ -109,10 +109,11 @@ def _images(path: Path, arrays: dict[str, np.ndarray], notes: list[str]) -> list
     if bits:
         notes.append(f"{path}: {taken_as_white(bits)}")
     images = [images_of(f"{path}: {name}", x, name in bits) for name, x in arrays.items()]
-    return [_in_8_bits(x) for x in images]
+    return [in_8_bits(x) for x in images]
 
 
-def _in_8_bits(images: Tensor) -> Tensor:
+def in_8_bits(images: Tensor) -> Tensor:
+    """Images of any type that `images_of` gives as uint8, rounded to nearest."""
     if images.dtype == torch.uint8:
         return images
     whole = torch.empty(images.shape, dtype=torch.uint8)

@@ -1,6 +1,7 @@
 """The run folder: everything that is known about one training run, and nothing that is not.
 
 config.json                how to train again
+data.npz                   images that were handed to fastlatent.train
 weights.safetensors        weights to use: the newest checkpoint's, or their moving average
 best.safetensors           weights at the lowest test loss
 latents.safetensors        codes learned for the training images (latents-best: with best)
@@ -48,10 +49,11 @@ LATENT_FILES: dict[Weights, str] = {
     "best": "latents-best.safetensors",
 }
 CHUNK = 1 << 16  # codes looked at a time
+DATA = "data.npz"
 BEST_FILES = (WEIGHT_FILES["best"], LATENT_FILES["best"])
 # What a run leaves that never got as far as a trained step.
 BEGINNING = (
-    *("config.json", "images", "film", "state", "metrics.jsonl", "events.*", ".*.tmp", LOCK),
+    *("config.json", DATA, "images", "film", "state", "metrics.jsonl", "events.*", ".*.tmp", LOCK),
     *(WEIGHT_FILES["last"], LATENT_FILES["last"]),
 )
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
@@ -84,7 +86,7 @@ class Run:
         if not path.exists():
             return
         if path.is_dir() and all(
-            entry.name == LOCK or entry.match(".*.tmp") for entry in path.iterdir()
+            entry.name in (LOCK, DATA) or entry.match(".*.tmp") for entry in path.iterdir()
         ):
             return
         try:

@@ -197,6 +197,7 @@ class Learner:
         self.optimizer = accelerator.prepare(optimizer_of(config, groups))
         self.codes = codes_of(self.model, config, accelerator, split, place)
         self.meter = Meter(accelerator.device)
+        self.values: list[dict[str, Tensor]] = []  # of the last step: those of each of its parts
         self.best: Best | None = None
         self.skipped = 0  # steps left out because something was not finite
         self._skipped_in_a_row = 0
@@ -250,6 +251,7 @@ class Learner:
         if self._annealed is not None:
             self._annealed.begin_step(step)
         self._decay_rates(step, plan)
+        self.values = []
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         noises = [plan.noise(step, part) for part in range(len(parts))]
@@ -269,8 +271,9 @@ class Learner:
             objective = self.accelerator.unwrap_model(self._moves[0].objective)
             seen.append(self.codes.move(objective, parts, noises))
         self._skipped_in_a_row = 0
-        for turns in zip(*seen, strict=True):
-            self.meter.add(total(turns), step + 1)
+        self.values = [total(turns) for turns in zip(*seen, strict=True)]
+        for values in self.values:
+            self.meter.add(values, step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
 

@@ -1,10 +1,10 @@
 """The training loop: one run from its settings to its pictures, on every rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastlatent.data import Dataset, load
 from fastlatent.inference.passes import (
@@ -31,6 +31,7 @@ from fastlatent.presets import TrainConfig
 from fastlatent.runs import Log, Run, State, locked
 from fastlatent.training import measuring, showing
 from fastlatent.training.agreement import check_resumable, what_ranks_share
+from fastlatent.training.callbacks import Moment
 from fastlatent.training.learner import (
     AGREE_EVERY,
     Diverged,
@@ -48,7 +49,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: TrainConfig, out: Path, resume: State | None = None, timeout: float = PATIENCE
+    config: TrainConfig,
+    out: Path,
+    resume: State | None = None,
+    timeout: float = PATIENCE,
+    callbacks: Sequence[Any] = (),  # with on_step or on_epoch, as Callback has them
 ) -> None:
     """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
 
@@ -68,7 +73,7 @@ def train(
             agreed = what_ranks_share(config, data, resume) if world() > 1 else {}
         check_agreement(agreed)
         with accelerated(config) as accelerator, Signals() as signals:
-            training = Training(config, data, accelerator, out, resume, signals)
+            training = Training(config, data, accelerator, out, resume, signals, callbacks)
             try:
                 training.learn()
                 with signals.at_once():
@@ -106,8 +111,9 @@ class Training:
         out: Path,
         resume: State | None,
         signals: Signals,
+        callbacks: Sequence[Any],
     ):
-        self.signals = signals
+        self.signals, self.callbacks = signals, callbacks
         device, self.main = accelerator.device, accelerator.is_main_process
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
         self.train = data.train.to(device)
@@ -180,6 +186,7 @@ class Training:
                     self.learner.check_losses()
                     watch.pause()
                 self._follow(events | {"checkpoint"} if signal else events, watch, progress)
+                self._call_back()
                 if signal and self.done < last:
                     raise self._stopped(signal)
                 progress.advance()
@@ -214,6 +221,18 @@ class Training:
             raise self._stopped(heard.signal_number) from None
         if "checkpoint" in events:
             self.save()
+
+    def _call_back(self) -> None:
+        """Tell the caller's callbacks of a step, and of an epoch that it completes."""
+        if not (self.callbacks and self.main):
+            return
+        plan, epoch = self.plan, self.plan.epoch(self.done)
+        values, model = self.learner.values, self.learner.model
+        moment = Moment(self.done, plan.last_step, epoch, model, self.test_loss, values)
+        names = ("on_step", "on_epoch") if epoch.is_integer() else ("on_step",)
+        for name in names:
+            for callback in self.callbacks:
+                getattr(callback, name, lambda _: None)(moment)
 
     def _stopped(self, signal: int) -> Stopped:
         return Stopped(
