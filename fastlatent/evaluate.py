@@ -9,16 +9,16 @@ from typing import Literal
 import tyro
 
 from fastlatent.commands.console import command, parse
-from fastlatent.commands.evaluation.extractors import Chosen, Kind
-from fastlatent.commands.evaluation.given import Reading
-from fastlatent.commands.evaluation.trained_run import evaluate_run
-from fastlatent.commands.evaluation.two_sets import evaluate_sets
 from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.files.image_files import BACKGROUND, check_background
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import Repair
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.ranks import is_main_process, joined
+from fastlatent.runs.evaluation.extractors import Chosen, Kind
+from fastlatent.runs.evaluation.given import Reading
+from fastlatent.runs.evaluation.trained_run import evaluate_run
+from fastlatent.runs.evaluation.two_sets import evaluate_sets
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
 - every model: the loss and its parts, and the squared error of the pixels of reconstructions

@@ -1,23 +1,19 @@
 """Fit a prior to the latents of a trained model: `python -m fastlatent.fit_prior RUN`."""
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Literal
 
 from fastlatent.commands.console import command, parse
-from fastlatent.commands.experiments.fits import fit_to_run, latents, report
+from fastlatent.commands.experiments.fits import report
 from fastlatent.commands.trained import RunOptions, Trained
-from fastlatent.jobs.errors import UsageError
-from fastlatent.jobs.progress import Progress, say
-from fastlatent.models.capabilities import prior_dim
+from fastlatent.jobs.progress import say
 from fastlatent.priors import (
     PriorKind,
     PriorSettings,
 )
-from fastlatent.runs.priors import prior_file, write_prior
+from fastlatent.runs.fits import fit_and_store
 
 DESCRIPTION = """Fit a prior to the latents of a trained model's images, and store it in the run.
 
@@ -61,23 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, fit and store."""
     options = parse(Options, argv, "fit_prior", DESCRIPTION)
     trained = Trained(options)
-    model, settings = trained.model, settings_of(options)
-    if model.latent_kind == "bits":
-        raise UsageError(
-            f"{trained.path} holds a model of bits, and a prior of kind {settings.prior} is "
-            "over real latents; bits take --method copula or random of sample, without fit_prior"
-        )
-    trained.check_prior(settings.prior)
-    train, test = latents(trained, options.n, options.means)
-    began = time.monotonic()
-    with Progress(f"fitting {settings.prior}", max(1, settings.trains)) as progress:
-        build = partial(settings.build, prior_dim(model), model.image_shape)
-        prior = fit_to_run(trained, build, train, progress.advance)
-    seconds = time.monotonic() - began
-    replaced = prior_file(trained.folder, options.weights, settings.prior).is_file()
-    path = write_prior(trained.folder, options.weights, settings, prior)
-    report(trained, prior, settings, test, seconds)
-    say(f"{path}{' (in place of the one before)' if replaced else ''}")
+    settings = settings_of(options)
+    found = fit_and_store(trained, settings, options.n, options.means)
+    report(trained, found.prior, settings, found.held_out, found.seconds)
+    say(f"{found.path}{' (in place of the one before)' if found.replaced else ''}")
     say(f"  python -m fastlatent.sample {trained.path} --method {settings.prior}")
 
 

@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from fastlatent import evaluate, train
-from fastlatent.commands.evaluation import extractors
-from fastlatent.commands.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.commands.trained import Trained
 from fastlatent.data import DataConfig, load
 from fastlatent.inference.gallery import pick_pairs
@@ -38,6 +36,8 @@ from fastlatent.metrics import (
 from fastlatent.metrics.features import jpeg_round_trip, to_uint8
 from fastlatent.noise import generator
 from fastlatent.runs import Run
+from fastlatent.runs.evaluation import extractors
+from fastlatent.runs.evaluation.sets import features_of, made_by_model, real_images
 
 TINY = ("--model.width", "0.05", "--model.dim", "16", "--batch", "32")
 TWO = ("--data.classes", "0", "1", "--epochs", "28", "--lr", "0.01")  # digits

@@ -9,7 +9,9 @@ from PIL import Image
 from small_runs import TINY_MODELS, untrained_run
 
 import fastlatent
-from fastlatent import plots, sample
+from fastlatent import evaluate, plots, sample
+from fastlatent.files.reading import read_json
+from fastlatent.jobs.errors import RunError
 from fastlatent.models.capabilities import draw_prior
 from fastlatent.runs import Run
 from fastlatent.runs.trained import TrainedRun
@@ -245,3 +247,55 @@ def test_other_weights_are_saved_without_what_was_fitted_to_those_before(folders
     again = fastlatent.load(run.save(tmp_path / "run"), device="cpu")
     assert torch.equal(next(again.model.parameters()), next(run.model.parameters()))
     assert not (tmp_path / "run" / "codes.safetensors").exists()
+
+
+def test_a_prior_is_fitted_stored_and_drawn_from(folders):
+    run = fastlatent.load(folders["vae-digits"], device="cpu")
+    with pytest.raises(RunError, match="no prior 'normal' is fitted"):
+        run.sample(2, "normal")
+    prior = run.fit_prior("normal", covariance="diagonal", n=30)
+    assert prior.dim == 2 and (run.path / "prior-normal.safetensors").is_file()
+    assert run.sample(2, "normal").shape == (2, 1, 28, 28)
+    drawn = torch.cat(list(run.draw_latents(400, "normal")))
+    assert drawn.var(0) == pytest.approx(prior.sample(4000).var(0).tolist(), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("vae-digits", {"prior": "copula"}, "prior must be one of 'normal', 'gmm'"),
+        ("vae-digits", {"widht": 3}, "fit_prior has the unknown key 'widht'"),
+        ("vae-digits", {"components": 0}, "components must be at least 1"),
+        ("vae-digits", {"n": 0}, "fit_prior: n must be a whole number from 1 up"),
+        ("lbae-digits", {}, "holds a model of bits"),
+        ("bigan-digits", {"prior": "vamp"}, "encoder gives a Gaussian posterior"),
+    ],
+)
+def test_priors_that_cannot_be_fitted(opened, name, given, words):
+    with pytest.raises(ValueError, match=words):
+        opened[name].fit_prior(**given)
+
+
+def test_an_evaluation_is_that_of_the_command(folders, capsys):
+    path = folders["vae-digits"]
+    found = fastlatent.load(path, device="cpu").evaluate(features="none", samples=3, limit=20)
+    assert found["values"].keys() >= {"loss", "kl", "log_likelihood", "pixel_error"}
+    assert found["images"] == 20 and found == read_json(path / "evaluation.json")
+    words = [str(path), "--features", "none", "--samples", "3", "--limit", "20"]
+    assert evaluate.main([*words, "--device", "cpu"]) == 0
+    assert found == read_json(path / "evaluation.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("vae-digits", {"split": "all"}, "split must be one of test, train; got 'all'"),
+        ("vae-digits", {"features": "vgg"}, "features must be one of auto, none, classifier"),
+        ("vae-digits", {"limit": 0}, "limit must be a whole number from 1 up"),
+        ("vae-digits", {"feature_weights": "x"}, "feature_weights go with features 'inception'"),
+        ("lbae-digits", {"samples": 3}, "samples needs a model with a likelihood"),
+    ],
+)
+def test_evaluations_that_cannot_be_made(opened, name, given, words):
+    with pytest.raises(ValueError, match=words):
+        opened[name].evaluate(**given)

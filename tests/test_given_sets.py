@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from fastlatent import evaluate, sample
-from fastlatent.commands.evaluation import given, two_sets
-from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.metrics import Estimate, FeatureStatistics, Scores, frechet_from_features
 from fastlatent.metrics.features import extract, read_npz, to_uint8
+from fastlatent.runs.evaluation import given, two_sets
+from fastlatent.runs.evaluation.extractors import Extractor
 
 DIGITS = ("--data", "digits")
 

@@ -19,7 +19,6 @@ from sentences import assert_one_sentence
 from small_runs import TINY, train_ladder
 
 from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruct, sample, train
-from fastlatent.commands.evaluation.report import Losses
 from fastlatent.data import load
 from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import draw, unit_images
@@ -34,6 +33,7 @@ from fastlatent.models.published.lvae import (
 from fastlatent.noise import Noise, generator
 from fastlatent.plots import to_bytes
 from fastlatent.runs import Run
+from fastlatent.runs.evaluation.report import Losses
 
 
 @pytest.fixture(scope="module")

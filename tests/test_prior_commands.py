@@ -17,6 +17,7 @@ from fastlatent.models.glo import project
 from fastlatent.noise import Noise, generator
 from fastlatent.priors import GaussianMixture, MixtureFit, Normal, cross_entropy
 from fastlatent.runs import Run
+from fastlatent.runs import fits as runs_fits
 from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.priors import read_prior
 
@@ -79,9 +80,9 @@ def test_a_fit_is_stored_before_it_is_measured(run, monkeypatch, capsys):
         with pytest.raises(ZeroDivisionError):
             fit_prior.main(words)
     assert path.is_file()
-    encoded = fits.latents
+    encoded = runs_fits.latents
     monkeypatch.setattr(
-        fit_prior,
+        runs_fits,
         "latents",
         lambda *a: tuple(x[:k] for x, k in zip(encoded(*a), (100, 1), strict=True)),
     )
@@ -217,13 +218,13 @@ def test_a_mixture_beats_the_standard_normal_on_latents_of_unseen_images(run):
 
 def test_latents_that_a_model_stores_are_its_own_test_set(run, monkeypatch):
     codes = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(fits, "stored_latents", lambda *_: codes)
+    monkeypatch.setattr(runs_fits, "stored_latents", lambda *_: codes)
     options = fit_prior.Options(run, device="cpu")
-    train_codes, held_out = fits.latents(fit_prior.Trained(options), None, False)
+    train_codes, held_out = runs_fits.latents(fit_prior.Trained(options), None, False)
     assert (len(train_codes), len(held_out)) == (90, 10)
     together = torch.cat([train_codes, held_out])
     assert torch.equal(together.sort(0).values, codes.sort(0).values)
-    monkeypatch.setattr(fits, "ENOUGH", 8)  # a large table is not copied
+    monkeypatch.setattr(runs_fits, "ENOUGH", 8)  # a large table is not copied
     for n, count in ((None, 8), (30, 30)):
-        parts = fits.latents(fit_prior.Trained(options), n, False)
+        parts = runs_fits.latents(fit_prior.Trained(options), n, False)
         assert (len(parts[0]), len(parts[1])) == (count, 8)

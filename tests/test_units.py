@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlatent.commands.evaluation.report import Losses
 from fastlatent.estimate import Estimate
 from fastlatent.models import build
 from fastlatent.models.capabilities import LearnsCodes, turns_of
 from fastlatent.noise import Noise
 from fastlatent.presets import PRESETS
+from fastlatent.runs.evaluation.report import Losses
 
 DIGITS = [name for name in PRESETS if name.endswith("-digits")]
 

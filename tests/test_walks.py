@@ -15,7 +15,6 @@ from scipy.stats import chi2
 from small_runs import small_run, train_ladder
 
 from fastlatent import fit_prior, interpolate, train, walks
-from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.commands.experiments import walk_table
 from fastlatent.data import load
 from fastlatent.geometry import as_metric
@@ -41,6 +40,7 @@ from fastlatent.priors import (
     Normal,
 )
 from fastlatent.runs import Run
+from fastlatent.runs.evaluation.extractors import Extractor
 from fastlatent.runs.likely import Likely, LikelyOptions
 
 MODELS = {

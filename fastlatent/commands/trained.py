@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from fastlatent import plots
 from fastlatent.files.reading import load_weights, read_checkpoint, reading
 from fastlatent.inference.devices import Device, choose_device
 from fastlatent.jobs.progress import say
@@ -21,7 +20,7 @@ from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.trained import TrainedRun
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,3 @@ class Trained(TrainedRun):
         """
         features = VGG19Features(self.model.image_shape)
         return features.load(read_checkpoint(weights)).to(self.device)
-
-    @property
-    def subject(self) -> str:
-        """What its pictures are of: the run and its weights."""
-        return f"{self.path.name}: {self.config.name}, {self.weights} weights"
-
-    def draw(self, picture: "Image", path: Path) -> Path:
-        """Write a picture of the run, which says so below."""
-        return plots.save(picture, path, self.subject)
-
-    def place(self, out: Path | None, name: str) -> Path:
-        """Where a picture goes: to `out`, by default among the pictures of the run."""
-        path = self.folder.images / f"{name}.png" if out is None else out.expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path

@@ -1,7 +1,7 @@
 """Likely paths through the latents of a run: whose density counts, and the search."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from fastlatent.paths import Objective, typical_level
 from fastlatent.paths.likelihood import Method
 from fastlatent.paths.objective import Reduction
 from fastlatent.priors import PathSpace, Prior, PriorKind
-
-if TYPE_CHECKING:
-    from fastlatent.runs.trained import TrainedRun
+from fastlatent.runs.opened import OpenedRun
 
 Density = Literal["own"] | PriorKind
 
@@ -53,7 +51,7 @@ class LikelyOptions:
 class Likely:
     """A run's space of a density, and the search in it."""
 
-    def __init__(self, trained: "TrainedRun", options: LikelyOptions):
+    def __init__(self, trained: OpenedRun, options: LikelyOptions):
         self.trained, self.options = trained, options
         self.prior = prior_of(trained, options.prior)
         self.space: PathSpace = space_of(self.prior, options.space, trained.seed)
@@ -116,7 +114,7 @@ class Likely:
         return typical_level(self.space.log_prob, drawn.double())
 
 
-def prior_of(trained: "TrainedRun", kind: Density) -> Prior:
+def prior_of(trained: OpenedRun, kind: Density) -> Prior:
     """The model's own prior, or one that fit_prior has fitted.
 
     Raises UsageError or RunError where there is none, or it is not over all latents.
@@ -145,7 +143,7 @@ def prior_of(trained: "TrainedRun", kind: Density) -> Prior:
     return trained.prior(kind)
 
 
-def training_latents(trained: "TrainedRun", most: int) -> Tensor:  # (n, d)
+def training_latents(trained: OpenedRun, most: int) -> Tensor:  # (n, d)
     """Encoded training images, chosen by the seed where there are more than `most`."""
     split = trained.split("train")
     order = torch.randperm(len(split), generator=generator(trained.seed, 0, "training latents"))

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 
@@ -12,13 +12,11 @@ from fastlatent.models.capabilities import LearnsCodes
 from fastlatent.priors import PriorKind
 from fastlatent.runs.files import read_tensors
 from fastlatent.runs.folder import CODE_FILES, LATENT_FILES, WEIGHT_FILES, Run, write_latents
+from fastlatent.runs.opened import OpenedRun
 from fastlatent.runs.priors import prior_file
 
-if TYPE_CHECKING:
-    from fastlatent.runs.trained import TrainedRun
 
-
-def save(trained: "TrainedRun", folder: Path) -> Path:
+def save(trained: OpenedRun, folder: Path) -> Path:
     """Write the run as `TrainedRun.save` says; the settings last, by which a folder is a run."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"save: folder must be new or empty; got {folder}")
@@ -42,7 +40,7 @@ def save(trained: "TrainedRun", folder: Path) -> Path:
     return folder
 
 
-def unchanged(trained: "TrainedRun") -> bool:
+def unchanged(trained: OpenedRun) -> bool:
     """Whether the model has the weights that the run folder holds."""
     stored, _ = read_tensors(trained.folder.weights_file(trained.weights))
     weights = trained.model.state_dict()
@@ -51,7 +49,7 @@ def unchanged(trained: "TrainedRun") -> bool:
     )
 
 
-def files_of(trained: "TrainedRun") -> Iterator[tuple[Path, str]]:
+def files_of(trained: OpenedRun) -> Iterator[tuple[Path, str]]:
     """Files that belong to the weights, with their names where these are the last ones."""
     for names in (WEIGHT_FILES, LATENT_FILES, CODE_FILES):
         yield trained.path / names[trained.weights], names["last"]

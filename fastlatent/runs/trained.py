@@ -1,20 +1,15 @@
-"""A trained run at work: its model, and its data, codes and priors once they are needed."""
+"""The front door: a trained run that samples, encodes, decodes, walks and is measured."""
 
 import functools
 import operator
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastlatent.data import Dataset, Split
-from fastlatent.data import load as load_data
-from fastlatent.data.config import moved_to
-from fastlatent.geometry.metric import Metric, as_metric
 from fastlatent.inference.devices import device_of
 from fastlatent.inference.inputs import images_for, latents_for
 from fastlatent.inference.latents import (
@@ -25,20 +20,19 @@ from fastlatent.inference.latents import (
     decode,
     draw_in_parts,
     sampling_methods,
-    unit_images,
 )
-from fastlatent.inference.passes import evaluating, gather_codes
+from fastlatent.inference.passes import evaluating
 from fastlatent.inference.walking import Walking, walk, walkings
-from fastlatent.jobs.errors import RunError, UsageError
-from fastlatent.jobs.progress import say
-from fastlatent.models import LatentModel
-from fastlatent.models.capabilities import gaussian_posterior, geometric_decoder, latents_of
-from fastlatent.presets import TrainConfig
-from fastlatent.priors import BernoulliCopula, CodeStatistics, Prior, PriorKind
+from fastlatent.jobs.errors import UsageError
+from fastlatent.priors import Prior, PriorKind, PriorSettings
+from fastlatent.runs.config import from_json
+from fastlatent.runs.evaluation.extractors import Chosen, Kind
+from fastlatent.runs.evaluation.given import Reading
+from fastlatent.runs.evaluation.trained_run import evaluate_run
+from fastlatent.runs.fits import fit_and_store
 from fastlatent.runs.folder import WEIGHT_FILES, Run, Weights
 from fastlatent.runs.likely import Density, Likely, LikelyOptions
-from fastlatent.runs.log import read_metrics
-from fastlatent.runs.priors import read_prior
+from fastlatent.runs.opened import OpenedRun
 from fastlatent.runs.saving import save
 
 P = ParamSpec("P")
@@ -100,7 +94,7 @@ def inferring(method: Callable[Concatenate[Self, P], Tensor]) -> Callable[..., T
     return run
 
 
-class TrainedRun:
+class TrainedRun(OpenedRun):
     """A trained run at work, as `fastlatent.load` and `fastlatent.train` give it.
 
     Images are taken as tensors or NumPy arrays, one image (c, h, w) or a batch (n, c, h, w), uint8
@@ -108,41 +102,6 @@ class TrainedRun:
     image: images (n, c, h, w) in [0, 1], latents (n, d). Wrong arguments are a ValueError or
     TypeError that names the argument.
     """
-
-    def __init__(
-        self,
-        folder: Run,
-        weights: Weights,
-        device: torch.device,
-        *,
-        seed: int | None = None,  # of everything random; None: the run's
-        batch: int | None = None,  # images at a time; None: the run's test_batch
-        root: Path | None = None,  # where the data sets are, if not where they were
-    ):
-        self.folder, self.weights, self.device, self.root = folder, weights, device, root
-        self.model: LatentModel = folder.model(weights, device)
-        self.seed = folder.config.seed if seed is None else seed
-        self.batch = batch or folder.config.test_batch
-        self._copulas: dict[Repair, BernoulliCopula] = {}
-
-    def __repr__(self) -> str:
-        family, weights = self.config.model.family, self.weights
-        return f"<run {self.path}: {family}, {weights} weights, on {self.device}>"
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.folder.path
-
-    @property
-    def config(self) -> TrainConfig:
-        """The settings of the training."""
-        return self.folder.config
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What training measured, in order: kind, step, epoch and numbers of each record."""
-        return read_metrics(self.path) if (self.path / "metrics.jsonl").is_file() else []
 
     # Images and latents
 
@@ -186,7 +145,7 @@ class TrainedRun:
         Raises ValueError for a method that does not fit the latents, RunError for a prior that
         fit_prior has not fitted yet, OSError where the data set is needed and is not there.
         """
-        _check_whole("sample: n", n, 1)
+        check_whole("sample: n", n, 1)
         parts = self.draw_latents(n, method, seed, noise=noise, repair=repair)
         return self._decoded(torch.cat(list(parts)))
 
@@ -201,7 +160,7 @@ class TrainedRun:
     ) -> Iterator[Tensor]:  # (k, d) each
         """Latents as `sample` decodes them, in parts, so that memory does not bound n."""
         if seed is not None:
-            _check_whole("sample: seed", seed, 0)
+            check_whole("sample: seed", seed, 0)
         model, method = self.model, self.sampling(method)
         copula = self.copula(repair) if method == "copula" else None
         prior = self.prior(method) if method in FITTED else None
@@ -249,7 +208,7 @@ class TrainedRun:
                 f"interpolate: a and b must be as many images each, or one of them a single "
                 f"image; got {len(first)} and {len(last)}"
             )
-        _check_whole("interpolate: steps", steps, 3 if method == "likelihood" else 2)
+        check_whole("interpolate: steps", steps, 3 if method == "likelihood" else 2)
         choices = self.interpolation_methods
         method = choices[0] if method is None else method
         check_method("interpolation", method, choices, self.model)
@@ -271,6 +230,74 @@ class TrainedRun:
         """How the model's latents can be walked through, the default first."""
         return walkings(self.model)
 
+    def evaluate(
+        self,
+        split: Literal["test", "train"] = "test",
+        features: Kind | Literal["auto", "none"] = "auto",
+        *,
+        feature_weights: str | os.PathLike[str] | None = None,
+        samples: int | None = None,
+        limit: int | None = None,
+        reference: str | os.PathLike[str] | None = None,
+        jpeg: bool = False,
+        repair: Repair = "clip",
+    ) -> dict[str, Any]:
+        """What the command `evaluate` measures, prints and stores in the run, as JSON values.
+
+        "values" are losses and their parts on the images of the split, each with its standard
+        error; "sets" compare samples, reconstructions and interpolations with real images, by the
+        `features` of a classifier of the data set, or of "inception" or "dinov2" with the file of
+        their `feature_weights`; "none" leaves that out. `samples` are draws for the
+        importance-weighted bound on the log-likelihood, `limit` is the number of images, evenly
+        spread, and `reference` a folder or .npz file to compare with in place of the split. `jpeg`
+        stores images as JPEG before features are taken.
+
+        Raises ValueError for options that do not fit the model or each other, OSError where the
+        data set is not there.
+        """
+        for name, value, choices in (
+            ("split", split, ("test", "train")),
+            ("features", features, ("auto", "none", *get_args(Kind))),
+        ):
+            if value not in choices:
+                raise UsageError(
+                    f"evaluate: {name} must be one of {', '.join(choices)}; got {value!r}"
+                )
+        for name, count in (("samples", samples), ("limit", limit)):
+            if count is not None:
+                check_whole(f"evaluate: {name}", count, 1)
+        if feature_weights is not None and features not in ("inception", "dinov2"):
+            raise UsageError(
+                "evaluate: feature_weights go with features 'inception' or 'dinov2'; got "
+                f"{features!r}"
+            )
+        weights, place = (None if p is None else Path(p) for p in (feature_weights, reference))
+        chosen = Chosen(features, weights, jpeg=jpeg)
+        return evaluate_run(
+            self, split, chosen, samples, limit, place, Reading(), repair, results=None
+        )
+
+    def fit_prior(
+        self,
+        prior: PriorKind = "gmm",
+        *,
+        n: int | None = None,
+        means: bool = False,
+        **settings: Any,
+    ) -> Prior:
+        """A prior fitted to the latents of the training images, and stored in the run.
+
+        `prior` is "normal", "gmm", "vamp", "hierarchical" or "ladder", by which name `sample` then
+        takes it; `settings` are fields of fastlatent.priors.PriorSettings, such as components=20.
+        It is fitted to draws of the posterior, or to its `means`, of `n` images, by default of all.
+
+        Raises ValueError for settings that do not fit, and where the latents are bits.
+        """
+        if n is not None:
+            check_whole("fit_prior: n", n, 1)
+        chosen = from_json(PriorSettings, {"prior": prior, **settings}, "fit_prior")
+        return fit_and_store(self, chosen, n, means).prior
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model into a new run folder, which `load` and every command open.
 
@@ -291,113 +318,8 @@ class TrainedRun:
         with evaluating(self.model):
             return torch.cat([self.model.encode(part) for part in x.split(self.batch)])
 
-    def latents_of(self, split: Split, index: Tensor) -> Tensor:  # (k, d)
-        """Latents of a split's images at `index` (k,): learned with the model, or encoded."""
-        with evaluating(self.model):
-            parts = [
-                latents_of(self.model, unit_images(split, part, self.device), split, part)
-                for part in index.split(self.batch)
-            ]
-        return torch.cat(parts)
 
-    # What belongs to the run
-
-    @cached_property
-    def data(self) -> Dataset:
-        """The data set of the run; raises what fastlatent.data.load raises.
-
-        ValueError where its images have another shape than those of the model, RunError where
-        they are others than those trained on, in the place that `root` names.
-        """
-        config, root = self.config.data, self.root
-        data = load_data(config if root is None else moved_to(config, root))
-        for note in data.notes:
-            say(note)
-        if tuple(data.train.shape) != tuple(self.model.image_shape):
-            raise ValueError(
-                f"the model in {self.path} takes images {tuple(self.model.image_shape)} "
-                f"(channels, height, width); {data.name} now gives {tuple(data.train.shape)}"
-            )
-        mark = None if root is None else self.folder.images_mark()
-        if mark not in (None, data.train.mark_text):
-            raise RunError(
-                f"the images below {root} are others than those that {self.path} was trained "
-                "on, or in another order"
-            )
-        return data
-
-    def split(self, name: str) -> Split:
-        """The training or test images, on the device."""
-        split = self.data.train if name == "train" else self.data.test
-        return split.to(self.device)
-
-    @cached_property
-    def codes(self) -> CodeStatistics:
-        """The counts over the training codes: as stored, otherwise gathered and stored.
-
-        Raises UsageError where latents are not bits.
-        """
-        if self.model.latent_kind != "bits":
-            raise UsageError(f"{self.path} holds a model without bits, so it has no codes")
-        codes = self.folder.codes(self.weights)
-        if codes is None:
-            say(f"{self.path} holds no counts over the codes of these weights; gathering them")
-            labels = len(self.data.label_names or ())
-            codes = gather_codes(self.model, self.split("train"), self.batch, labels)
-            self.folder.write_codes(self.weights, codes)
-        return codes
-
-    def copula(self, repair: Repair = "clip") -> BernoulliCopula | None:
-        """The copula fitted to the training codes; None where latents are not bits."""
-        if self.model.latent_kind != "bits":
-            return None
-        if repair not in self._copulas:
-            self._copulas[repair] = BernoulliCopula(repair).fit(self.codes)
-        return self._copulas[repair]
-
-    def prior(self, kind: PriorKind) -> Prior:
-        """The prior of that kind that fit_prior has fitted to these weights.
-
-        Raises RunError with the command to run where there is none, UsageError where there can be
-        none.
-        """
-        self.check_prior(kind)
-        return read_prior(self.folder, self.weights, kind, self.model)
-
-    @property
-    def probe(self) -> Tensor:  # (1, c, h, w)
-        """An image of the model's shape, to see what the model gives."""
-        return torch.zeros(1, *self.model.image_shape, device=self.device)
-
-    @property
-    def gives_gaussians(self) -> bool:
-        """Whether the model's encoder gives a Gaussian posterior."""
-        with evaluating(self.model):
-            return gaussian_posterior(self.model, self.probe) is not None
-
-    def check_prior(self, kind: PriorKind) -> None:
-        """UsageError for a prior that cannot be fitted to the model's latents."""
-        if kind == "vamp" and not self.gives_gaussians:
-            raise UsageError(
-                "the prior vamp needs a model whose encoder gives a Gaussian posterior; that in "
-                f"{self.path} does not, but takes normal, gmm, hierarchical or ladder"
-            )
-
-    def metric(self, feature_map: nn.Module | None = None, draws: int | None = None) -> Metric:
-        """The metric of the model's latents, of its images or of features of them.
-
-        Raises UsageError where latents are bits.
-        """
-        if self.model.latent_kind != "real":
-            raise UsageError(
-                f"{self.path} holds a model whose latents are bits; curves need real ones"
-            )
-        example = torch.zeros(2, self.model.latent_dim, device=self.device)
-        decoder = geometric_decoder(self.model)
-        return as_metric(decoder, feature_map, example, draws=draws, seed=self.seed)
-
-
-def _check_whole(what: str, value: Any, least: int) -> None:
+def check_whole(what: str, value: Any, least: int) -> None:
     """UsageError unless the value is a whole number, of NumPy too, from `least` up."""
     try:
         whole = not isinstance(value, bool) and operator.index(value) >= least

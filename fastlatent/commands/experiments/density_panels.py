@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fastlatent.commands.experiments.densities import Panel, aggregate_posterior, prior_panel
-from fastlatent.commands.experiments.fits import fit_to_run
 from fastlatent.commands.trained import Trained
 from fastlatent.data import epoch_order
 from fastlatent.inference.latents import unit_images
@@ -16,6 +15,7 @@ from fastlatent.jobs.progress import say, track
 from fastlatent.models.capabilities import LearnedPrior, gaussian_posterior, latent_prior
 from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Prior, PriorKind, PriorSettings, VampPrior
+from fastlatent.runs.fits import fit_to_run
 from fastlatent.runs.priors import prior_file
 
 AGGREGATE = "Aggregate posterior"

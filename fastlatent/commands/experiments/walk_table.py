@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastlatent.commands.evaluation.extractors import Extractor, classifier_of
-from fastlatent.commands.evaluation.sets import ImageSet, Made, features_of, real_images
 from fastlatent.commands.experiments.ends import Joined
 from fastlatent.commands.experiments.shorter import metric_of
 from fastlatent.commands.trained import Trained
@@ -20,6 +18,8 @@ from fastlatent.metrics import frechet_from_features
 from fastlatent.metrics.features import to_uint8
 from fastlatent.metrics.frechet import frechet_standard_error
 from fastlatent.models.capabilities import latent_prior
+from fastlatent.runs.evaluation.extractors import Extractor, classifier_of
+from fastlatent.runs.evaluation.sets import ImageSet, Made, features_of, real_images
 from fastlatent.runs.likely import Density, Likely, LikelyOptions
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.commands.evaluation.extractors import Extractor, check_labels
 from fastlatent.data import DataConfig, Dataset, load
 from fastlatent.estimate import Estimate
 from fastlatent.files.image_files import BACKGROUND
@@ -22,6 +21,7 @@ from fastlatent.jobs.progress import say, track
 from fastlatent.metrics import FeatureStatistics, Scores, frechet_distance, score
 from fastlatent.metrics.features import extract
 from fastlatent.metrics.features.sources import Source, array_source, open_source, read_stored
+from fastlatent.runs.evaluation.extractors import Extractor, check_labels
 
 Given = Tensor | FeatureStatistics  # features (n, d), or the moments of some
 FOLDER_BATCH = 64  # images at a time

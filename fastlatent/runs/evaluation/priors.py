@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from fastlatent.commands.trained import Trained
 from fastlatent.data import Split
 from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import FITTED
@@ -11,10 +10,11 @@ from fastlatent.jobs.errors import RunError
 from fastlatent.jobs.progress import say
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.priors import Prior, PriorKind
+from fastlatent.runs.opened import OpenedRun
 from fastlatent.runs.priors import prior_file
 
 
-def stored_priors(trained: Trained) -> dict[PriorKind, Prior]:
+def stored_priors(trained: OpenedRun) -> dict[PriorKind, Prior]:
     """Those that fit_prior has fitted to these weights; it is said which no longer fit."""
     found = {}
     for kind in FITTED:

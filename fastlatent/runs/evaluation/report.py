@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlatent import plots
-from fastlatent.commands.evaluation.extractors import Extractor
 from fastlatent.estimate import Estimate
 from fastlatent.inference.passes import Bound
 from fastlatent.jobs.progress import say
 from fastlatent.metrics import KernelDistance, Scores
 from fastlatent.metrics.features import distance_name
 from fastlatent.models.base import NATS
+from fastlatent.runs.evaluation.extractors import Extractor
 
 if TYPE_CHECKING:
     from PIL.Image import Image

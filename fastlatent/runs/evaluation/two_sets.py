@@ -5,8 +5,11 @@ from pathlib import Path
 
 import torch
 
-from fastlatent.commands.evaluation.extractors import Chosen, classifier_of
-from fastlatent.commands.evaluation.given import (
+from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.progress import say
+from fastlatent.metrics.sets import SEED
+from fastlatent.runs.evaluation.extractors import Chosen, classifier_of
+from fastlatent.runs.evaluation.given import (
     Reading,
     at_size_of,
     compare,
@@ -16,10 +19,7 @@ from fastlatent.commands.evaluation.given import (
     take_features,
     what_is_learnt,
 )
-from fastlatent.commands.evaluation.report import append_line, comparisons, draw_prd
-from fastlatent.jobs.errors import UsageError
-from fastlatent.jobs.progress import say
-from fastlatent.metrics.sets import SEED
+from fastlatent.runs.evaluation.report import append_line, comparisons, draw_prd
 from fastlatent.runs.files import RESULTS, write_json
 
 

@@ -8,31 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.commands.evaluation.extractors import Chosen, Kind
-from fastlatent.commands.evaluation.given import (
-    Given,
-    Opened,
-    Reading,
-    compare,
-    count_of,
-    open_set,
-    take_features,
-)
-from fastlatent.commands.evaluation.priors import (
-    UnderPrior,
-    bounds_under,
-    stored_priors,
-    table_of,
-)
-from fastlatent.commands.evaluation.report import (
-    Comparisons,
-    Losses,
-    append_line,
-    comparisons,
-    draw_prd,
-)
-from fastlatent.commands.evaluation.sets import features_of, made_by_model, real_images
-from fastlatent.commands.trained import Trained
 from fastlatent.data.config import BINARY_SIZES
 from fastlatent.files.reading import read_json
 from fastlatent.inference.latents import Repair
@@ -43,11 +18,36 @@ from fastlatent.jobs.ranks import is_main_process
 from fastlatent.metrics import Weighing
 from fastlatent.models.capabilities import CountsPixels, LearnedPrior
 from fastlatent.priors import Prior, PriorKind
+from fastlatent.runs.evaluation.extractors import Chosen, Kind
+from fastlatent.runs.evaluation.given import (
+    Given,
+    Opened,
+    Reading,
+    compare,
+    count_of,
+    open_set,
+    take_features,
+)
+from fastlatent.runs.evaluation.priors import (
+    UnderPrior,
+    bounds_under,
+    stored_priors,
+    table_of,
+)
+from fastlatent.runs.evaluation.report import (
+    Comparisons,
+    Losses,
+    append_line,
+    comparisons,
+    draw_prd,
+)
+from fastlatent.runs.evaluation.sets import features_of, made_by_model, real_images
 from fastlatent.runs.files import RESULTS, fingerprint, write_json
+from fastlatent.runs.opened import OpenedRun
 
 
 def evaluate_run(
-    trained: Trained,
+    trained: OpenedRun,
     name: str,  # of the split
     chosen: Chosen,
     samples: int | None,  # of the importance-weighted bound; None: without
@@ -56,8 +56,11 @@ def evaluate_run(
     reading: Reading,  # of the reference, but for size and channels
     repair: Repair,
     results: Path | None,  # None: beside the run
-) -> None:
-    """Print losses and comparisons of a trained model, and store them in its run folder."""
+) -> dict[str, Any]:
+    """Print losses and comparisons of a trained model, and store them in its run folder.
+
+    Returns them as evaluation.json holds them.
+    """
     model, seed, batch = trained.model, trained.seed, trained.batch
     if samples is not None and not isinstance(model, Weighing):
         family = trained.config.model.family
@@ -112,9 +115,10 @@ def evaluate_run(
         found |= {"jpeg": chosen.jpeg, "closed_balls": chosen.closed_balls}
         found |= compared.values()
         say("\n".join(compared.lines()))
+    whole = found if compared is not None else found | before
     if not is_main_process():
-        return
-    write_json(path, found if compared is not None else found | before)
+        return whole
+    write_json(path, whole)
     say(f"numbers: {path}")
     results = results or trained.path.parent / RESULTS
     append_line(results, {"run": str(trained.path)} | found)
@@ -126,6 +130,7 @@ def evaluate_run(
         values, errors = zip(*layers, strict=True)
         picture = plots.layer_bars(values, errors, title, model.unit_of("kl"))
         say(f"picture: {trained.draw(picture, trained.place(None, 'kl-layers'))}")
+    return whole
 
 
 def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def compared_before(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def features_kind(chosen: Chosen, trained: Trained, images: int) -> Kind | None:
+def features_kind(chosen: Chosen, trained: OpenedRun, images: int) -> Kind | None:
     """Whose features sets are compared by; None, said, where there is nothing to go by."""
     labelled = trained.data.label_names is not None
     if chosen.kind == "none" or (chosen.kind == "auto" and not labelled):
@@ -155,7 +160,7 @@ def features_kind(chosen: Chosen, trained: Trained, images: int) -> Kind | None:
 
 
 def compare_with_real(
-    trained: Trained,
+    trained: OpenedRun,
     name: str,  # of the split
     chosen: Chosen,
     kind: Kind,
@@ -190,7 +195,7 @@ def compare_with_real(
     return compared
 
 
-def bits_per_nat(trained: Trained) -> float | None:
+def bits_per_nat(trained: OpenedRun) -> float | None:
     """Bits per pixel and channel that a nat per image is; None unless images have a probability.
 
     A Gaussian gives densities, and grey images have none under a Bernoulli distribution.
