@@ -172,8 +172,8 @@ def term_curves(
     held_out = "validation" if any(x["kind"] == "validation" for x in metrics) else "test"
     places = [*whole.subplots(rows, columns, squeeze=False).flat]
     for axes, (title, names) in zip(places, shown.items(), strict=False):
-        for colour, name in enumerate(names):
-            label, colour = name.replace("_", " "), f"C{colour}"
+        for number, name in enumerate(names):
+            label, colour = name.replace("_", " "), f"C{number}"
             thin = {"alpha": 0.5, "lw": 1, "color": colour}
             _curve(axes, metrics, "train", name, f"{label}, train", **thin)
             _curve(axes, metrics, held_out, name, f"{label}, {held_out}", marker=".", color=colour)

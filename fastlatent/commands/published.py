@@ -71,11 +71,11 @@ def convert_lvae(path: Path, chosen: str | None) -> Converted:
             faults.append(error)
     if not fitting:
         raise faults[0]
-    data = sorted({converted.config.data.name for converted in fitting})
-    if len(data) > 1:
+    names = sorted({converted.config.data.name for converted in fitting})
+    if len(names) > 1:
         listed = ", ".join(converted.config.name for converted in fitting)
         raise UsageError(
-            f"{path} could be of {' or '.join(data)}; say which with --preset, one of {listed}"
+            f"{path} could be of {' or '.join(names)}; say which with --preset, one of {listed}"
         )
     layers = len(fitting[0].config.model.zdims)
     return min(

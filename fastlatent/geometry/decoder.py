@@ -104,7 +104,7 @@ class DecoderEmbedding(Embedding):
             self._kind = z.dtype, z.device
             self.latent_dim = z.shape[1]
         elif len(z) and self._kind != (z.dtype, z.device):
-            dtype, device = self._kind or (None, None)
+            dtype, device = self._kind
             raise TypeError(
                 f"{self._function.role}: latents must stay {word(dtype)} on {device}, as the "
                 f"first ones were; got {word(z.dtype)} on {z.device}"

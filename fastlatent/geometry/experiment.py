@@ -146,11 +146,11 @@ def experiment(
     found.length.sum().item()  # on a GPU, wait until it is done
     seconds = time.perf_counter() - began
     line = straight(start, end)
-    by_rule = (
+    of_line, of_path = (
         curve_length(metric, curves.control, curves.knots, "original", points=points).length
         for curves in (line, found.curves)
     )
-    return Experiment(start, end, found, *by_rule, seconds)
+    return Experiment(start, end, found, of_line, of_path, seconds)
 
 
 @torch.no_grad()

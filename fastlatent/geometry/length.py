@@ -112,13 +112,16 @@ def measure(
     max_segments: int = 4096,
 ) -> Measured:
     """`curve_length` by one of the rules that refine their grid, with everything checked."""
-    chords = rule == "chord" and isinstance(metric, Embedding)
-    rows = curves_at_once(metric, curves, segments) if chords else max(1, POINTS // segments)
+    embedding = metric if rule == "chord" and isinstance(metric, Embedding) else None
+    if embedding is None:
+        rows = max(1, POINTS // segments)
+    else:
+        rows = curves_at_once(embedding, curves, segments)
     whole: Measured | None = None
     for i in range(0, max(1, len(curves)), rows):
         some = curves[i : i + rows]
-        if chords:
-            part = _chords(metric, some, rtol, segments, max_segments)
+        if embedding is not None:
+            part = _chords(embedding, some, rtol, segments, max_segments)
         else:
             part = _quadrature(metric, some, rule, rtol, segments, max_segments)
         if whole is None:  # made once, see `over_points`
@@ -356,8 +359,8 @@ def _midpoint(metric: Metric, curves: Curves, segments: int) -> Tensor:
 
 def midpoints(curves: Curves, segments: int) -> Tensor:
     """The middles of that many equal parts of [0, 1]."""
-    like = {"dtype": curves.control.dtype, "device": curves.control.device}
-    return (torch.arange(segments, **like) + 0.5) / segments
+    like = curves.control
+    return (torch.arange(segments, dtype=like.dtype, device=like.device) + 0.5) / segments
 
 
 def _gauss(metric: Metric, curves: Curves, segments: int) -> Tensor:

@@ -137,8 +137,8 @@ def measure_edges(metric: Metric, points: Tensor, edges: np.ndarray) -> np.ndarr
         lines = straight(points[part[:, 0]], points[part[:, 1]])
         found = measure(metric, lines, segments=EDGE_SEGMENTS, max_segments=EDGE_SEGMENTS)
         lengths.append(found.length)
-    found = torch.cat(lengths).double()
-    return torch.where(found.isnan(), torch.inf, found).cpu().numpy()
+    joined = torch.cat(lengths).double()
+    return torch.where(joined.isnan(), torch.inf, joined).cpu().numpy()
 
 
 def distance_matrix(

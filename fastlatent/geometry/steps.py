@@ -65,7 +65,8 @@ class Affine(Step):
 
 def memory_order(x: Tensor) -> list[int]:
     """The dimensions of a point, 1 to x.dim() - 1, from the slowest in memory to the fastest."""
-    return sorted(range(1, x.dim()), key=lambda dim: (-x.stride(dim), dim))
+    strides = x.stride()
+    return sorted(range(1, x.dim()), key=lambda dim: (-strides[dim], dim))
 
 
 def in_memory_order(x: Tensor, order: Sequence[int], lead: int = 1) -> Tensor:

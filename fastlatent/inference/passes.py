@@ -273,7 +273,7 @@ def evaluating(model: LatentModel) -> Iterator[torch.device]:
         model.train(training)
 
 
-def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[float]]:
+def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, tuple[float, float]]:
     """The sums over all ranks; a rank that had no image to look at has no sums of its own."""
     names = [list(sums)]
     if world() > 1:
@@ -284,7 +284,8 @@ def _totals(sums: dict[str, Tensor], device: torch.device) -> dict[str, list[flo
             totals[place] = sums[name]
     if world() > 1:
         dist.all_reduce(totals)
-    return dict(zip(names[0], totals.tolist(), strict=True))
+    values, squares = totals.T.tolist()
+    return dict(zip(names[0], zip(values, squares, strict=True), strict=True))
 
 
 def _share(

@@ -137,8 +137,9 @@ def say(line: str = "") -> None:
 
 def spelled(text: str, encoding: str | None) -> str:
     """The text in the letters of an encoding: +/- and escapes for what ASCII does not have."""
+    encoding = encoding or "utf-8"
     try:
-        text.encode(encoding or "utf-8")
+        text.encode(encoding)
         return text
     except UnicodeEncodeError:
         plain = text.replace("\N{PLUS-MINUS SIGN}", "+/-")

@@ -162,9 +162,9 @@ def frechet_from_features(
 
 def _low_rank(x: Tensor, y: Tensor) -> tuple[Tensor, Diagnostics]:
     """tr (S1 S2)^(1/2) of factors (n, d) and (m, d), of which one at least has n < d."""
-    factors = [_factor(rows) for rows in (x, y)]
-    found = nuclear_norm_of_product(*factors, scale=x.square().sum() + y.square().sum())
-    ranks = (factors[0].w.shape[-1], factors[1].w.shape[-1])
+    a, b = _factor(x), _factor(y)
+    found = nuclear_norm_of_product(a, b, scale=x.square().sum() + y.square().sum())
+    ranks = (a.w.shape[-1], b.w.shape[-1])
     how = Diagnostics(found.route, ranks, found.largest / found.smallest, found.bound)
     return found.value, how
 
@@ -225,8 +225,8 @@ def _transports(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     n, m, d = len(x), len(y), x.shape[1]
     if n > d and m > d:
         a, b = (z.mT @ z for z in (x, y))
-        maps = trace_sqrtm_gradients(a, b)
-        return tuple(2 * len(z) * ((z @ t) * z).sum(1) for z, t in zip((x, y), maps, strict=True))
+        s, t = trace_sqrtm_gradients(a, b)
+        return 2 * n * ((x @ s) * x).sum(1), 2 * m * ((y @ t) * y).sum(1)
     (basis_x, x), (basis_y, y) = map(_thin, (x, y))
     p, s, q = torch.linalg.svd(x @ y.mT, full_matrices=False)
     return n * ((basis_x @ p).square() @ s), m * ((basis_y @ q.mT).square() @ s)

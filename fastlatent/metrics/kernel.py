@@ -315,19 +315,21 @@ def _measure(
     (n, m), d = map(len, sets), sets[0].shape[1]
     subsets, size = draws[0].shape
     if (n * n / 2 + m * m / 2 + n * m) * (d + subsets) <= 2 * subsets * size**2 * d:
-        return _compare(*sets, kernel, *map(_members, draws, sets, (kernel.dtype,) * 2), paired)
+        of_x, of_y = map(_members, draws, sets, (kernel.dtype,) * 2)
+        return _compare(*sets, kernel, of_x, of_y, paired)
     values, moments = [], []
     for rows in zip(*draws, strict=True):
         x, y = (z[row.to(z.device)] for z, row in zip(sets, rows, strict=True))
         _, found = _compare(x, y, kernel, *_no_subsets(x, y, kernel), paired)
         values.append(found.value)
         moments.append(found)
-    values = torch.tensor(values, dtype=torch.float64)
-    return values, _Moments(*(sum(v) / subsets for v in zip(*moments, strict=True)))
+    estimates = torch.tensor(values, dtype=torch.float64)
+    return estimates, _Moments(*(sum(v) / subsets for v in zip(*moments, strict=True)))
 
 
 def _no_subsets(x: Tensor, y: Tensor, kernel: Polynomial) -> tuple[Tensor, Tensor]:
-    return tuple(z.new_empty(0, len(z), dtype=kernel.dtype) for z in (x, y))
+    dtype = kernel.dtype
+    return x.new_empty(0, len(x), dtype=dtype), y.new_empty(0, len(y), dtype=dtype)
 
 
 def _members(draws: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

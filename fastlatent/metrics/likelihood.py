@@ -83,7 +83,8 @@ def importance_log_likelihood(
             ]
     finally:
         model.train(training)
-    return ImportanceEstimate(*(torch.cat(values) for values in zip(*parts, strict=True)), samples)
+    log_likelihood, error, effective = (torch.cat(values) for values in zip(*parts, strict=True))
+    return ImportanceEstimate(log_likelihood, error, effective, samples)
 
 
 def _estimate(
@@ -103,7 +104,8 @@ def _estimate(
             w = model.log_weights(repeated, _repeat(x[chosen], k), drawn)
             weights.append(w.double().unflatten(0, (n, k)))
         parts.append(_log_mean_exp(torch.cat(weights, 1)))
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    log_likelihood, error, effective = (torch.cat(values) for values in zip(*parts, strict=True))
+    return log_likelihood, error, effective
 
 
 def _log_mean_exp(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # each (n,)

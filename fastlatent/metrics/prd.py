@@ -90,7 +90,8 @@ def prd_curve(
         run = torch.randint(runs, (runs,), generator=make)
         rows = torch.randint(len(real), (2, len(real)), generator=make)
         sets = of_real[run][:, rows[0]], of_fake[run][:, rows[0 if paired else 1]]
-        curves = prd_of_histograms(*(_histograms(part, clusters) for part in sets), angles)
+        of_sets = (_histograms(sets[0], clusters), _histograms(sets[1], clusters))
+        curves = prd_of_histograms(*of_sets, angles)
         return curves[0].mean(0), curves[1].mean(0)
 
     resampled = zip(*(again() for _ in range(_RESAMPLINGS)), strict=True)

@@ -62,7 +62,7 @@ def score(
         notes.append(f"precision to coverage need {max(NEIGHBOURS) + 1} samples of each set")
     curve = None
     if 2 * few >= CLUSTERS:
-        drawn = (_drawn(part, few, seed) for part in (real, fake))
+        drawn = (_drawn(real, few, seed), _drawn(fake, few, seed))
         curve = prd_curve(*drawn, CLUSTERS, seed=seed, paired=paired)
         f = prd_f_beta(curve)
         metrics |= {"prd_f8": f.recall, "prd_f1/8": f.precision}

@@ -22,6 +22,9 @@ KEPT_BYTES = 1 << 29  # of v(z) of all codes; where they take more they are comp
 class RadialBasis(nn.Module):
     """Latents z (n, d) to v(z) (n, K), v_k(z) = exp(-bandwidth_k |z - c_k|^2)."""
 
+    centers: Tensor  # (K, d)
+    bandwidths: Tensor  # (K,)
+
     def __init__(self, dim: int, centers: int):
         super().__init__()
         self.register_buffer("centers", torch.zeros(centers, dim))
@@ -52,6 +55,10 @@ class PrecisionNet(nn.Module):
 
     Nothing of it is trained by gradients, so it has buffers and no parameters.
     """
+
+    weight: Tensor  # (D, K)
+    floor: Tensor  # (1,)
+    fitted: Tensor  # () bool
 
     def __init__(self, dim: int, centers: int, pixels: int):
         super().__init__()
@@ -177,7 +184,7 @@ def _climb(
     if len(codes) * pull[:, 0].nbytes <= KEPT_BYTES:
         parts, basis = [basis(part) for part in parts], _itself
     pull = pull.clamp(min=1e-30)
-    sums = sum(basis(part).sum(0) for part in parts)
+    sums = sum((basis(part).sum(0) for part in parts), pull.new_zeros(()))
     weight = sums[:, None] / pull / (sums.sum() / len(codes))
     for _ in range(iterations):
         push = torch.zeros_like(weight)

@@ -23,6 +23,9 @@ class SpectralNorm(nn.Module):
     evaluation they stay.
     """
 
+    u: Tensor  # (outputs,)
+    v: Tensor  # (rest,)
+
     def __init__(self, weight: Tensor, out_dim: int):
         super().__init__()
         self.out_dim = out_dim

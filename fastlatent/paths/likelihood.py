@@ -273,8 +273,8 @@ def _check(log_prob: LogProb, start: Tensor, end: Tensor, n: int) -> None:
             f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     if not isinstance(probe, Tensor) or probe.shape != start.shape[:1]:
-        got = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
-        raise ValueError(f"{who}: log_prob must map points (m, d) to (m,) nats; got {got}")
+        shape = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
+        raise ValueError(f"{who}: log_prob must map points (m, d) to (m,) nats; got {shape}")
     if not probe.requires_grad:
         raise ValueError(f"{who}: log_prob must be differentiable in the points")
 
@@ -322,7 +322,8 @@ def _checked_starts(
     """From where to search: the line first, each once."""
     who = "likelihood_path"
     if starts is None:
-        starts = () if method == "original" else ("bent", *["graph"] * (data is not None))
+        starts = ("bent",) if data is None else ("bent", "graph")
+        starts = () if method == "original" else starts
     unknown = [name for name in starts if name not in get_args(Start)]
     if unknown:
         choices = ", ".join(get_args(Start))

@@ -28,8 +28,8 @@ class Interval:
             raise ValueError(
                 f'an interval must read like "50 steps", "2 epochs" or "never"; got {text!r}'
             )
-        unit = "epoch" if (match[2] or "").startswith("epoch") else "step"
-        return Interval(int(match[1]), unit)
+        epochs = (match[2] or "").startswith("epoch")
+        return Interval(int(match[1]), "epoch" if epochs else "step")
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Whether it happens once `step` optimizer steps are done."""

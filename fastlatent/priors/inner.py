@@ -1,6 +1,7 @@
 """Parts of the VAE inside a hierarchical prior."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,11 @@ from fastlatent.nn import glorot_
 Activation = Literal["leaky_relu", "relu", "tanh"]
 ScaleKind = Literal["profile", "learned", "fixed"]
 
-_ACTIVATIONS = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+}
 _FAR = 6.0  # logit of a learned scale: so near to a bound, and back in a moderate number of steps
 _MOMENTUM = 0.99  # of the running scale, a step
 
@@ -47,7 +52,8 @@ class Scale(nn.Module):
     is never cut off; an infinite upper bound is taken as 100 times the start.
     """
 
-    running: Tensor  # () or (d,), of "profile" and "fixed"
+    running: Tensor  # () or (d,), of "profile" and "fixed", as is the next
+    seen: Tensor  # () bool, whether training has moved it
 
     def __init__(self, kind: ScaleKind, start: float, bounds: tuple[float, float]):
         super().__init__()

@@ -29,6 +29,10 @@ class GaussianMixture(Prior):
     gradients; then it starts with K unit components at random places.
     """
 
+    _log_weights: Tensor  # (K,); unless it is trainable, as are the next two
+    _means: Tensor  # (K, dim)
+    _precisions_cholesky: Tensor  # (K, dim, dim), or (K, dim)
+
     def __init__(
         self,
         dim: int,

@@ -29,6 +29,7 @@ class Normal(Prior):
     deviations: Tensor  # (dim,) sqrt(w)
     basis: Tensor  # (dim, dim) V, orthogonal; of "full" only, as is the next
     scale: Tensor  # (dim,) diagonal of D, so that latents in any units lose no digits
+    like: Tensor  # (0,) of the type and device of draws
 
     def __init__(
         self, dim: int, covariance: Literal["identity", "diagonal", "full"] = "identity"

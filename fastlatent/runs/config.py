@@ -19,7 +19,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by the names that the command line gives them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)
         found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}

@@ -96,10 +96,10 @@ def _join_images(trained: Trained, options: EndOptions) -> Joined:
     first, last = (unit_images(split, index, trained.device) for index in (starts, ends))
     joined = zip(starts.tolist(), ends.tolist(), strict=True)
     names = [f"{options.split} image {a} to {b}" for a, b in joined]
-    columns = {"split": [options.split] * len(starts)}
+    columns: dict[str, list[Any]] = {"split": [options.split] * len(starts)}
     columns |= joined_images(split, torch.stack([starts, ends]))
-    latents = (trained.latents_of(split, index) for index in (starts, ends))
-    return Joined(*latents, first, last, names, columns)
+    z, to = (trained.latents_of(split, index) for index in (starts, ends))
+    return Joined(z, to, first, last, names, columns)
 
 
 def _join_latents(trained: Trained, options: EndOptions, kind: Ends) -> Joined:

@@ -105,7 +105,8 @@ def walk_shorter(
     say(f"picture: {trained.draw(picture, place.with_name(f'{place.stem}-history.png'))}")
     for what, values in cosine.items():
         shown = most_changed(values)
-        picture = pictures.correlations(*values[shown].unbind(1), what, shown.tolist())
+        before, after = values[shown].unbind(1)
+        picture = pictures.correlations(before, after, what, shown.tolist())
         saved = trained.draw(picture, place.with_name(f"{place.stem}-correlations-{what}.png"))
         say(f"picture: {saved}")
     return images

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,13 +57,18 @@ def density_picture(
     values = log_prob(grid.flatten(0, 1)).unflatten(0, (GRID, GRID)).cpu().numpy()
     peak = float(values.max())
 
-    axes = figure(7, 6).add_subplot()
-    edges = [float(x) for k in (0, 1) for x in (middle[k] - half, middle[k] + half)]
+    whole = figure(7, 6)
+    axes = whole.add_subplot()
+    left, right, bottom, top = (
+        float(x) for k in (0, 1) for x in (middle[k] - half, middle[k] + half)
+    )
+    edges = (left, right, bottom, top)
     image = axes.imshow(
         values, extent=edges, origin="lower", cmap="magma", vmin=peak - FLOOR, vmax=peak
     )
-    axes.figure.colorbar(image, ax=axes, label="log p (nats)", shrink=0.85)
-    axes.scatter(*encoded.cpu().numpy().T, 3, "white", alpha=0.5, lw=0)
+    whole.colorbar(image, ax=axes, label="log p (nats)", shrink=0.85)
+    across, up = encoded.cpu().numpy().T
+    axes.scatter(across, up, 3, "white", alpha=0.5, lw=0)
     for points in found.points.cpu().numpy():
         ends = points[[0, -1]]
         axes.plot(*ends.T, color="white", ls="--", lw=1)
@@ -73,6 +77,6 @@ def density_picture(
     axes.set_title(f"likely paths (solid), straight lines (dashed), encoded images\n{title}")
     axes.set_xlabel("first dimension")
     axes.set_ylabel("second dimension")
-    axes.set_xlim(*np.array(edges[:2]))
-    axes.set_ylim(*np.array(edges[2:]))
-    return drawn(axes.figure)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    return drawn(whole)

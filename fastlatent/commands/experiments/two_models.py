@@ -90,7 +90,8 @@ class Comparison:
         """Bars, the ends, and sequences of the pairs on which the models differ least."""
         n, counted = self.index.shape[1], self.counted
         bars = pictures.improvements_of_two(
-            *(result.improvement[counted] for result in self.results),
+            self.results[0].improvement[counted],
+            self.results[1].improvement[counted],
             1 + counted.nonzero()[:, 0],
             self.names,
             f"the same {n} pairs of test images, measured lengths",

@@ -23,6 +23,8 @@ class DINOv2(nn.Module):
     """
 
     distance_name = "FD(dinov2)"
+    mean: Tensor  # (3, 1, 1)
+    deviation: Tensor  # (3, 1, 1)
 
     def __init__(self, network: Any):
         super().__init__()

@@ -45,6 +45,9 @@ class GLO(LatentModel):
     moments of the learned codes, which are buffers, as is what else a search and new codes need.
     """
 
+    code_mean: Tensor  # (d,)
+    code_covariance: Tensor  # (d, d)
+    anchors: Tensor  # (k, d)
     images_mark: Tensor  # of the images that the codes belong to
     image_mean: Tensor
     directions: Tensor

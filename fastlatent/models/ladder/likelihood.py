@@ -22,6 +22,9 @@ class Laplace(nn.Module):
     In evaluation b is its running mean over training, so that no image changes another's value.
     """
 
+    error: Tensor  # () b
+    batches: Tensor  # () int64, how many it is the mean of
+
     def __init__(self, kind: ImageScale, start: float):
         super().__init__()
         self.kind = kind
@@ -47,7 +50,8 @@ class Laplace(nn.Module):
 
     def scale(self, error: Tensor | None = None) -> Tensor:  # ()
         """The scale where a batch has this error; by default where it has the running one."""
-        error = self.error if error is None or self.kind == "fixed" else error
+        if error is None or self.kind == "fixed":
+            error = self.error
         # Without a gradient through the error: it is the likeliest scale, where there is none.
         return torch.maximum(self.raw.abs(), error) if self.kind == "max_floor" else error
 

@@ -37,6 +37,8 @@ class LaDDer(LatentModel):
     -P of its own then, with no gradient for the encoder.
     """
 
+    rules: Tensor  # () bool, whether the learned prior is the prior
+
     def __init__(self, config: LaDDerConfig):
         super().__init__()
         self.config = config
@@ -50,7 +52,7 @@ class LaDDer(LatentModel):
         self.standard = Normal(config.dim)
         self.prior = build_prior(config)
         self.prior.bind(self._pseudo_posterior)
-        self.register_buffer("rules", torch.zeros((), dtype=torch.bool))  # the learned prior
+        self.register_buffer("rules", torch.zeros((), dtype=torch.bool))
         self._epoch: int | None = None  # of training; None: not in training
         self._encoder_apart = False
 

@@ -32,6 +32,8 @@ class LadderVAE(LatentModel):
     evaluation the negative ELBO. The flat latents z (n, d) hold the bottom layer first.
     """
 
+    beta: Tensor  # () weight of the KL
+
     def __init__(self, config: LVAEConfig):
         super().__init__()
         self.config = config

@@ -68,15 +68,21 @@ def open_set(path: Path, reading: Reading, network: bool) -> Opened:
         raise UsageError(f"{path} holds images: {NO_NETWORK}")
     if path.is_file() and path.suffix != ".npz":
         raise UsageError(f"{path} is neither a folder of images nor an .npz file")
-    options = {"size": reading.size, "channels": reading.channels, "limit": reading.limit}
+    size, channels, limit = reading.size, reading.channels, reading.limit
     if path.is_dir():
-        folder = {"recursive": reading.recursive, "background": reading.background}
-        source = open_source(path, **folder, **options)
+        source = open_source(
+            path,
+            recursive=reading.recursive,
+            background=reading.background,
+            size=size,
+            channels=channels,
+            limit=limit,
+        )
     else:
         stored = read_stored(path, reading.key, images=network)
         if isinstance(stored.values, FeatureStatistics):
             return Opened(path, stored.values, None)
-        source = array_source(path, stored, **options)
+        source = array_source(path, stored, size=size, channels=channels, limit=limit)
         if source.shape is not None and not network:
             raise UsageError(f"{path} holds images: {NO_NETWORK}")
         if source.shape is None and network:
