@@ -80,6 +80,18 @@ struct type_caster<fl::View> {
   }
 };
 
+// The Grid of fastlatent/ops/logistic/grid.py.
+template <>
+struct type_caster<fl::LogisticGrid> {
+  PYBIND11_TYPE_CASTER(fl::LogisticGrid, const_name("Grid"));
+
+  bool load(handle source, bool) {
+    value = {source.attr("n").cast<int64_t>(), source.attr("gamma").cast<double>(), source.attr("shift").cast<double>(),
+             source.attr("floor").cast<double>(), source.attr("coupled").cast<bool>()};
+    return true;
+  }
+};
+
 }  // namespace pybind11::detail
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {

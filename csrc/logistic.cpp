@@ -53,16 +53,16 @@ void expect_elements(const View& bins, const View& mean, const View& log_scale) 
   expect_vector("log_scale", log_scale, mean.dtype, bins.size[0]);
 }
 
-Mixture mixture_of(const View& bins, const View& params, bool coupled, const LogisticGrid& grid) {
+Mixture mixture_of(const View& bins, const View& params, const LogisticGrid& grid) {
   expect_grid(grid);
   expect(bins.ndim == 3 && params.ndim == 3 && is_floating(params.dtype) && !params.cuda && !bins.cuda,
          "core: bins and params must be (n, c, s) and (n, p, s) on the CPU");
-  const int64_t channels = bins.size[1], each = coupled ? 10 : 1 + 2 * channels;
-  expect(!coupled || channels == 3, "core: coupled channels must be three");
+  const int64_t channels = bins.size[1], each = grid.coupled ? 10 : 1 + 2 * channels;
+  expect(!grid.coupled || channels == 3, "core: coupled channels must be three");
   expect(params.size[0] == bins.size[0] && params.size[2] == bins.size[2] && params.size[1] >= each &&
              params.size[1] % each == 0,
          "core: params do not fit bins");
-  return {bins, params, params.size[1] / each, channels, coupled, grid};
+  return {bins, params, params.size[1] / each, channels, grid};
 }
 
 void expect_like_params(const View& grad, const View& params) {
@@ -71,8 +71,8 @@ void expect_like_params(const View& grad, const View& params) {
          "core: params_grad must be like params");
 }
 
-void expect_modes(const View& out, int64_t n_bins) {
-  expect((out.dtype == DType::u8 && n_bins <= 256) || out.dtype == DType::i32, "core: modes must be u8 or i32");
+void expect_modes(const View& out, const LogisticGrid& grid) {
+  expect((out.dtype == DType::u8 && grid.bins <= 256) || out.dtype == DType::i32, "core: modes must be u8 or i32");
 }
 
 // Calls run(begin, end) for blocks of elements.
@@ -105,9 +105,8 @@ void for_blocks(const Mixture& mixture, int threads, const F& run) {
 
 }  // namespace
 
-void logistic_log_prob(const View& bins, const View& mean, const View& log_scale, int64_t n_bins, double gamma,
-                       double shift, double min_log_scale, const View& out, int threads) {
-  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+void logistic_log_prob(const View& bins, const View& mean, const View& log_scale, const LogisticGrid& grid,
+                       const View& out, int threads) {
   expect_grid(grid);
   expect_elements(bins, mean, log_scale);
   expect_vector("out", out, wide(mean.dtype), bins.size[0]);
@@ -119,10 +118,8 @@ void logistic_log_prob(const View& bins, const View& mean, const View& log_scale
   expect_in_range(in_range, "discretized_logistic_log_prob", grid);
 }
 
-void logistic_backward(const View& grad, const View& bins, const View& mean, const View& log_scale, int64_t n_bins,
-                       double gamma, double shift, double min_log_scale, const View& mean_grad,
-                       const View& log_scale_grad, int threads) {
-  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+void logistic_backward(const View& grad, const View& bins, const View& mean, const View& log_scale,
+                       const LogisticGrid& grid, const View& mean_grad, const View& log_scale_grad, int threads) {
   expect_grid(grid);
   expect_elements(bins, mean, log_scale);
   expect_vector("grad", grad, wide(mean.dtype), bins.size[0]);
@@ -134,9 +131,9 @@ void logistic_backward(const View& grad, const View& bins, const View& mean, con
   });
 }
 
-void logistic_mixture_log_prob(const View& bins, const View& params, bool coupled, int64_t n_bins, double gamma,
-                               double shift, double min_log_scale, const View& out, int threads) {
-  const Mixture mixture = mixture_of(bins, params, coupled, {n_bins, gamma, shift, min_log_scale});
+void logistic_mixture_log_prob(const View& bins, const View& params, const LogisticGrid& grid, const View& out,
+                               int threads) {
+  const Mixture mixture = mixture_of(bins, params, grid);
   expect_bins(bins);
   const int64_t n = params.size[0], s = params.size[2], blocks = blocks_of(s);
   const bool each = out.ndim == 2;
@@ -165,9 +162,9 @@ void logistic_mixture_log_prob(const View& bins, const View& params, bool couple
   }
 }
 
-void logistic_mixture_backward(const View& grad, const View& bins, const View& params, bool coupled, int64_t n_bins,
-                               double gamma, double shift, double min_log_scale, const View& params_grad, int threads) {
-  const Mixture mixture = mixture_of(bins, params, coupled, {n_bins, gamma, shift, min_log_scale});
+void logistic_mixture_backward(const View& grad, const View& bins, const View& params, const LogisticGrid& grid,
+                               const View& params_grad, int threads) {
+  const Mixture mixture = mixture_of(bins, params, grid);
   expect_bins(bins);
   const int64_t n = params.size[0], s = params.size[2];
   if (grad.ndim == 2) {
@@ -182,11 +179,11 @@ void logistic_mixture_backward(const View& grad, const View& bins, const View& p
   });
 }
 
-void logistic_mixture_sample(const View& params, const View& uniforms, bool coupled, int64_t n_bins, double gamma,
-                             double shift, double min_log_scale, const View& out, int threads) {
-  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
+void logistic_mixture_sample(const View& params, const View& uniforms, const LogisticGrid& grid, const View& out,
+                             int threads) {
+  const Mixture mixture = mixture_of(out, params, grid);
   const DType dtype = wide(params.dtype);
-  expect(out.dtype == DType::u8 ? n_bins <= 256 : out.dtype == DType::i32 || out.dtype == dtype,
+  expect(out.dtype == DType::u8 ? grid.bins <= 256 : out.dtype == DType::i32 || out.dtype == dtype,
          "core: out must be u8, i32 or of params' precision");
   expect(uniforms.ndim == 3 && uniforms.dtype == dtype && !uniforms.cuda && uniforms.size[0] == params.size[0] &&
              uniforms.size[1] == 1 + mixture.channels && uniforms.size[2] == params.size[2],
@@ -197,19 +194,15 @@ void logistic_mixture_sample(const View& params, const View& uniforms, bool coup
   });
 }
 
-void logistic_mean(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
-                   double min_log_scale, const View& out, int threads) {
-  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+void logistic_mean(const View& mean, const View& log_scale, const LogisticGrid& grid, const View& out, int threads) {
   expect_grid(grid);
   expect_elements(mean, log_scale, out, wide(mean.dtype));
   const auto run = FL_KERNELS(logistic_means).mean;
   for_elements(mean.size[0], threads, [&](int64_t begin, int64_t end) { run(mean, log_scale, grid, out, begin, end); });
 }
 
-void logistic_mean_backward(const View& grad, const View& mean, const View& log_scale, int64_t n_bins, double gamma,
-                            double shift, double min_log_scale, const View& mean_grad, const View& log_scale_grad,
-                            int threads) {
-  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+void logistic_mean_backward(const View& grad, const View& mean, const View& log_scale, const LogisticGrid& grid,
+                            const View& mean_grad, const View& log_scale_grad, int threads) {
   expect_grid(grid);
   expect_elements(mean, log_scale, mean_grad, mean.dtype);
   expect_vector("grad", grad, wide(mean.dtype), mean.size[0]);
@@ -220,19 +213,16 @@ void logistic_mean_backward(const View& grad, const View& mean, const View& log_
   });
 }
 
-void logistic_mode(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
-                   double min_log_scale, const View& out, int threads) {
-  const LogisticGrid grid = {n_bins, gamma, shift, min_log_scale};
+void logistic_mode(const View& mean, const View& log_scale, const LogisticGrid& grid, const View& out, int threads) {
   expect_grid(grid);
-  expect_modes(out, n_bins);
+  expect_modes(out, grid);
   expect_elements(mean, log_scale, out, out.dtype);
   const auto run = FL_KERNELS(logistic_means).mode;
   for_elements(mean.size[0], threads, [&](int64_t begin, int64_t end) { run(mean, log_scale, grid, out, begin, end); });
 }
 
-void logistic_mixture_mean(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
-                           double min_log_scale, const View& out, int threads) {
-  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
+void logistic_mixture_mean(const View& params, const LogisticGrid& grid, const View& out, int threads) {
+  const Mixture mixture = mixture_of(out, params, grid);
   expect(out.dtype == wide(params.dtype), "core: out must be of params' precision");
   const auto run = FL_KERNELS(logistic_means).mixture_mean;
   for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
@@ -240,9 +230,9 @@ void logistic_mixture_mean(const View& params, bool coupled, int64_t n_bins, dou
   });
 }
 
-void logistic_mixture_mean_backward(const View& grad, const View& params, bool coupled, int64_t n_bins, double gamma,
-                                    double shift, double min_log_scale, const View& params_grad, int threads) {
-  const Mixture mixture = mixture_of(grad, params, coupled, {n_bins, gamma, shift, min_log_scale});
+void logistic_mixture_mean_backward(const View& grad, const View& params, const LogisticGrid& grid,
+                                    const View& params_grad, int threads) {
+  const Mixture mixture = mixture_of(grad, params, grid);
   expect(grad.dtype == wide(params.dtype), "core: grad must be of params' precision");
   expect_like_params(params_grad, params);
   const auto run = FL_KERNELS(logistic_means).mixture_mean_backward;
@@ -251,10 +241,9 @@ void logistic_mixture_mean_backward(const View& grad, const View& params, bool c
   });
 }
 
-void logistic_mixture_mode(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
-                           double min_log_scale, const View& out, int threads) {
-  const Mixture mixture = mixture_of(out, params, coupled, {n_bins, gamma, shift, min_log_scale});
-  expect_modes(out, n_bins);
+void logistic_mixture_mode(const View& params, const LogisticGrid& grid, const View& out, int threads) {
+  const Mixture mixture = mixture_of(out, params, grid);
+  expect_modes(out, grid);
   const auto run = FL_KERNELS(logistic_means).mixture_mode;
   for_blocks(mixture, threads, [&](int64_t image, int64_t begin, int64_t end, int64_t, void* scratch) {
     run(mixture, image, begin, end, out, scratch);

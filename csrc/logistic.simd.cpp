@@ -237,13 +237,13 @@ void mixture_sample_pixels(const Mixture& mixture, int64_t image, int64_t begin,
         return load(some);
       };
       V raw[3] = {};
-      for (int64_t j = 0; mixture.coupled && j < 3; ++j) raw[j] = own(tile.coefficient(j, 0));
+      for (int64_t j = 0; mixture.grid.coupled && j < 3; ++j) raw[j] = own(tile.coefficient(j, 0));
       const Coupling<V> coupling = coupling_of(raw);
       V drawn[2] = {};
       for (int64_t c = 0; c < mixture.channels; ++c) {
         V centre = fma(splat<V>(grid.gamma), confined(own(tile.mean(c, 0))), splat<V>(-grid.shift));
-        if (mixture.coupled && c == 1) centre = fma(coupling.tau[0], drawn[0], centre);
-        if (mixture.coupled && c == 2) {
+        if (mixture.grid.coupled && c == 1) centre = fma(coupling.tau[0], drawn[0], centre);
+        if (mixture.grid.coupled && c == 2) {
           centre = fma(coupling.tau[2], drawn[1], fma(coupling.tau[1], drawn[0], centre));
         }
         const V log_scale = smaller(floored(own(tile.log_scale(c, 0)), grid), splat<V>(64));

@@ -7,25 +7,20 @@
 namespace fl {
 
 // Elementwise over vectors of one length. out[j] = E[clip(Y, first centre, last centre)] on the grid's scale
-void logistic_mean(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
-                   double min_log_scale, const View& out, int threads);
+void logistic_mean(const View& mean, const View& log_scale, const LogisticGrid& grid, const View& out, int threads);
 // mean_grad, log_scale_grad = grad * derivatives
-void logistic_mean_backward(const View& grad, const View& mean, const View& log_scale, int64_t n_bins, double gamma,
-                            double shift, double min_log_scale, const View& mean_grad, const View& log_scale_grad,
-                            int threads);
+void logistic_mean_backward(const View& grad, const View& mean, const View& log_scale, const LogisticGrid& grid,
+                            const View& mean_grad, const View& log_scale_grad, int threads);
 // out[j] = the likeliest bin, u8 or i32
-void logistic_mode(const View& mean, const View& log_scale, int64_t n_bins, double gamma, double shift,
-                   double min_log_scale, const View& out, int threads);
+void logistic_mode(const View& mean, const View& log_scale, const LogisticGrid& grid, const View& out, int threads);
 
 // params (n, p, s) of any strides, s pixels; out (n, c, s) of any strides
-void logistic_mixture_mean(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
-                           double min_log_scale, const View& out, int threads);
+void logistic_mixture_mean(const View& params, const LogisticGrid& grid, const View& out, int threads);
 // grad as out above; params_grad (n, p, s)
-void logistic_mixture_mean_backward(const View& grad, const View& params, bool coupled, int64_t n_bins, double gamma,
-                                    double shift, double min_log_scale, const View& params_grad, int threads);
+void logistic_mixture_mean_backward(const View& grad, const View& params, const LogisticGrid& grid,
+                                    const View& params_grad, int threads);
 // out (n, c, s) u8 or i32: the likeliest of the components' modes
-void logistic_mixture_mode(const View& params, bool coupled, int64_t n_bins, double gamma, double shift,
-                           double min_log_scale, const View& out, int threads);
+void logistic_mixture_mode(const View& params, const LogisticGrid& grid, const View& out, int threads);
 
 struct LogisticMeansKernels {
   // elements [begin, end)

@@ -244,9 +244,9 @@ struct Tile {
   explicit Tile(const Mixture& mixture, void* memory = nullptr)
       : k(mixture.components),
         channels(mixture.channels),
-        block((mixture.coupled ? 3 : 2) * k),
+        block((mixture.grid.coupled ? 3 : 2) * k),
         parameters(mixture.params.size[1]),
-        rows(parameters + channels * k + (mixture.coupled ? 5 : 2) * k + 4 * channels),
+        rows(parameters + channels * k + (mixture.grid.coupled ? 5 : 2) * k + 4 * channels),
         data(static_cast<S*>(memory)) {
     const int64_t units = clamp_count(kBytes / (rows * kUnit * int64_t(sizeof(S))), 64 / kUnit);
     width = kUnit * (units > 0 ? units : 1);
@@ -331,7 +331,7 @@ auto with_vector(const Mixture& mixture, const F& f) {
 template <class F>
 void with_kind(const Mixture& mixture, const F& f) {
   with_vector(mixture, [&](auto v) {
-    if (mixture.coupled) return f(std::true_type(), v);
+    if (mixture.grid.coupled) return f(std::true_type(), v);
     return f(std::false_type(), v);
   });
 }

@@ -30,7 +30,7 @@ def signs(*shape: int) -> torch.Tensor:
     return torch.where(normal(*shape) >= 0, 1.0, -1.0)
 
 
-MIXTURE, SINGLE, LAYER = (None, 256, "centred", -7.0), (256, "centred", -7.0), (3, 60, 11)
+MIXTURE, SINGLE, LAYER = (True, 256, "centred", -7.0), (256, "centred", -7.0), (3, 60, 11)
 LARGE = {  # lists of arguments on the CPU, float32
     "binarize": lambda: [(normal(70, 2500), "tanh")],
     "binarize_backward": lambda: [(normal(70, 2500), normal(70, 2500), "tanh")],
@@ -47,7 +47,7 @@ LARGE = {  # lists of arguments on the CPU, float32
     )],
     "discretized_logistic_mixture_log_prob": lambda: [
         (bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE, "image"),
-        (bins(2, 1, 64, 32), normal(2, 9, 64, 32), *MIXTURE, "none"),
+        (bins(2, 1, 64, 32), normal(2, 9, 64, 32), False, *SINGLE, "none"),
     ],
     "discretized_logistic_mixture_backward": lambda: [(
         normal(2), bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,

@@ -600,10 +600,10 @@ UNIT = (256, "unit", -7.0)
         ),
         lambda raw: raw.discretized_logistic_mean(torch.ones(4), torch.ones(3), *UNIT),
         lambda raw: raw.discretized_logistic_mode(torch.ones(4), torch.ones(4).double(), *UNIT),
-        lambda raw: raw.discretized_logistic_mixture_mean(torch.ones(2, 19, 4, 4), 3, None, *UNIT),
+        lambda raw: raw.discretized_logistic_mixture_mean(torch.ones(2, 19, 4, 4), 3, True, *UNIT),
         lambda raw: raw.discretized_logistic_mixture_mode(torch.ones(2, 20, 4, 4), 2, True, *UNIT),
         lambda raw: raw.discretized_logistic_mixture_mean_backward(
-            torch.ones(2, 3, 4, 5), torch.ones(2, 20, 4, 4), None, *UNIT
+            torch.ones(2, 3, 4, 5), torch.ones(2, 20, 4, 4), True, *UNIT
         ),
     ],
 )

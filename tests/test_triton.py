@@ -44,7 +44,7 @@ def test_compiles(module, kernel, types, constants, architecture, tmp_path, monk
     compiled = triton.compile(
         ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants),
         target=GPUTarget("cuda", architecture, WARP),
-        options=module._OPTIONS,
+        options=module.OPTIONS,
     )
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
     assert compiled.metadata.target.arch == architecture

@@ -9,9 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops.bits import SURROGATES
-
-# Fused multiply-add is named because Triton's default for it changes between versions.
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
+from fastlatent.ops.elementary_triton import OPTIONS, POINTERS, wide, wide_pointer
 
 
 @triton.jit
@@ -152,9 +150,9 @@ def binary_moments_kernel(
 def binarize(x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:
     d = x.shape[-1]
     x = x.detach().contiguous()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     codes = torch.empty_like(x)
-    error = torch.empty(x.shape[:-1], dtype=wide, device=x.device)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    error = torch.empty(x.shape[:-1], dtype=precision, device=x.device)
     n = error.numel()
     columns = min(1024, triton.next_power_of_2(max(d, 16)))
     rows = max(1, 2048 // columns)
@@ -167,10 +165,10 @@ def binarize(x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:
                 n,
                 d,
                 TANH=surrogate == "tanh",
-                WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+                WIDE=wide(x.dtype),
                 ROWS=rows,
                 COLUMNS=columns,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return codes, error
 
@@ -186,9 +184,9 @@ def binarize_backward(grad: Tensor, x: Tensor, surrogate: str) -> Tensor:
                 out,
                 x.numel(),
                 KIND=SURROGATES.index(surrogate),
-                WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+                WIDE=wide(x.dtype),
                 BLOCK=1024,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 
@@ -200,7 +198,14 @@ def pack_bits(codes: Tensor) -> Tensor:
     if words.numel():
         with torch.cuda.device_of(codes):
             pack_bits_kernel[(triton.cdiv(n, rows), width)](
-                codes, words, n, d, width, *codes.stride(), ROWS=rows, **_OPTIONS
+                codes,
+                words,
+                n,
+                d,
+                width,
+                *codes.stride(),
+                ROWS=rows,
+                **OPTIONS,
             )
     return words
 
@@ -210,7 +215,13 @@ def unpack_bits(words: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     if codes.numel():
         with torch.cuda.device_of(words):
             unpack_bits_kernel[(triton.cdiv(codes.numel(), 1024),)](
-                words, codes, codes.numel(), d, *words.stride(), BLOCK=1024, **_OPTIONS
+                words,
+                codes,
+                codes.numel(),
+                d,
+                *words.stride(),
+                BLOCK=1024,
+                **OPTIONS,
             )
     return codes
 
@@ -230,33 +241,26 @@ def binary_moments(words: Tensor, d: int) -> tuple[Tensor, Tensor]:
                 *words.stride(),
                 rows_per_program,
                 DEPTH=64,
-                **_OPTIONS,
+                **OPTIONS,
             )
     ones = both.diagonal().clone()
     return ones, n - ones[:, None] - ones[None, :] + 2 * both
 
 
-_POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-}
 _SHAPE = {"n": "i32", "d": "i32"}
 _STRIDES = {"row_stride": "i32", "column_stride": "i32"}
 
 
 def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype, p in _POINTERS.items():
-        wide = tl.float64 if dtype == torch.float64 else tl.float32
-        error = "*fp64" if dtype == torch.float64 else "*fp32"
+    for dtype, p in POINTERS.items():
+        width = wide(dtype)
         for surrogate in ("identity", "tanh"):
-            types = {"x": p, "codes": p, "error": error} | _SHAPE
-            constants = {"TANH": surrogate == "tanh", "WIDE": wide, "ROWS": 2, "COLUMNS": 1024}
+            types = {"x": p, "codes": p, "error": wide_pointer(dtype)} | _SHAPE
+            constants = {"TANH": surrogate == "tanh", "WIDE": width, "ROWS": 2, "COLUMNS": 1024}
             yield "binarize", binarize_kernel, types, constants
         for kind in range(len(SURROGATES)):
             types = {"grad": p, "x": p, "out": p, "count": "i32"}
-            constants = {"KIND": kind, "WIDE": wide, "BLOCK": 1024}
+            constants = {"KIND": kind, "WIDE": width, "BLOCK": 1024}
             yield "binarize_backward", binarize_backward_kernel, types, constants
         types = {"codes": p, "words": "*i64"} | _SHAPE | {"width": "i32"} | _STRIDES
         yield "pack_bits", pack_bits_kernel, types, {"ROWS": 16}

@@ -8,12 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlatent.ops.elementary_triton import OPTIONS, POINTERS, exp, log1p, one_minus_decay, wide
+from fastlatent.ops.jacobian.cases import DTYPES
 from fastlatent.ops.jacobian.kinds import KINDS
 from fastlatent.ops.jacobian.layout import Layout
-from fastlatent.ops.logistic_triton import _exp, _log1p, _one_minus_decay
 
-# Fused multiply-add is named because Triton's default for it changes between versions.
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
 _BLOCK = 256
 _TANGENTS = 8  # for each program of the forward pass: the activation is cheap to compute again
 _ROWS, _COLUMNS = 32, 32  # of the tiles of a Gram matrix
@@ -22,9 +21,9 @@ _ROWS, _COLUMNS = 32, 32  # of the tiles of a Gram matrix
 @triton.jit
 def _exponential_unit(u, alpha, scale, WIDE: tl.constexpr):
     depth = tl.where(u < 0, -u, u * 0)
-    decay = _exp(-depth, WIDE)
+    decay = exp(-depth, WIDE)
     rise = scale * alpha * decay
-    value = tl.where(u > 0, scale * u, -scale * alpha * _one_minus_decay(depth, decay, WIDE))
+    value = tl.where(u > 0, scale * u, -scale * alpha * one_minus_decay(depth, decay, WIDE))
     one = tl.full(u.shape, 1.0, WIDE)
     return value, tl.where(u > 0, scale * one, rise), tl.where(u > 0, 0.0, rise)
 
@@ -32,7 +31,7 @@ def _exponential_unit(u, alpha, scale, WIDE: tl.constexpr):
 @triton.jit
 def _logistic(u, WIDE: tl.constexpr):
     """Its value, what is missing to 1, and its derivative."""
-    e = _exp(-tl.abs(u), WIDE)
+    e = exp(-tl.abs(u), WIDE)
     large = 1 / (1 + e)
     small = e * large
     return tl.where(u < 0, small, large), tl.where(u < 0, large, small), small * large
@@ -65,19 +64,19 @@ def _jet(u, KIND: tl.constexpr, BELOW: tl.constexpr, WIDE: tl.constexpr):
         second = slope * (2 + u * (rest - s))
     elif KIND == "gelu":
         below = 0.5 * (1 + tl.erf(u * 0.70710678118654752440))
-        density = 0.39894228040143267794 * _exp(-0.5 * (u * u), WIDE)
+        density = 0.39894228040143267794 * exp(-0.5 * (u * u), WIDE)
         value = u * below
         first = below + u * density
         second = density * (2 - u * u)
     elif KIND == "softplus":
         s, _rest, slope = _logistic(u, WIDE)
-        value = tl.where(u < 0, 0.0, u) + _log1p(_exp(-tl.abs(u), WIDE))
+        value = tl.where(u < 0, 0.0, u) + log1p(exp(-tl.abs(u), WIDE))
         first = s
         second = slope
     elif KIND == "tanh":
         double = 2 * tl.abs(u)
-        e = _exp(-double, WIDE)
-        t = _one_minus_decay(double, e, WIDE) / (1 + e)
+        e = exp(-double, WIDE)
+        t = one_minus_decay(double, e, WIDE) / (1 + e)
         value = tl.where(u < 0, -t, t)
         first = 4 * e / ((1 + e) * (1 + e))
         second = -2 * value * first
@@ -87,7 +86,7 @@ def _jet(u, KIND: tl.constexpr, BELOW: tl.constexpr, WIDE: tl.constexpr):
         first = slope
         second = slope * (rest - s)
     elif KIND == "exp":
-        value = _exp(u, WIDE)
+        value = exp(u, WIDE)
         first = value
         second = value
     elif KIND == "sqrt":
@@ -258,10 +257,6 @@ def jacobian_gram_kernel(
     tl.store(base + i[:, None] + j[None, :] * d, total, inside)
 
 
-def _wide(dtype: torch.dtype) -> Any:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def activation_jvp(
     x: Tensor,
     tangents: Tensor,
@@ -293,10 +288,10 @@ def activation_jvp(
                 BELOW=slope if kind == "leaky_relu" else 0.0,
                 SCALED=scale is not None,
                 SHIFTED=shift is not None,
-                WIDE=_wide(x.dtype),
+                WIDE=wide(x.dtype),
                 TANGENTS=_TANGENTS,
                 BLOCK=_BLOCK,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return y, dy
 
@@ -342,9 +337,9 @@ def activation_jvp_backward(
                 SCALED=scale is not None,
                 SHIFTED=shift is not None,
                 SUMMED=summed,
-                WIDE=_wide(x.dtype),
+                WIDE=wide(x.dtype),
                 BLOCK=_BLOCK,
-                **_OPTIONS,
+                **OPTIONS,
             )
 
     def of_channels(sums: Tensor, vector: Tensor | None) -> Tensor:
@@ -378,21 +373,22 @@ def jacobian_gram(jacobian: Tensor, weight: Tensor | None) -> Tensor:
                 *jacobian.stride(),
                 *weights.stride()[:2],
                 WEIGHTED=weight is not None,
-                WIDE=_wide(jacobian.dtype),
+                WIDE=wide(jacobian.dtype),
                 ROWS=_ROWS,
                 COLUMNS=16 if d <= 16 else _COLUMNS,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 
 
 def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype, p in ((torch.float32, "*fp32"), (torch.float64, "*fp64")):
-        wide = {"WIDE": _wide(dtype)}
+    for dtype in DTYPES:
+        p = POINTERS[dtype]
+        width = {"WIDE": wide(dtype)}
         sizes = dict.fromkeys(("t", "length", "channels", "inner", "x_stride"), "i32")
         sizes |= dict.fromkeys(("sample_stride", "tangent_stride"), "i32")
         inputs = dict.fromkeys(("x", "tangents", "scale", "shift"), p)
-        constants = wide | {"BELOW": 0.01, "SCALED": True, "SHIFTED": True, "BLOCK": _BLOCK}
+        constants = width | {"BELOW": 0.01, "SCALED": True, "SHIFTED": True, "BLOCK": _BLOCK}
         types = inputs | dict.fromkeys(("y", "dy"), p) | sizes
         for kind in KINDS:
             variant = constants | {"KIND": kind, "TANGENTS": _TANGENTS}
@@ -407,7 +403,7 @@ def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         sizes |= dict.fromkeys(("weight_sample_stride", "weight_row_stride"), "i32")
         types = dict.fromkeys(("jacobian", "weight", "out"), p) | sizes
         for weighted in (False, True):
-            constants = wide | {"WEIGHTED": weighted, "ROWS": _ROWS, "COLUMNS": _COLUMNS}
+            constants = width | {"WEIGHTED": weighted, "ROWS": _ROWS, "COLUMNS": _COLUMNS}
             yield "jacobian_gram", jacobian_gram_kernel, types, constants
 
 

@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops._register import contiguous_rows
-
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
+from fastlatent.ops.elementary_triton import OPTIONS
 
 
 @triton.jit
@@ -236,7 +235,7 @@ def bspline(control: Tensor, t: Tensor, knots: Tensor, degree: int, order: int) 
                 COUNT=count,
                 ROWS=rows,
                 WIDTH=min(32, triton.next_power_of_2(d)),
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 
@@ -265,7 +264,7 @@ def bspline_backward(grad: Tensor, t: Tensor, knots: Tensor, degree: int, order:
                 PLACES=min(places, 16),
                 ROWS=rows,
                 WIDTH=width,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 
@@ -310,7 +309,7 @@ def _measure(points: Tensor, energy: bool) -> Tensor:
                 *points.stride()[:2],
                 ENERGY=energy,
                 **_tile(d),
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 
@@ -331,7 +330,7 @@ def _pull(grad: Tensor, points: Tensor, energy: bool) -> Tensor:
                 *points.stride()[:2],
                 ENERGY=energy,
                 **tile,
-                **_OPTIONS,
+                **OPTIONS,
             )
     return out
 

@@ -1,55 +1,41 @@
 """Argument checks and test arguments that the family shares."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import strict
-from fastlatent.ops.logistic.cell import GRIDS, UNCLAMPED
+from fastlatent.ops.logistic.grid import GRIDS, UNCLAMPED, Grid, is_coupled
 
 BINS = (torch.uint8, torch.int32)
 
 
-class Settings(NamedTuple):
-    """What all ops of the family take last."""
-
-    n_bins: int
-    grid: str
-    min_log_scale: float | None
-
-
-def is_coupled(coupled: bool | None, channels: int) -> bool:
-    return channels == 3 if coupled is None else coupled
-
-
-def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> Settings:
-    """The same, as the ops take them."""
+def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> Grid:
+    """Of one logistic for each value."""
     _check.choice(op, "grid", grid, GRIDS)
     n_bins = _check.whole(op, "n_bins", n_bins, 2, 65536, "a whole number in 2 ... 65536")
-    if min_log_scale is None:
-        return Settings(n_bins, grid, None)
-    floor = _check.real(min_log_scale)
+    floor = UNCLAMPED if min_log_scale is None else _check.real(min_log_scale)
     if floor is None or not floor >= UNCLAMPED:
         raise ValueError(
             f"{op}: min_log_scale must be at least -60; got {_check.shown(min_log_scale)}"
         )
-    return Settings(n_bins, grid, floor)
+    return Grid(n_bins, grid, floor, None)
 
 
-def check_params(
-    op: str, params: Tensor, channels: int, coupled: bool | None, grid: str
-) -> tuple[int, bool | None]:
-    """The number of channels and whether they are coupled, as the ops take them."""
+def check_mixture(
+    op: str, params: Tensor, channels: int, coupled: bool | None, grid: Grid
+) -> tuple[int, Grid]:
+    """The number of channels, and the grid with whether they are coupled."""
     _check.tensor(op, "params", params, 4, _check.FLOATING)
     channels = _check.whole(op, "channels", channels, 1, 2**31, "a whole number from 1 up")
     given = None if coupled is None else _check.flag(op, "coupled", coupled)
     coupled = is_coupled(given, channels)
     if coupled and channels != 3:
         raise ValueError(f"{op}: coupled channels must be three; got {channels}")
-    if coupled and grid == "unit":
+    if coupled and grid.name == "unit":
         raise ValueError(f"{op}: grid must be 'centred' or 'symmetric' where channels are coupled")
     each = 10 if coupled else 1 + 2 * channels
     if params.shape[1] < each or params.shape[1] % each:
@@ -58,7 +44,7 @@ def check_params(
             f"{op}: params must have a multiple of {each} planes for {channels} {kind} channels; "
             f"got {params.shape[1]}"
         )
-    return channels, given
+    return channels, replace(grid, coupled=coupled)
 
 
 def check_values(op: str, **values: Tensor) -> None:
@@ -78,14 +64,14 @@ def check_broadcast(op: str, **values: Tensor) -> None:
         raise ValueError(f"{op}: {names} must have shapes that broadcast; got {shapes}") from None
 
 
-def check_bins(op: str, bins: Tensor, params: Tensor, n_bins: int) -> None:
+def check_bins(op: str, bins: Tensor, params: Tensor, grid: Grid) -> None:
     if bins.device != params.device:
         raise ValueError(
             f"{op}: bins must be on the device of the parameters, {params.device}; "
             f"got {bins.device}"
         )
-    if bins.is_cuda and strict() and not bool(((bins >= 0) & (bins < n_bins)).all()):
-        raise ValueError(f"{op}: bins must be in 0 to {n_bins - 1}")
+    if bins.is_cuda and strict() and not bool(((bins >= 0) & (bins < grid.n)).all()):
+        raise ValueError(f"{op}: bins must be in 0 to {grid.n - 1}")
 
 
 def bins_and_parameters(

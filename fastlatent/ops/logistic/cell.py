@@ -1,35 +1,19 @@
-"""Grids, and the probability of a bin under one logistic."""
+"""The probability of a bin under one logistic."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-GRIDS = ("centred", "symmetric", "unit")
-UNCLAMPED = -60.0  # log-scale below which float32 could overflow
+from fastlatent.ops.logistic.grid import Grid
+
 MOST_MEAN = {
     torch.float32: 2.0**80,
     torch.float64: 2.0**900,
 }  # from here on 2^13 gamma m could overflow
 FARTHEST = 1e4  # exponent at which e^-x is 0, and x e^-x with it
 NARROWEST = 1e-17  # width in units of the scale, to which 1 - e^-x is x
-
-
-class Grid(NamedTuple):
-    """n bins; bin k is centred at (2k - n + 1 + shift) / gamma."""
-
-    n: int
-    gamma: int
-    shift: int
-    floor: float  # of the log-scales
-
-    @staticmethod
-    def of(grid: str, n_bins: int, min_log_scale: float | None) -> "Grid":
-        gamma = {"centred": n_bins - 1, "symmetric": n_bins, "unit": 2 * n_bins}[grid]
-        floor = UNCLAMPED if min_log_scale is None else min_log_scale
-        return Grid(n_bins, gamma, n_bins if grid == "unit" else 0, floor)
 
 
 class Cell(NamedTuple):
@@ -60,7 +44,7 @@ def cell_of(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
         alpha=torch.where(right, lower, -upper) * h,
         beta=torch.where(right, upper, -lower) * h,
         delta=2 * h,
-        log_delta=math.log(2 / grid.gamma) - floored,
+        log_delta=grid.log_width - floored,
         z=(x - mean).abs() * h,
         inverse_scale=inverse_scale,
     )
@@ -99,7 +83,3 @@ def slopes_of(c: Cell, log_scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def bin_dtype(n_bins: int) -> torch.dtype:
-    return torch.uint8 if n_bins <= 256 else torch.int32

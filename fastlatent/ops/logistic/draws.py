@@ -1,6 +1,7 @@
 """Samples of discretized logistics: functions of given uniforms."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,11 +12,11 @@ from fastlatent.ops._register import Kernel, register, threads
 from fastlatent.ops.logistic.arguments import (
     check_broadcast,
     check_grid,
-    check_params,
+    check_mixture,
     check_values,
-    is_coupled,
 )
-from fastlatent.ops.logistic.cell import Grid, bin_dtype, clamped, widen
+from fastlatent.ops.logistic.cell import clamped, widen
+from fastlatent.ops.logistic.grid import MIXTURE, Grid, is_coupled, on_grid
 from fastlatent.ops.logistic.mixture import (
     Planes,
     coupled_mean,
@@ -34,8 +35,8 @@ class _Draw(NamedTuple):
     choice: Tensor  # (n, K, s): cumulative weights minus the threshold
 
 
-def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized: bool) -> _Draw:
-    p = Planes.of(params, uniforms.shape[1] - 1, coupled)
+def _draw(params: Tensor, uniforms: Tensor, grid: Grid, quantized: bool) -> _Draw:
+    p = Planes.of(params, uniforms.shape[1] - 1, grid)
     u = uniforms.flatten(2)
     weights = (p.logits - p.logits.amax(1, keepdim=True)).exp()
     cumulative = weights.cumsum(1)
@@ -67,70 +68,46 @@ def _draw(params: Tensor, uniforms: Tensor, coupled: bool, grid: Grid, quantized
     return _Draw(torch.stack(drawn, 1), torch.stack(unrounded, 1), choice)
 
 
-def _quantized_reference(
-    params: Tensor,
-    uniforms: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    y = _draw(params, uniforms, is_coupled(coupled, uniforms.shape[1] - 1), of, True).y
-    bins = ((y + (n_bins - 1)) / 2).nan_to_num(0).to(bin_dtype(n_bins))
+def _quantized_bins(params: Tensor, uniforms: Tensor, grid: Grid) -> Tensor:
+    y = _draw(params, uniforms, grid, True).y
+    bins = ((y + (grid.n - 1)) / 2).nan_to_num(0).to(grid.bin_dtype)
     return bins.unflatten(2, params.shape[2:]).contiguous()
 
 
-def _continuous_reference(
-    params: Tensor,
-    uniforms: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    y = _draw(params, uniforms, is_coupled(coupled, uniforms.shape[1] - 1), of, False).y
-    values = (y + of.shift) / of.gamma
+def _continuous_values(params: Tensor, uniforms: Tensor, grid: Grid) -> Tensor:
+    y = _draw(params, uniforms, grid, False).y
+    values = (y + grid.shift) / grid.gamma
     return values.unflatten(2, params.shape[2:]).contiguous()
 
 
-def _decided(
-    params: Tensor,
-    uniforms: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
+@on_grid
+def _decided(params: Tensor, uniforms: Tensor, grid: Grid) -> Tensor:
     """Where neither the component nor any bin up to this channel hangs on rounding."""
-    of = Grid.of(grid, n_bins, min_log_scale)
-    pairs = is_coupled(coupled, uniforms.shape[1] - 1)
-    draw = _draw(params.double(), uniforms.double(), pairs, of, True)
+    draw = _draw(params.double(), uniforms.double(), grid, True)
     eps = torch.finfo(widen(params[:0]).dtype).eps
     sure = (draw.choice.abs() > 64 * eps * draw.choice.abs().amax(1, keepdim=True)).all(1)
-    to_edge = (draw.unrounded + n_bins) / 2
-    far = (to_edge - to_edge.round()).abs() > 6 * eps * (n_bins + 1)
+    to_edge = (draw.unrounded + grid.n) / 2
+    far = (to_edge - to_edge.round()).abs() > 6 * eps * (grid.n + 1)
     mask = sure[:, None] & far.cummin(1).values
     return mask.unflatten(2, params.shape[2:])
 
 
 def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid in [
-        ((1, 3, 1, 2), 2, None, 16, "centred"),
-        ((2, 3, 2, 3), 1, None, 256, "centred"),
-        ((2, 3, 9, 8), 10, None, 256, "centred"),
+        ((1, 3, 1, 2), 2, True, 16, "centred"),
+        ((2, 3, 2, 3), 1, True, 256, "centred"),
+        ((2, 3, 9, 8), 10, True, 256, "centred"),
         ((2, 3, 5, 7), 3, False, 256, "symmetric"),
-        ((16, 1, 1, 40), 5, None, 256, "centred"),
-        ((2, 2, 9, 5), 2, None, 65536, "unit"),
-        ((0, 1, 3, 3), 2, None, 256, "centred"),
+        ((16, 1, 1, 40), 5, False, 256, "centred"),
+        ((2, 2, 9, 5), 2, False, 65536, "unit"),
+        ((0, 1, 3, 3), 2, False, 256, "centred"),
     ]:
         _, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
         yield params, _uniforms(shape, device, params.dtype), coupled, n, grid, -7.0
-    _, params = images_and_parameters((2, 3, 4, 5), 3, None, 256, "centred", device, dtype)
+    _, params = images_and_parameters((2, 3, 4, 5), 3, True, 256, "centred", device, dtype)
     uniforms = _uniforms((2, 3, 4, 5), device, params.dtype)
     last = params.to(memory_format=torch.channels_last)
-    yield last, uniforms.to(memory_format=torch.channels_last), None, 256, "centred", -7.0
+    yield last, uniforms.to(memory_format=torch.channels_last), True, 256, "centred", -7.0
 
 
 def _uniforms(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:
@@ -141,36 +118,22 @@ def _uniforms(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor
 
 
 def _cpp_writing(quantized: bool) -> Kernel:
-    def cpp(
-        core: Any,
-        params: Tensor,
-        uniforms: Tensor,
-        coupled: bool | None,
-        n_bins: int,
-        grid: str,
-        min_log_scale: float | None,
-    ) -> Tensor:
-        of = Grid.of(grid, n_bins, min_log_scale)
+    @on_grid
+    def cpp(core: Any, params: Tensor, uniforms: Tensor, grid: Grid) -> Tensor:
         n, c, h, w = uniforms.shape
-        out = torch.empty(
-            (n, c - 1, h, w), dtype=bin_dtype(n_bins) if quantized else uniforms.dtype
-        )
-        pairs = is_coupled(coupled, c - 1)
+        out = torch.empty((n, c - 1, h, w), dtype=grid.bin_dtype if quantized else uniforms.dtype)
         planes = params.flatten(2), uniforms.flatten(2)
-        core.logistic_mixture_sample(*planes, pairs, *of, out.flatten(2), threads())
+        core.logistic_mixture_sample(*planes, grid, out.flatten(2), threads())
         return out
 
     return cpp
 
 
-_SIGNATURE = (
-    "(Tensor params, Tensor uniforms, bool? coupled, int n_bins, str grid, "
-    "float? min_log_scale) -> Tensor"
-)
+_SIGNATURE = f"(Tensor params, Tensor uniforms, {MIXTURE}) -> Tensor"
 
 _quantized = register(
     f"discretized_logistic_mixture_bins{_SIGNATURE}",
-    _quantized_reference,
+    on_grid(_quantized_bins),
     cases=_cases,
     gradient="none",
     discrete=(True,),
@@ -182,7 +145,7 @@ _quantized = register(
 
 _continuous = register(
     f"discretized_logistic_mixture_values{_SIGNATURE}",
-    _continuous_reference,
+    on_grid(_continuous_values),
     cases=_cases,
     gradient="none",
     dtypes=_check.FLOATING,
@@ -216,8 +179,8 @@ def discretized_logistic_mixture_sample(
     op = "discretized_logistic_mixture_sample"
     _check.choice(op, "kind", kind, KINDS)
     _check.tensor(op, "uniforms", uniforms, 4, (torch.float32, torch.float64))
-    settings = check_grid(op, n_bins, grid, min_log_scale)
-    _, coupled = check_params(op, params, uniforms.shape[1] - 1, coupled, grid)
+    of = check_grid(op, n_bins, grid, min_log_scale)
+    _, of = check_mixture(op, params, uniforms.shape[1] - 1, coupled, of)
     if uniforms.dtype != widen(params[:0]).dtype or uniforms.device != params.device:
         raise TypeError(
             f"{op}: uniforms must be {widen(params[:0]).dtype} on {params.device}; "
@@ -228,8 +191,12 @@ def discretized_logistic_mixture_sample(
             f"{op}: uniforms and params must agree in images and pixels; "
             f"got shapes {tuple(uniforms.shape)} and {tuple(params.shape)}"
         )
+    return _sample(params, uniforms, kind, of)
+
+
+def _sample(params: Tensor, uniforms: Tensor, kind: str, grid: Grid) -> Tensor:
     draw = _quantized if kind == "quantized" else _continuous
-    return draw(params, uniforms, coupled, *settings)
+    return draw(params, uniforms, *grid.scalars)
 
 
 def _sample_reference(
@@ -241,8 +208,9 @@ def _sample_reference(
     grid: Literal["centred", "symmetric", "unit"] = "centred",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    draw = _quantized_reference if kind == "quantized" else _continuous_reference
-    return draw(params, uniforms, coupled, n_bins, grid, min_log_scale)
+    draw = _quantized_bins if kind == "quantized" else _continuous_values
+    pairs = is_coupled(coupled, uniforms.shape[1] - 1)
+    return draw(params, uniforms, Grid.of(n_bins, grid, min_log_scale, pairs))
 
 
 discretized_logistic_mixture_sample.reference = _sample_reference  # type: ignore[attr-defined]
@@ -263,7 +231,7 @@ def discretized_logistic_sample(
     """
     op = "discretized_logistic_sample"
     _check.choice(op, "kind", kind, KINDS)
-    check_grid(op, n_bins, grid, min_log_scale)
+    of = check_grid(op, n_bins, grid, min_log_scale)
     check_values(op, mean=mean, log_scale=log_scale)
     check_values(op, uniforms=uniforms)
     _check.alike(op, mean=widen(mean[:0]), uniforms=uniforms)
@@ -272,6 +240,4 @@ def discretized_logistic_sample(
     flat = [x.expand(shape).reshape(1, 1, 1, -1) for x in (mean, log_scale, uniforms)]
     params = torch.cat([torch.zeros_like(flat[0]), flat[0], flat[1]], 1)
     drivers = torch.cat([torch.zeros_like(flat[2]), flat[2]], 1)
-    return discretized_logistic_mixture_sample(
-        params, drivers, kind, False, n_bins, grid, min_log_scale
-    ).view(shape)
+    return _sample(params, drivers, kind, replace(of, coupled=False)).view(shape)

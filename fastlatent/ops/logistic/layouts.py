@@ -5,8 +5,9 @@ from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import strict
-from fastlatent.ops.logistic.arguments import check_grid, check_params
+from fastlatent.ops.logistic.arguments import check_grid, check_mixture
 from fastlatent.ops.logistic.cell import widen
+from fastlatent.ops.logistic.grid import Grid
 
 GRID_TOLERANCE = 0.01  # bins by which a value may miss the centre of its own, beside rounding
 
@@ -28,9 +29,9 @@ def from_pixelcnn(
     `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
     """
     _check.tensor("from_pixelcnn", "x", x, 4, _check.FLOATING)
-    n_bins, _, _ = check_grid("from_pixelcnn", n_bins, "centred", None)
-    check_params("from_pixelcnn", params, x.shape[1], None, "centred")
-    return _centred_bins("from_pixelcnn", x, n_bins), params
+    grid = check_grid("from_pixelcnn", n_bins, "centred", None)
+    check_mixture("from_pixelcnn", params, x.shape[1], None, grid)
+    return _centred_bins("from_pixelcnn", x, grid.n), params
 
 
 def from_vdvae(
@@ -54,7 +55,7 @@ def from_vdvae(
     _check.tensor("from_vdvae", "x", x, 4, _check.FLOATING)
     _check.tensor("from_vdvae", "params", params, 4, _check.FLOATING)
     planes = params.permute(0, 3, 1, 2)
-    check_params("from_vdvae", planes, x.shape[3], True, "centred")
+    check_mixture("from_vdvae", planes, x.shape[3], True, Grid.of(256, "centred", None))
     x = x.permute(0, 3, 1, 2)
     if _check.flag("from_vdvae", "low_bit", low_bit):
         return _low_bins(x), planes

@@ -19,14 +19,14 @@ from fastlatent.ops import _check
 from fastlatent.ops._register import laid_out, register, threads
 from fastlatent.ops.logistic.arguments import (
     check_grid,
-    check_params,
+    check_mixture,
     check_values,
     flat,
-    is_coupled,
     logistic_cases,
     upstream_gradient,
 )
-from fastlatent.ops.logistic.cell import Grid, clamped, confined, widen
+from fastlatent.ops.logistic.cell import clamped, confined, widen
+from fastlatent.ops.logistic.grid import MIXTURE, SINGLE, Grid, is_coupled, on_grid
 from fastlatent.ops.logistic.mixture import Planes, coupled_mean, images_and_parameters
 
 
@@ -66,22 +66,17 @@ def _mean_reference(
     grid: str = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+    of = Grid.of(n_bins, grid, min_log_scale)
     value = _clipped(of.gamma * confined(widen(mean)) - of.shift, widen(log_scale), of).value
     return ((value + of.shift) / of.gamma).contiguous()
 
 
+@on_grid
 def _mean_backward_reference(
-    grad: Tensor,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
+    grad: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    y = _clipped(of.gamma * confined(widen(mean)) - of.shift, widen(log_scale), of)
-    by_mean, by_log_scale = grad * y.by_mean, grad * y.by_log_scale / of.gamma
+    y = _clipped(grid.gamma * confined(widen(mean)) - grid.shift, widen(log_scale), grid)
+    by_mean, by_log_scale = grad * y.by_mean, grad * y.by_log_scale / grid.gamma
     return by_mean.to(mean.dtype).contiguous(), by_log_scale.to(mean.dtype).contiguous()
 
 
@@ -90,39 +85,26 @@ def _mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
         yield upstream_gradient(mean.shape, device, dtype), mean, *rest
 
 
-def _mean_cpp(
-    core: Any,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _mean_cpp(core: Any, mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     out = torch.empty(mean.shape, dtype=widen(mean[:0]).dtype)
-    core.logistic_mean(flat(mean), flat(log_scale), *of, flat(out), threads())
+    core.logistic_mean(flat(mean), flat(log_scale), grid, flat(out), threads())
     return out
 
 
+@on_grid
 def _mean_backward_cpp(
-    core: Any,
-    grad: Tensor,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
+    core: Any, grad: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    of = Grid.of(grid, n_bins, min_log_scale)
     by_mean, by_log_scale = (torch.empty(mean.shape, dtype=mean.dtype) for _ in range(2))
     inputs = map(flat, (grad, mean, log_scale))
-    core.logistic_mean_backward(*inputs, *of, flat(by_mean), flat(by_log_scale), threads())
+    core.logistic_mean_backward(*inputs, grid, flat(by_mean), flat(by_log_scale), threads())
     return by_mean, by_log_scale
 
 
 _mean_backward = register(
-    "discretized_logistic_mean_backward(Tensor grad, Tensor mean, Tensor log_scale, int n_bins, "
-    "str grid, float? min_log_scale) -> (Tensor, Tensor)",
+    f"discretized_logistic_mean_backward(Tensor grad, Tensor mean, Tensor log_scale, {SINGLE}) "
+    "-> (Tensor, Tensor)",
     _mean_backward_reference,
     cases=_mean_backward_cases,
     gradient="true",
@@ -133,8 +115,7 @@ _mean_backward = register(
 )
 
 _mean = register(
-    "discretized_logistic_mean(Tensor mean, Tensor log_scale, int n_bins, str grid, "
-    "float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mean(Tensor mean, Tensor log_scale, {SINGLE}) -> Tensor",
     _mean_reference,
     cases=logistic_cases,
     gradient="true",
@@ -161,10 +142,10 @@ def discretized_logistic_mean(
     shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
     and min_log_scale below -60.
     """
-    settings = check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
+    of = check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)
     mean, log_scale = torch.broadcast_tensors(mean, log_scale)
-    return _mean(mean, log_scale, *settings)
+    return _mean(mean, log_scale, *of.scalars)
 
 
 def _components(p: Planes, grid: Grid) -> list[_Clipped]:
@@ -186,28 +167,21 @@ def _mixture_mean_reference(
     grid: str = "centred",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    p = Planes.of(params, channels, is_coupled(coupled, channels))
+    of = Grid.of(n_bins, grid, min_log_scale, is_coupled(coupled, channels))
+    p = Planes.of(params, channels, of)
     values = torch.stack([y.value for y in _components(p, of)], 1)
     weighted = (values * p.logits.softmax(1)[:, None]).sum(2)
     return ((weighted + of.shift) / of.gamma).unflatten(2, params.shape[2:]).contiguous()
 
 
-def _mixture_mean_backward_reference(
-    grad: Tensor,
-    params: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
+@on_grid
+def _mixture_mean_backward_reference(grad: Tensor, params: Tensor, grid: Grid) -> Tensor:
     """grad (n, c, h, w)."""
-    of = Grid.of(grid, n_bins, min_log_scale)
     channels = grad.shape[1]
-    p = Planes.of(params, channels, is_coupled(coupled, channels))
-    y = _components(p, of)
+    p = Planes.of(params, channels, grid)
+    y = _components(p, grid)
     share = p.logits.softmax(1)
-    upstream = grad.flatten(2)[:, :, None] / of.gamma
+    upstream = grad.flatten(2)[:, :, None] / grid.gamma
     by_value = list((upstream * share[:, None]).unbind(1))
     by_centre = [torch.empty(0)] * channels
     tau = None if p.coefficients is None else p.coefficients.tanh()
@@ -218,7 +192,7 @@ def _mixture_mean_backward_reference(
             by_value[0] = by_value[0] + by_centre[2] * tau[:, 1] + by_centre[1] * tau[:, 0]
         by_centre[c] = by_value[c] * y[c].by_mean
     by_log_scale = [b * found.by_log_scale for b, found in zip(by_value, y, strict=True)]
-    blocks = [of.gamma * torch.stack(by_centre, 1), torch.stack(by_log_scale, 1)]
+    blocks = [grid.gamma * torch.stack(by_centre, 1), torch.stack(by_log_scale, 1)]
     if tau is not None:
         red, green = y[0].value, y[1].value
         by_tau = [by_centre[1] * red, by_centre[2] * red, by_centre[2] * green]
@@ -231,18 +205,18 @@ def _mixture_mean_backward_reference(
 
 def _mixture_mean_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid, floor in [
-        ((1, 3, 1, 1), 2, None, 16, "centred", -3.0),
-        ((2, 1, 1, 3), 2, None, 2, "centred", -3.0),
-        ((2, 3, 7, 9), 10, None, 256, "centred", -3.0),
-        ((2, 2, 9, 5), 3, None, 256, "symmetric", -3.0),
-        ((4, 1, 1, 40), 2, None, 65536, "unit", None),
-        ((0, 3, 4, 4), 2, None, 256, "centred", -3.0),
+        ((1, 3, 1, 1), 2, True, 16, "centred", -3.0),
+        ((2, 1, 1, 3), 2, False, 2, "centred", -3.0),
+        ((2, 3, 7, 9), 10, True, 256, "centred", -3.0),
+        ((2, 2, 9, 5), 3, False, 256, "symmetric", -3.0),
+        ((4, 1, 1, 40), 2, False, 65536, "unit", None),
+        ((0, 3, 4, 4), 2, True, 256, "centred", -3.0),
     ]:
         _, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
         yield params, shape[1], coupled, n, grid, floor
-    _, params = images_and_parameters((2, 3, 4, 6), 2, None, 256, "centred", device, dtype)
+    _, params = images_and_parameters((2, 3, 4, 6), 2, True, 256, "centred", device, dtype)
     last = params.to(memory_format=torch.channels_last)
-    yield last[..., ::2], 3, None, 256, "centred", -3.0
+    yield last[..., ::2], 3, True, 256, "centred", -3.0
 
 
 def _mixture_mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
@@ -251,44 +225,25 @@ def _mixture_mean_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tu
         yield upstream_gradient((n, channels, h, w), device, dtype), params, *rest
 
 
-def _mixture_mean_cpp(
-    core: Any,
-    params: Tensor,
-    channels: int,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _mixture_mean_cpp(core: Any, params: Tensor, channels: int, grid: Grid) -> Tensor:
     n, _, h, w = params.shape
     out = torch.empty((n, channels, h, w), dtype=widen(params[:0]).dtype)
-    pairs = is_coupled(coupled, channels)
-    core.logistic_mixture_mean(params.flatten(2), pairs, *of, out.flatten(2), threads())
+    core.logistic_mixture_mean(params.flatten(2), grid, out.flatten(2), threads())
     return out
 
 
-def _mixture_mean_backward_cpp(
-    core: Any,
-    grad: Tensor,
-    params: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _mixture_mean_backward_cpp(core: Any, grad: Tensor, params: Tensor, grid: Grid) -> Tensor:
     out = torch.empty_like(params)
-    planes, pairs = out.flatten(2), is_coupled(coupled, grad.shape[1])
-    core.logistic_mixture_mean_backward(
-        grad.flatten(2), params.flatten(2), pairs, *of, planes, threads()
-    )
+    planes = out.flatten(2)
+    inputs = grad.flatten(2), params.flatten(2)
+    core.logistic_mixture_mean_backward(*inputs, grid, planes, threads())
     return out if planes.data_ptr() == out.data_ptr() else out.copy_(planes.view(out.shape))
 
 
 _mixture_mean_backward = register(
-    "discretized_logistic_mixture_mean_backward(Tensor grad, Tensor params, bool? coupled, "
-    "int n_bins, str grid, float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mixture_mean_backward(Tensor grad, Tensor params, {MIXTURE}) -> Tensor",
     _mixture_mean_backward_reference,
     cases=_mixture_mean_backward_cases,
     gradient="true",
@@ -304,8 +259,7 @@ def _mixture_mean_gradient(args: tuple, grads: tuple) -> tuple:
 
 
 _mixture_mean = register(
-    "discretized_logistic_mixture_mean(Tensor params, int channels, bool? coupled, int n_bins, "
-    "str grid, float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mixture_mean(Tensor params, int channels, {MIXTURE}) -> Tensor",
     _mixture_mean_reference,
     cases=_mixture_mean_cases,
     gradient="true",
@@ -335,6 +289,6 @@ def discretized_logistic_mixture_mean(
     2 ... 65536 and min_log_scale below -60.
     """
     op = "discretized_logistic_mixture_mean"
-    settings = check_grid(op, n_bins, grid, min_log_scale)
-    channels, coupled = check_params(op, params, channels, coupled, grid)
-    return _mixture_mean(params, channels, coupled, *settings)
+    of = check_grid(op, n_bins, grid, min_log_scale)
+    channels, of = check_mixture(op, params, channels, coupled, of)
+    return _mixture_mean(params, channels, *of.scalars)

@@ -13,19 +13,18 @@ from fastlatent.ops.logistic.arguments import (
     bins_and_parameters,
     check_bins,
     check_grid,
-    check_params,
-    is_coupled,
+    check_mixture,
     upstream_gradient,
 )
 from fastlatent.ops.logistic.cell import (
     Cell,
-    Grid,
     cell_of,
     confined,
     log_prob_of,
     slopes_of,
     widen,
 )
+from fastlatent.ops.logistic.grid import MIXTURE, Grid, is_coupled, on_grid
 
 REDUCTIONS = ("image", "none")
 
@@ -39,18 +38,18 @@ class Planes(NamedTuple):
     coefficients: Tensor | None  # (n, 3, K, s), before their tanh
 
     @staticmethod
-    def of(params: Tensor, channels: int, coupled: bool) -> "Planes":
+    def of(params: Tensor, channels: int, grid: Grid) -> "Planes":
         wide = widen(params).flatten(2)
-        k = components(params.shape[1], channels, coupled)
-        rest = wide[:, k:].unflatten(1, (channels, 3 if coupled else 2, k))
+        k = components(params.shape[1], channels, grid)
+        rest = wide[:, k:].unflatten(1, (channels, 3 if grid.coupled else 2, k))
         means, log_scales, *coefficients = rest.unbind(2)
-        tied = coefficients[0] if coupled else None
+        tied = coefficients[0] if grid.coupled else None
         return Planes(wide[:, :k], confined(means), log_scales, tied)
 
 
-def components(planes: int, channels: int, coupled: bool) -> int:
+def components(planes: int, channels: int, grid: Grid) -> int:
     """K, from the number of parameter planes."""
-    return planes // (10 if coupled else 1 + 2 * channels)
+    return planes // (10 if grid.coupled else 1 + 2 * channels)
 
 
 def _channel_means(p: Planes, x: Tensor, grid: Grid) -> Tensor:
@@ -86,37 +85,29 @@ def _mixture_reference(
     min_log_scale: float | None = -7.0,
     reduction: str = "image",
 ) -> Tensor:
-    of, pairs = Grid.of(grid, n_bins, min_log_scale), is_coupled(coupled, bins.shape[1])
-    log_prob = mixture_log_prob(bins, params, pairs, of)
+    of = Grid.of(n_bins, grid, min_log_scale, is_coupled(coupled, bins.shape[1]))
+    log_prob = mixture_log_prob(bins, params, of)
     return log_prob.flatten(1).sum(1) if reduction == "image" else log_prob
 
 
-def mixture_log_prob(bins: Tensor, params: Tensor, coupled: bool, grid: Grid) -> Tensor:
+def mixture_log_prob(bins: Tensor, params: Tensor, grid: Grid) -> Tensor:
     """(n, h, w), in plain PyTorch."""
-    p = Planes.of(params, bins.shape[1], coupled)
+    p = Planes.of(params, bins.shape[1], grid)
     joint = log_prob_of(_mixture_cells(bins, p, grid)).sum(1)
     log_prob = (p.logits.log_softmax(1) + joint).logsumexp(1)
     return log_prob.view(bins.shape[0], *bins.shape[2:]).contiguous()
 
 
-def _mixture_backward_reference(
-    grad: Tensor,
-    bins: Tensor,
-    params: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
+@on_grid
+def _mixture_backward_reference(grad: Tensor, bins: Tensor, params: Tensor, grid: Grid) -> Tensor:
     """grad (n,) or (n, h, w)."""
-    of = Grid.of(grid, n_bins, min_log_scale)
-    p = Planes.of(params, bins.shape[1], is_coupled(coupled, bins.shape[1]))
-    cells = _mixture_cells(bins, p, of)
+    p = Planes.of(params, bins.shape[1], grid)
+    cells = _mixture_cells(bins, p, grid)
     share = (p.logits.log_softmax(1) + log_prob_of(cells).sum(1)).softmax(1)
-    by_mean, by_log_scale = slopes_of(cells, p.log_scales, of)
+    by_mean, by_log_scale = slopes_of(cells, p.log_scales, grid)
     blocks = [by_mean, by_log_scale]
     if p.coefficients is not None:
-        x = (2 * bins.flatten(2).int() - (n_bins - 1)).to(by_mean.dtype) / of.gamma
+        x = (2 * bins.flatten(2).int() - (grid.n - 1)).to(by_mean.dtype) / grid.gamma
         target = torch.stack([by_mean[:, 1], by_mean[:, 2], by_mean[:, 2]], 1)
         source = torch.stack([x[:, 0], x[:, 0], x[:, 1]], 1)[:, :, None]
         blocks.append(target * source * (1 - p.coefficients.tanh().square()))
@@ -128,27 +119,27 @@ def _mixture_backward_reference(
 
 def _mixture_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid, reduction in [
-        ((1, 3, 1, 2), 2, None, 16, "centred", "none"),
-        ((2, 1, 1, 2), 2, None, 32, "unit", "image"),
+        ((1, 3, 1, 2), 2, True, 16, "centred", "none"),
+        ((2, 1, 1, 2), 2, False, 32, "unit", "image"),
     ]:
         bins, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype, calm=True)
         yield bins, params, coupled, n, grid, -3.0, reduction
     for shape, k, coupled, n, grid, floor, reduction in [
-        ((2, 3, 8, 9), 10, None, 256, "centred", -3.0, "image"),
+        ((2, 3, 8, 9), 10, True, 256, "centred", -3.0, "image"),
         ((3, 3, 5, 7), 4, True, 256, "symmetric", -3.0, "none"),
-        ((3, 1, 7, 13), 5, None, 2, "centred", -3.0, "image"),
-        ((2, 2, 9, 5), 2, None, 65536, "unit", None, "image"),
-        ((1, 18, 3, 6), 2, None, 256, "unit", -3.0, "none"),
-        ((16, 1, 1, 40), 2, None, 256, "centred", -3.0, "image"),
-        ((0, 3, 4, 4), 2, None, 256, "centred", -3.0, "image"),
+        ((3, 1, 7, 13), 5, False, 2, "centred", -3.0, "image"),
+        ((2, 2, 9, 5), 2, False, 65536, "unit", None, "image"),
+        ((1, 18, 3, 6), 2, False, 256, "unit", -3.0, "none"),
+        ((16, 1, 1, 40), 2, False, 256, "centred", -3.0, "image"),
+        ((0, 3, 4, 4), 2, True, 256, "centred", -3.0, "image"),
     ]:
         bins, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
         yield bins, params, coupled, n, grid, floor, reduction
-    bins, params = images_and_parameters((2, 3, 8, 9), 3, None, 256, "centred", device, dtype)
+    bins, params = images_and_parameters((2, 3, 8, 9), 3, True, 256, "centred", device, dtype)
     last = torch.channels_last
     bins, params = bins.to(memory_format=last), params.to(memory_format=last)
-    yield bins, params, None, 256, "centred", -3.0, "none"
-    yield bins[:, :, ::2], params[..., ::2, :], None, 256, "centred", -3.0, "image"
+    yield bins, params, True, 256, "centred", -3.0, "none"
+    yield bins[:, :, ::2], params[..., ::2, :], True, 256, "centred", -3.0, "image"
 
 
 def _mixture_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
@@ -158,54 +149,30 @@ def _mixture_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
         yield upstream_gradient(shape, device, dtype), bins, params, *rest
 
 
-def _mixture_cpp(
-    core: Any,
-    bins: Tensor,
-    params: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-    reduction: str,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    n, c, h, w = bins.shape
+@on_grid
+def _mixture_cpp(core: Any, bins: Tensor, params: Tensor, grid: Grid, reduction: str) -> Tensor:
+    n, _, h, w = bins.shape
     shape = (n,) if reduction == "image" else (n, h, w)
     out = torch.empty(shape, dtype=widen(params[:0]).dtype)
-    core.logistic_mixture_log_prob(
-        bins.flatten(2), params.flatten(2), is_coupled(coupled, c), *of, _pixels(out), threads()
-    )
+    planes = bins.flatten(2), params.flatten(2)
+    core.logistic_mixture_log_prob(*planes, grid, _pixels(out), threads())
     return out
 
 
+@on_grid
 def _mixture_backward_cpp(
-    core: Any,
-    grad: Tensor,
-    bins: Tensor,
-    params: Tensor,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
+    core: Any, grad: Tensor, bins: Tensor, params: Tensor, grid: Grid
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
     out = torch.empty_like(params)
     planes = out.flatten(2)
-    core.logistic_mixture_backward(
-        _pixels(grad.contiguous()),
-        bins.flatten(2),
-        params.flatten(2),
-        is_coupled(coupled, bins.shape[1]),
-        *of,
-        planes,
-        threads(),
-    )
+    inputs = _pixels(grad.contiguous()), bins.flatten(2), params.flatten(2)
+    core.logistic_mixture_backward(*inputs, grid, planes, threads())
     return out if planes.data_ptr() == out.data_ptr() else out.copy_(planes.view(out.shape))
 
 
 _mixture_backward = register(
-    "discretized_logistic_mixture_backward(Tensor grad, Tensor bins, Tensor params, "
-    "bool? coupled, int n_bins, str grid, float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mixture_backward(Tensor grad, Tensor bins, Tensor params, {MIXTURE}) "
+    "-> Tensor",
     _mixture_backward_reference,
     cases=_mixture_backward_cases,
     gradient="true",
@@ -221,8 +188,8 @@ def _mixture_gradient(args: tuple, grads: tuple) -> tuple:
 
 
 _mixture = register(
-    "discretized_logistic_mixture_log_prob(Tensor bins, Tensor params, bool? coupled, int n_bins, "
-    "str grid, float? min_log_scale, str reduction) -> Tensor",
+    f"discretized_logistic_mixture_log_prob(Tensor bins, Tensor params, {MIXTURE}, str reduction) "
+    "-> Tensor",
     _mixture_reference,
     cases=_mixture_cases,
     gradient="true",
@@ -259,22 +226,22 @@ def discretized_logistic_mixture_log_prob(
     """
     op = "discretized_logistic_mixture_log_prob"
     _check.tensor(op, "bins", bins, 4, BINS)
-    settings = check_grid(op, n_bins, grid, min_log_scale)
+    of = check_grid(op, n_bins, grid, min_log_scale)
     _check.choice(op, "reduction", reduction, REDUCTIONS)
-    _, coupled = check_params(op, params, bins.shape[1], coupled, grid)
+    _, of = check_mixture(op, params, bins.shape[1], coupled, of)
     if bins.shape[0] != params.shape[0] or bins.shape[2:] != params.shape[2:]:
         raise ValueError(
             f"{op}: bins and params must agree in images and pixels; "
             f"got shapes {tuple(bins.shape)} and {tuple(params.shape)}"
         )
-    check_bins(op, bins, params, settings.n_bins)
-    return _mixture(bins, params, coupled, *settings, reduction)
+    check_bins(op, bins, params, of)
+    return _mixture(bins, params, *of.scalars, reduction)
 
 
 def images_and_parameters(
     shape: tuple[int, int, int, int],
     k: int,
-    coupled: bool | None,
+    coupled: bool,
     n: int,
     grid: str,
     device: str,
@@ -286,10 +253,10 @@ def images_and_parameters(
     bins, *_ = bins_and_parameters(shape, n, grid, device, dtype, calm)
     each = (images, c, k, h, w)
     _, means, log_scales = bins_and_parameters(each, n, grid, "cpu", torch.float64, calm)
-    of = Grid.of(grid, n, None)
+    of = Grid.of(n, grid, None)
     centres = (2 * bins.cpu().double() - (n - 1) + of.shift) / of.gamma
     blocks = [(centres[:, :, None] + 0.2 * means).float().double(), log_scales]
-    if is_coupled(coupled, c):
+    if coupled:
         blocks.append(torch.randn(images, c, k, h, w, generator=make, dtype=torch.float64))
     logits = torch.randn(images, k, h, w, generator=make, dtype=torch.float64)
     params = torch.cat([logits, torch.stack(blocks, 2).flatten(1, 3)], 1)

@@ -10,13 +10,13 @@ from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
     check_grid,
-    check_params,
+    check_mixture,
     check_values,
     flat,
-    is_coupled,
     logistic_cases,
 )
-from fastlatent.ops.logistic.cell import Grid, bin_dtype, cell_of, confined, log_prob_of, widen
+from fastlatent.ops.logistic.cell import cell_of, confined, log_prob_of, widen
+from fastlatent.ops.logistic.grid import MIXTURE, SINGLE, Grid, is_coupled, on_grid
 from fastlatent.ops.logistic.mixture import (
     Planes,
     coupled_mean,
@@ -65,37 +65,27 @@ def _mode_reference(
     grid: str = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+    of = Grid.of(n_bins, grid, min_log_scale)
     middle, scale = of.gamma * confined(widen(mean)) - of.shift, widen(log_scale)
     mode = _likeliest(middle, scale, of).masked_fill((middle + scale).isnan(), 0)
-    return mode.to(bin_dtype(n_bins)).contiguous()
+    return mode.to(of.bin_dtype).contiguous()
 
 
-def _mode_decided(
-    mean: Tensor, log_scale: Tensor, n_bins: int, grid: str, min_log_scale: float | None
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _mode_decided(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     eps = torch.finfo(widen(mean[:0]).dtype).eps
-    return _sure(of.gamma * mean.double() - of.shift, log_scale.double(), of, eps)
+    return _sure(grid.gamma * mean.double() - grid.shift, log_scale.double(), grid, eps)
 
 
-def _mode_cpp(
-    core: Any,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
-    out = torch.empty(mean.shape, dtype=bin_dtype(n_bins))
-    core.logistic_mode(flat(mean), flat(log_scale), *of, flat(out), threads())
+@on_grid
+def _mode_cpp(core: Any, mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
+    out = torch.empty(mean.shape, dtype=grid.bin_dtype)
+    core.logistic_mode(flat(mean), flat(log_scale), grid, flat(out), threads())
     return out
 
 
 _mode = register(
-    "discretized_logistic_mode(Tensor mean, Tensor log_scale, int n_bins, str grid, "
-    "float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mode(Tensor mean, Tensor log_scale, {SINGLE}) -> Tensor",
     _mode_reference,
     cases=logistic_cases,
     gradient="none",
@@ -121,10 +111,10 @@ def discretized_logistic_mode(
 
     Raises as `discretized_logistic_mean`.
     """
-    settings = check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
+    of = check_grid("discretized_logistic_mode", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mode", mean=mean, log_scale=log_scale)
     mean, log_scale = torch.broadcast_tensors(mean, log_scale)
-    return _mode(mean, log_scale, *settings)
+    return _mode(mean, log_scale, *of.scalars)
 
 
 def _of_components(p: Planes, grid: Grid, eps: float | None) -> tuple[Tensor, Tensor]:
@@ -147,12 +137,12 @@ def _of_components(p: Planes, grid: Grid, eps: float | None) -> tuple[Tensor, Te
     return torch.stack(found, 1), sure.all(1)
 
 
-def _scores(params: Tensor, candidates: Tensor, coupled: bool, grid: Grid) -> Tensor:
+def _scores(params: Tensor, candidates: Tensor, grid: Grid) -> Tensor:
     """log P (n, J, s) of each candidate under the whole mixture."""
     each = []
     for j in range(candidates.shape[2]):
         bins = candidates[:, :, j].unflatten(2, params.shape[2:])
-        each.append(mixture_log_prob(bins, params, coupled, grid).flatten(1))
+        each.append(mixture_log_prob(bins, params, grid).flatten(1))
     return torch.stack(each, 1)
 
 
@@ -164,29 +154,22 @@ def _mixture_mode_reference(
     grid: str = "centred",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of, pairs = Grid.of(grid, n_bins, min_log_scale), is_coupled(coupled, channels)
-    candidates, _ = _of_components(Planes.of(params, channels, pairs), of, None)
-    scores = _scores(params, candidates, pairs, of)
+    of = Grid.of(n_bins, grid, min_log_scale, is_coupled(coupled, channels))
+    candidates, _ = _of_components(Planes.of(params, channels, of), of, None)
+    scores = _scores(params, candidates, of)
     best = scores.argmax(1, keepdim=True)[:, None].expand(-1, channels, -1, -1)
     mode = candidates.gather(2, best).squeeze(2)
     mode = mode.masked_fill(scores.isnan().any(1)[:, None], 0)
-    return mode.unflatten(2, params.shape[2:]).to(bin_dtype(n_bins)).contiguous()
+    return mode.unflatten(2, params.shape[2:]).to(of.bin_dtype).contiguous()
 
 
-def _mixture_mode_decided(
-    params: Tensor,
-    channels: int,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
+@on_grid
+def _mixture_mode_decided(params: Tensor, channels: int, grid: Grid) -> Tensor:
     """Where neither a candidate nor the choice among those that differ hangs on rounding."""
-    of, pairs = Grid.of(grid, n_bins, min_log_scale), is_coupled(coupled, channels)
     eps = torch.finfo(widen(params[:0]).dtype).eps
     params = params.double()
-    candidates, sure = _of_components(Planes.of(params, channels, pairs), of, eps)
-    scores = _scores(params, candidates, pairs, of)
+    candidates, sure = _of_components(Planes.of(params, channels, grid), grid, eps)
+    scores = _scores(params, candidates, grid)
     top, best = scores.max(1, keepdim=True)
     index = best[:, None].expand(-1, channels, -1, -1)
     same = (candidates == candidates.gather(2, index)).all(1)
@@ -197,40 +180,30 @@ def _mixture_mode_decided(
 
 def _mixture_mode_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     for shape, k, coupled, n, grid, floor in [
-        ((1, 3, 1, 2), 2, None, 16, "centred", -3.0),
-        ((2, 1, 1, 3), 2, None, 2, "centred", -3.0),
-        ((2, 3, 7, 9), 5, None, 256, "symmetric", -3.0),
-        ((2, 2, 9, 5), 3, None, 65536, "centred", None),
-        ((4, 1, 1, 40), 5, None, 256, "unit", -3.0),
-        ((0, 3, 4, 4), 2, None, 256, "centred", -3.0),
+        ((1, 3, 1, 2), 2, True, 16, "centred", -3.0),
+        ((2, 1, 1, 3), 2, False, 2, "centred", -3.0),
+        ((2, 3, 7, 9), 5, True, 256, "symmetric", -3.0),
+        ((2, 2, 9, 5), 3, False, 65536, "centred", None),
+        ((4, 1, 1, 40), 5, False, 256, "unit", -3.0),
+        ((0, 3, 4, 4), 2, True, 256, "centred", -3.0),
     ]:
         _, params = images_and_parameters(shape, k, coupled, n, grid, device, dtype)
         yield params, shape[1], coupled, n, grid, floor
-    _, params = images_and_parameters((2, 3, 4, 6), 2, None, 256, "centred", device, dtype)
+    _, params = images_and_parameters((2, 3, 4, 6), 2, True, 256, "centred", device, dtype)
     last = params.to(memory_format=torch.channels_last)
-    yield last[..., ::2], 3, None, 256, "centred", -3.0
+    yield last[..., ::2], 3, True, 256, "centred", -3.0
 
 
-def _mixture_mode_cpp(
-    core: Any,
-    params: Tensor,
-    channels: int,
-    coupled: bool | None,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _mixture_mode_cpp(core: Any, params: Tensor, channels: int, grid: Grid) -> Tensor:
     n, _, h, w = params.shape
-    out = torch.empty((n, channels, h, w), dtype=bin_dtype(n_bins))
-    pairs = is_coupled(coupled, channels)
-    core.logistic_mixture_mode(params.flatten(2), pairs, *of, out.flatten(2), threads())
+    out = torch.empty((n, channels, h, w), dtype=grid.bin_dtype)
+    core.logistic_mixture_mode(params.flatten(2), grid, out.flatten(2), threads())
     return out
 
 
 _mixture_mode = register(
-    "discretized_logistic_mixture_mode(Tensor params, int channels, bool? coupled, int n_bins, "
-    "str grid, float? min_log_scale) -> Tensor",
+    f"discretized_logistic_mixture_mode(Tensor params, int channels, {MIXTURE}) -> Tensor",
     _mixture_mode_reference,
     cases=_mixture_mode_cases,
     gradient="none",
@@ -261,6 +234,6 @@ def discretized_logistic_mixture_mode(
     Raises as `discretized_logistic_mixture_mean`.
     """
     op = "discretized_logistic_mixture_mode"
-    settings = check_grid(op, n_bins, grid, min_log_scale)
-    channels, coupled = check_params(op, params, channels, coupled, grid)
-    return _mixture_mode(params, channels, coupled, *settings)
+    of = check_grid(op, n_bins, grid, min_log_scale)
+    channels, of = check_mixture(op, params, channels, coupled, of)
+    return _mixture_mode(params, channels, *of.scalars)

@@ -16,7 +16,8 @@ from fastlatent.ops.logistic.arguments import (
     flat,
     upstream_gradient,
 )
-from fastlatent.ops.logistic.cell import Grid, cell_of, confined, log_prob_of, slopes_of, widen
+from fastlatent.ops.logistic.cell import cell_of, confined, log_prob_of, slopes_of, widen
+from fastlatent.ops.logistic.grid import SINGLE, Grid, on_grid
 
 
 def _single_reference(
@@ -27,24 +28,18 @@ def _single_reference(
     grid: str = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+    of = Grid.of(n_bins, grid, min_log_scale)
     centre = of.gamma * confined(widen(mean)) - of.shift
     return log_prob_of(cell_of(bins.int(), centre, widen(log_scale), of)).contiguous()
 
 
+@on_grid
 def _single_backward_reference(
-    grad: Tensor,
-    bins: Tensor,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
+    grad: Tensor, bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    of = Grid.of(grid, n_bins, min_log_scale)
     scale = widen(log_scale)
-    cell = cell_of(bins.int(), of.gamma * confined(widen(mean)) - of.shift, scale, of)
-    slopes = slopes_of(cell, scale, of)
+    cell = cell_of(bins.int(), grid.gamma * confined(widen(mean)) - grid.shift, scale, grid)
+    slopes = slopes_of(cell, scale, grid)
     by_mean, by_log_scale = ((grad * slope).to(mean.dtype).contiguous() for slope in slopes)
     return by_mean, by_log_scale
 
@@ -69,44 +64,29 @@ def _single_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
         yield upstream_gradient(bins.shape, device, dtype), bins, *rest
 
 
-def _single_cpp(
-    core: Any,
-    bins: Tensor,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
-) -> Tensor:
-    of = Grid.of(grid, n_bins, min_log_scale)
+@on_grid
+def _single_cpp(core: Any, bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     out = torch.empty(bins.shape, dtype=widen(mean[:0]).dtype)
-    core.logistic_log_prob(flat(bins), flat(mean), flat(log_scale), *of, flat(out), threads())
+    core.logistic_log_prob(flat(bins), flat(mean), flat(log_scale), grid, flat(out), threads())
     return out
 
 
+@on_grid
 def _single_backward_cpp(
-    core: Any,
-    grad: Tensor,
-    bins: Tensor,
-    mean: Tensor,
-    log_scale: Tensor,
-    n_bins: int,
-    grid: str,
-    min_log_scale: float | None,
+    core: Any, grad: Tensor, bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    of = Grid.of(grid, n_bins, min_log_scale)
     by_mean, by_log_scale = (
         torch.empty(bins.shape, dtype=mean.dtype),
         torch.empty(bins.shape, dtype=mean.dtype),
     )
     inputs = map(flat, (grad, bins, mean, log_scale))
-    core.logistic_backward(*inputs, *of, flat(by_mean), flat(by_log_scale), threads())
+    core.logistic_backward(*inputs, grid, flat(by_mean), flat(by_log_scale), threads())
     return by_mean, by_log_scale
 
 
 _single_backward = register(
     "discretized_logistic_backward(Tensor grad, Tensor bins, Tensor mean, Tensor log_scale, "
-    "int n_bins, str grid, float? min_log_scale) -> (Tensor, Tensor)",
+    f"{SINGLE}) -> (Tensor, Tensor)",
     _single_backward_reference,
     cases=_single_backward_cases,
     gradient="true",
@@ -117,8 +97,8 @@ _single_backward = register(
 )
 
 _single = register(
-    "discretized_logistic_log_prob(Tensor bins, Tensor mean, Tensor log_scale, int n_bins, "
-    "str grid, float? min_log_scale) -> Tensor",
+    f"discretized_logistic_log_prob(Tensor bins, Tensor mean, Tensor log_scale, {SINGLE}) "
+    "-> Tensor",
     _single_reference,
     cases=_single_cases,
     gradient="true",
@@ -158,6 +138,6 @@ def discretized_logistic_log_prob(
                 f"{op}: {name} must have the shape of bins, {tuple(bins.shape)}; "
                 f"got {tuple(other.shape)}"
             )
-    settings = check_grid(op, n_bins, grid, min_log_scale)
-    check_bins(op, bins, mean, settings.n_bins)
-    return _single(bins, mean, log_scale, *settings)
+    of = check_grid(op, n_bins, grid, min_log_scale)
+    check_bins(op, bins, mean, of)
+    return _single(bins, mean, log_scale, *of.scalars)
