@@ -17,6 +17,8 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from fastlatent.ops.elementary_triton import OPTIONS  # noqa: E402
+
 WARP = 32
 SHARED_MEMORY = 99 * 1024  # bytes a block may use on sm_86 and sm_89, the least of sm_80 to sm_100
 OPS_IN_TRITON = {name: op.triton for name, op in OPS.items() if op.triton is not None}
@@ -44,7 +46,7 @@ def test_compiles(module, kernel, types, constants, architecture, tmp_path, monk
     compiled = triton.compile(
         ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants),
         target=GPUTarget("cuda", architecture, WARP),
-        options=module.OPTIONS,
+        options=OPTIONS,
     )
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
     assert compiled.metadata.target.arch == architecture

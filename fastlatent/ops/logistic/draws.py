@@ -15,12 +15,12 @@ from fastlatent.ops.logistic.arguments import (
     check_mixture,
     check_values,
 )
+from fastlatent.ops.logistic.cases import images_and_parameters
 from fastlatent.ops.logistic.cell import clamped, widen
 from fastlatent.ops.logistic.grid import MIXTURE, Grid, is_coupled, on_grid
 from fastlatent.ops.logistic.mixture import (
     Planes,
     coupled_mean,
-    images_and_parameters,
 )
 
 KINDS = ("quantized", "continuous")

@@ -22,12 +22,11 @@ from fastlatent.ops.logistic.arguments import (
     check_mixture,
     check_values,
     flat,
-    logistic_cases,
-    upstream_gradient,
 )
+from fastlatent.ops.logistic.cases import images_and_parameters, logistic_cases, upstream_gradient
 from fastlatent.ops.logistic.cell import clamped, confined, widen
 from fastlatent.ops.logistic.grid import MIXTURE, SINGLE, Grid, is_coupled, on_grid
-from fastlatent.ops.logistic.mixture import Planes, coupled_mean, images_and_parameters
+from fastlatent.ops.logistic.mixture import Planes, coupled_mean
 
 
 class _Clipped(NamedTuple):

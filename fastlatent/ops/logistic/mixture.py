@@ -10,12 +10,11 @@ from fastlatent.ops import _check
 from fastlatent.ops._register import laid_out, register, threads
 from fastlatent.ops.logistic.arguments import (
     BINS,
-    bins_and_parameters,
     check_bins,
     check_grid,
     check_mixture,
-    upstream_gradient,
 )
+from fastlatent.ops.logistic.cases import images_and_parameters, upstream_gradient
 from fastlatent.ops.logistic.cell import (
     Cell,
     cell_of,
@@ -236,31 +235,6 @@ def discretized_logistic_mixture_log_prob(
         )
     check_bins(op, bins, params, of)
     return _mixture(bins, params, *of.scalars, reduction)
-
-
-def images_and_parameters(
-    shape: tuple[int, int, int, int],
-    k: int,
-    coupled: bool,
-    n: int,
-    grid: str,
-    device: str,
-    dtype: torch.dtype,
-    calm: bool = False,
-) -> tuple[Tensor, Tensor]:
-    images, c, h, w = shape
-    make = torch.Generator().manual_seed(sum(shape) + k)
-    bins, *_ = bins_and_parameters(shape, n, grid, device, dtype, calm)
-    each = (images, c, k, h, w)
-    _, means, log_scales = bins_and_parameters(each, n, grid, "cpu", torch.float64, calm)
-    of = Grid.of(n, grid, None)
-    centres = (2 * bins.cpu().double() - (n - 1) + of.shift) / of.gamma
-    blocks = [(centres[:, :, None] + 0.2 * means).float().double(), log_scales]
-    if coupled:
-        blocks.append(torch.randn(images, c, k, h, w, generator=make, dtype=torch.float64))
-    logits = torch.randn(images, k, h, w, generator=make, dtype=torch.float64)
-    params = torch.cat([logits, torch.stack(blocks, 2).flatten(1, 3)], 1)
-    return bins, params.to(device, dtype)
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from fastlatent.ops.logistic.arguments import (
     check_mixture,
     check_values,
     flat,
-    logistic_cases,
 )
+from fastlatent.ops.logistic.cases import images_and_parameters, logistic_cases
 from fastlatent.ops.logistic.cell import cell_of, confined, log_prob_of, widen
 from fastlatent.ops.logistic.grid import MIXTURE, SINGLE, Grid, is_coupled, on_grid
 from fastlatent.ops.logistic.mixture import (
     Planes,
     coupled_mean,
-    images_and_parameters,
     mixture_log_prob,
 )
 

@@ -10,12 +10,11 @@ from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
     BINS,
-    bins_and_parameters,
     check_bins,
     check_grid,
     flat,
-    upstream_gradient,
 )
+from fastlatent.ops.logistic.cases import bins_and_parameters, upstream_gradient
 from fastlatent.ops.logistic.cell import cell_of, confined, log_prob_of, slopes_of, widen
 from fastlatent.ops.logistic.grid import SINGLE, Grid, on_grid
 

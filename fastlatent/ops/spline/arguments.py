@@ -1,4 +1,4 @@
-"""Argument checks and test arguments that the family shares."""
+"""Argument checks that the family shares."""
 
 import torch
 from torch import Tensor
@@ -40,8 +40,3 @@ def check_knot_values(op: str, knots: Tensor, degree: int) -> None:
         )
     if not bool((knots[..., degree:-degree].diff() > 0).all()):
         raise ValueError(f"{op}: knots must increase between the ends; a doubled knot is refused")
-
-
-def normal(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:
-    make = torch.Generator().manual_seed(len(shape) + sum(shape))
-    return torch.randn(shape, generator=make, dtype=torch.float64).to(device, dtype)

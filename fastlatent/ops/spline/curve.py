@@ -9,7 +9,8 @@ from torch.nn.functional import pad
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import register, strict, threads
-from fastlatent.ops.spline.arguments import DTYPES, MAX_POINTS, check_degree, check_knots, normal
+from fastlatent.ops.spline.arguments import DTYPES, MAX_POINTS, check_degree, check_knots
+from fastlatent.ops.spline.cases import normal
 
 
 def _weights(

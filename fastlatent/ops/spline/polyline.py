@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fastlatent.ops import _check
 from fastlatent.ops._register import contiguous_rows, register, threads
-from fastlatent.ops.spline.arguments import DTYPES, normal
+from fastlatent.ops.spline.arguments import DTYPES
+from fastlatent.ops.spline.cases import normal
 
 
 def _norms(chords: Tensor) -> Tensor:
