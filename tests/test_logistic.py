@@ -28,7 +28,7 @@ from fastlatent.ops import (
     from_pixelcnn,
     from_vdvae,
 )
-from fastlatent.ops.logistic.cell import GRIDS, Grid
+from fastlatent.ops.logistic.grid import GRIDS, Grid
 
 U = 2.0**-24  # rounding unit of float32
 quick = settings(max_examples=30, deadline=None)
@@ -130,7 +130,7 @@ def test_the_numbers_of_one_logistic(at, want, dtype, isa):
     got = discretized_logistic_log_prob(bins_of([k], n), m, s, n, grid, floor)
     got.sum().backward()
     lam = log_scale if floor is None else max(log_scale, floor)
-    of = Grid.of(grid, n, floor)
+    of = Grid.of(n, grid, floor)
     x = 2 * k - n + 1 + of.shift
     near = (abs(x - of.gamma * mean) - 1) / of.gamma * math.exp(-lam)
     below, above = max(-near, 0.0), max(near, 0.0)
@@ -737,7 +737,7 @@ def test_definition_in_many_digits():
     make = torch.Generator().manual_seed(4)
     with mpmath.workdps(80):
         for grid in GRIDS:
-            of = Grid.of(grid, 256, None)
+            of = Grid.of(256, grid, None)
             for _ in range(60):
                 k = int(torch.randint(0, 256, (1,), generator=make))
                 m, ls = (torch.randn(2, generator=make).double() * 2).tolist()
@@ -944,7 +944,7 @@ def test_colour_samples_follow_their_distribution():
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_mean_is_that_of_the_clipped_logistic(grid):
-    of = Grid.of(grid, 256, -7.0)
+    of = Grid.of(256, grid, -7.0)
     make = torch.Generator().manual_seed(3)
     mean = (torch.randn(200, generator=make) * 200 + of.shift) / of.gamma
     scale = torch.randn(200, generator=make) * 3 - 3
@@ -989,7 +989,7 @@ def slopes_of_mean(m, ls, low, high):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_mean_has_gradients_at_any_mean_and_scale(grid, dtype):
-    of = Grid.of(grid, 256, None)
+    of = Grid.of(256, grid, None)
     low, high = (mpmath.mpf(x + of.shift) / of.gamma for x in (-255, 255))
     places = [-1e4, -37.0, -1.0, -0.25, 0.0, 0.3125, 0.875, 1.0, 2.0, 1e4]
     scales = [-60.0, -44.0, -30.0, -7.0, -5.5, -3.0, -1.0, 0.0, 1.0, 2.5, 6.0, 30.0, 60.0]
