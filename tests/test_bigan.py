@@ -296,7 +296,7 @@ def same_runs(whole: Path, broken: Path) -> None:
     assert numbers(whole) == numbers(broken)
 
 
-@pytest.mark.slow  # three launches of two processes
+@pytest.mark.processes
 def test_two_processes_stopped_and_resumed_are_never_interrupted(tmp_path: Path) -> None:
     def launch(*arguments: str) -> None:
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -596,6 +596,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.processes
 def test_two_processes_train_like_one(tmp_path: Path, monkeypatch) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)

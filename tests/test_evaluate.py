@@ -263,6 +263,7 @@ def on_two_ranks(*arguments: str) -> list[str]:
     return said
 
 
+@pytest.mark.processes
 def test_two_processes_measure_as_one(run: Path, tmp_path: Path, monkeypatch) -> None:
     """Each with a share of the images; one of them alone trains the classifier."""
     monkeypatch.setenv("FASTLATENT_CACHE", str(tmp_path))
@@ -276,7 +277,7 @@ def test_two_processes_measure_as_one(run: Path, tmp_path: Path, monkeypatch) ->
     assert_as_measured(two, one)
 
 
-@pytest.mark.slow  # ten seconds
+@pytest.mark.processes
 def test_two_processes_with_another_reference_measure_as_one(run: Path, tmp_path: Path) -> None:
     data = load(Run.open(run).config.data)
     np.savez(tmp_path / "images.npz", images=data.train.images(torch.arange(30)).numpy())
@@ -300,6 +301,7 @@ def assert_as_measured(two: dict[str, Any], one: dict[str, Any]) -> None:
             assert other["error"] == pytest.approx(value["error"], rel=1e-5, abs=1e-6), where
 
 
+@pytest.mark.processes
 def test_two_sets_are_compared_by_the_first_of_two_processes(tmp_path: Path) -> None:
     data = load(DataConfig("digits"))
     for name, split in (("real", data.test), ("fake", data.train)):

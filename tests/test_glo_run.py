@@ -185,6 +185,7 @@ def launch(*options: str) -> None:
 HALVES = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 steps")
 
 
+@pytest.mark.processes
 def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
     """All codes are in the run, each at its image, and one process can go on with it."""
     launch(*HALVES, "--steps", "4", "--out", str(tmp_path / "run"))
@@ -232,7 +233,7 @@ def test_codes_of_all_processes_are_joined_in_order(
     assert whole is not None and torch.equal(whole, codes)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     launch(*HALVES, "--steps", "16", "--out", str(tmp_path / "whole"))
     launch(*HALVES, "--steps", "8", "--out", str(tmp_path / "part"))

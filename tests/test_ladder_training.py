@@ -619,6 +619,7 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.processes
 def test_two_ranks_train_and_fit_alike(tmp_path):
     """The density of the fitted mixture, too: on both ranks, after steps that follow the fits."""
     out, script = tmp_path / "run", tmp_path / "telling.py"

@@ -203,6 +203,7 @@ sys.exit(failed)
 """
 
 
+@pytest.mark.processes
 def test_a_step_that_one_rank_cannot_take_is_left_out_by_all(tmp_path):
     script, out = tmp_path / "rank.py", tmp_path / "run"
     script.write_text(RANK)

@@ -107,6 +107,7 @@ def in_turn(commands: list[list[str]]) -> list[tuple[list[int], str]]:
     ]
 
 
+@pytest.mark.processes
 def test_ranks_that_would_train_different_things_end_with_one_sentence(tmp_path: Path) -> None:
     brief = [*TINY, "--steps", "2", "--checkpoint-every", "never"]
     for number in (0, 1):
@@ -174,6 +175,7 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
@@ -236,6 +238,7 @@ print("code", codes[0], "sum", int(total), flush=True)
 """
 
 
+@pytest.mark.processes
 def test_a_group_of_the_caller_serves_a_thread_and_outlives_long_work_of_one_rank(
     tmp_path: Path,
 ) -> None:
@@ -537,6 +540,7 @@ def test_the_number_of_test_images_holds_to_the_end(tmp_path: Path, monkeypatch)
     assert len(seen) == 3  # while training, on the test images, after the last fit
 
 
+@pytest.mark.processes
 # Two ranks read files of which one, which falls to the second of them, is cut off.
 def test_a_damaged_image_ends_all_with_one_sentence(tmp_path: Path) -> None:
     from PIL import Image

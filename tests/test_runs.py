@@ -473,7 +473,7 @@ def test_killed_and_resumed_is_never_interrupted(options: tuple[str, ...], tmp_p
     assert (whole / "codes.safetensors").exists() == ("gaussian" not in options)
 
 
-@pytest.mark.slow  # three launches of two processes
+@pytest.mark.processes
 def test_two_processes_stopped_and_resumed_are_never_interrupted(tmp_path: Path) -> None:
     def launch(*arguments: str) -> subprocess.CompletedProcess:
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
