@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastlatent.models.glo import CodeTable, project
+from fastlatent.models.glo import LatentTable, project
 
 BATCH, DIM = 128, 128
 COUNTS = (10_000, 60_000, 100_000, 1_000_000)
 
 
 def own(codes, index, gradient):
-    table = CodeTable(codes, "ball", count=len(codes))
+    table = LatentTable(codes, "ball", count=len(codes))
 
     def step():
         rows = table.rows(index).requires_grad_()
@@ -71,7 +71,7 @@ def test_training_step(compare, device, name):
     model = build(GLOConfig(), seed=0).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     make = torch.Generator().manual_seed(0)
-    table = CodeTable(torch.randn(60_000, DIM, generator=make).to(device), "ball", count=60_000)
+    table = LatentTable(torch.randn(60_000, DIM, generator=make).to(device), "ball", count=60_000)
     images = torch.rand(BATCH, 1, 32, 32, generator=make).to(device)
     index = torch.randperm(60_000, generator=make)[:BATCH].to(device)
 

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from fastlatent import __version__
 
 COMMANDS = {
-    "train": "train a model; alone: handwritten digits, offline, in two minutes",
+    "train": "train a model; without a preset: handwritten digits, offline, in two minutes",
     "sample": "draw new images from a trained model",
-    "reconstruct": "show images next to their reconstructions, measure the loss",
-    "interpolate": "walk between images through the latent space",
-    "walks": "compare all ways to walk through the latents of runs, in a table",
-    "geodesics": "shorten straight lines in latent space, and say by how much",
-    "film": "show how reconstructions came about in training",
-    "densities": "draw two latents' density next to their prior",
+    "reconstruct": "show images next to their reconstructions, and measure the loss",
+    "interpolate": "interpolate between images through the latent space",
+    "walks": "compare all interpolation methods of runs, in a table",
+    "geodesics": "shorten straight lines in latent space, and measure by how much",
+    "film": "make a film of the reconstructions during training",
+    "densities": "draw the density of two latents next to their prior",
     "layers": "show what each layer of a Ladder VAE holds",
     "fit_prior": "fit a prior to the latents of a trained model",
-    "evaluate": "measure a trained model: loss, likelihood, KL of each layer",
-    "compare": "put runs side by side, in a table and a page for the browser",
-    "convert": "turn published weights into a run folder",
+    "evaluate": "measure a trained model, or compare two sets of images",
+    "compare": "compare runs, in a table and a page for the browser",
+    "convert": "convert published weights into a run folder",
     "doctor": "show which kernels serve this machine, and test them",
 }
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: fastlatent COMMAND [-h] [OPTIONS]\n")
         for name, meaning in COMMANDS.items():
             print(f"  {name:12} {meaning}")
-        print("\nfastlatent COMMAND --help tells the rest.")
+        print("\nfastlatent COMMAND --help explains a command and its options.")
         return 0
     if word == "--version":
         print(f"fastlatent {__version__}")

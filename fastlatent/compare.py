@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,12 +16,13 @@ from fastlatent.files.writing import written_whole
 from fastlatent.jobs.progress import say, track
 from fastlatent.runs.files import RESULTS
 
-DESCRIPTION = """Put runs side by side: a table on the screen, and one page for the browser.
-The page holds the table, which sorts, the curves of the losses, and the samples, reconstructions
-and interpolations that the runs have drawn. It is one file and asks the network for nothing.
+DESCRIPTION = """Compare runs: a table on the screen, and one page for the browser.
 
-Numbers with standard errors are those of evaluation.json, where evaluate has left it. The best
-value is marked where runs can be compared: same data and unit, same loss, same features.
+The page holds the table, which can be sorted, the curves of the losses, and the pictures that the
+runs have drawn: samples, reconstructions and interpolations. It is one file and needs no network.
+
+Numbers with standard errors come from evaluation.json, where evaluate has written it. The best
+value is marked among runs that can be compared: same data, unit, loss and features.
 
 Examples:
   python -m fastlatent.compare runs/vae-digits runs/bigan-digits
@@ -31,7 +33,7 @@ Examples:
 class Options:
     """The command line."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")] = ()
     """Run folders, as training or convert left them."""
     out: Path = Path("compare.html")
     """Page to write, an HTML file."""

@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.published import convert_glspace, convert_lbae, convert_lvae
-from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.commands.trained import RunFolder, RunOptions, Trained
 from fastlatent.files.reading import load_weights
 from fastlatent.inference.devices import Device
 from fastlatent.inference.passes import measure_loss
@@ -18,15 +18,15 @@ from fastlatent.jobs.progress import say
 from fastlatent.models import build
 from fastlatent.runs import Run, locked
 
-DESCRIPTION = """Turn a checkpoint of a model's original program into a run folder.
+DESCRIPTION = """Convert a checkpoint of a model's original program into a run folder.
 - lbae: weights-*.cp, last.cp or best.cp of github.com/ok1zjf/LBAE, bits or VAE
-- lvae: checkpoints/model_*.pt of github.com/addtt/ladder-vae-pytorch; what its tensors do not tell,
-  such as the nonlinearity, is read from config.pkl beside it, otherwise taken from --preset
-- glspace: a VAE or BiGAN of github.com/mmichelis/GenerativeLatentSpace, the files PREFIX_E and
-  PREFIX_D, for a BiGAN also PREFIX_G, as .pth or .safetensors; CHECKPOINT is the PREFIX, one of the
-  files, or a folder that holds one model
+- lvae: checkpoints/model_*.pt of github.com/addtt/ladder-vae-pytorch. What its tensors do not say,
+  such as the nonlinearity, comes from config.pkl beside it, else from --preset.
+- glspace: a VAE or BiGAN of github.com/mmichelis/GenerativeLatentSpace, as .pth or .safetensors.
+  Its files are PREFIX_E and PREFIX_D, for a BiGAN also PREFIX_G. Name the prefix, one of the files,
+  or a folder that holds one model.
 
-Where the data set is at hand, the test loss is measured and training codes that are bits are
+Where the data set can be read, the test loss is measured, and training codes that are bits are
 counted.
 
 Examples:
@@ -39,19 +39,21 @@ Examples:
 class Options:
     """The command line."""
 
-    family: tyro.conf.Positional[Literal["lbae", "lvae", "glspace"]]
-    """Which program the checkpoint is from."""
-    checkpoint: tyro.conf.Positional[Path]
-    """Its file, or what tells its files (glspace)."""
-    run: tyro.conf.Positional[Path]
+    family: Annotated[
+        tyro.conf.Positional[Literal["lbae", "lvae", "glspace"]], tyro.conf.arg(metavar="PROGRAM")
+    ]
+    """Program that wrote the checkpoint: lbae, lvae or glspace."""
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """File of the checkpoint; for glspace its prefix, one of its files, or its folder."""
+    run: RunFolder
     """Run folder to make."""
     preset: str | None = None
-    """Preset whose data and settings hold where the checkpoint tells none (lvae, glspace); default:
-    the one that fits it, of MNIST for glspace."""
+    """Preset for the data and settings that the checkpoint does not hold (lvae, glspace); default:
+    the one that fits it, for glspace one of MNIST."""
     root: Path | None = None
     """Folder that holds the data sets; default: the environment variable FASTLATENT_DATA."""
     device: Device = "auto"
-    """auto: the GPU if there is one."""
+    """Where to compute; auto: on the GPU if there is one."""
 
 
 @command

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,17 +17,18 @@ from fastlatent.commands.experiments.densities import (
     window_of,
 )
 from fastlatent.commands.experiments.density_panels import check, panels_of
-from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.commands.trained import RunFolder, RunOptions, Trained
 from fastlatent.jobs.progress import say
 from fastlatent.priors import PriorKind
 
-DESCRIPTION = """Draw the density of two latents next to their prior, where posteriors are Gaussian.
-- one run: the aggregate posterior, the mean of the posteriors of its images, and its prior
-- several runs: the same of each, in a column of its own
-- one run with --priors: its aggregate posterior, and each of these priors fitted to it now
-- one run with --stored: the priors that fit_prior has fitted to it, beside its own
+DESCRIPTION = """Draw the density of two latents next to their prior.
+- one run: its prior and the aggregate posterior, which is the mean of its images' posteriors
+- several runs: the same for each, one column for each run
+- one run with --priors: the aggregate posterior, and each of these priors, fitted now
+- one run with --stored: also the priors that fit_prior has fitted to it
 
-A run of the family ladder with more latents is shown by those of its inner VAE, if those are two.
+Posteriors must be Gaussian. LaDDer with more latents is shown by those of its inner VAE, if there
+are two of them.
 
 Examples:
   python -m fastlatent.densities runs/ladder-2d
@@ -39,25 +41,27 @@ Examples:
 class Options(RunOptions):
     """The command line."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Run folder, as training left it."""
-    others: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Further runs to compare with it."""
+    others: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")
+    ] = ()
+    """Further runs, to compare with the first."""
     priors: tuple[PriorKind, ...] = ()
-    """Priors to fit to the latents of the run, sized as its own where that is one of these;
-    default: its own."""
+    """Priors to fit to the run's latents now, each sized as the model's own would be; default: the
+    model's own."""
     prior_steps: int | None = None
-    """Steps of training of --priors vamp, hierarchical and ladder; default: 4000 of vamp, 2000 of
+    """Training steps of --priors vamp, hierarchical and ladder; default: 4000 for vamp, 2000 for
     the others."""
     stored: bool = False
-    """Draw the priors that fit_prior has fitted to the run, too."""
+    """Also draw the priors that fit_prior has fitted to the run."""
     images: int = 10_000
     """Training images whose posteriors are shown, at most."""
     window: tuple[float, float, float, float] | None = None
     """Left, right, bottom and top of the pictures; default: around the latents."""
     out: Path | None = None
-    """Picture of the densities, a PNG; default: images/densities.png in the first run's folder.
-    That of the circles gets a name that ends in -circles.png."""
+    """Picture of the densities, a PNG; default: images/densities.png in the first run's folder. A
+    picture of the components lies beside it, with a name that ends in -circles.png."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Options,
         argv,
         "doctor",
-        "What this machine offers, which kernel serves which op, self-tests.",
+        "Show what this machine offers and which kernel serves each op, and test every op.\n\n"
+        "The exit code is 1 when something that should work does not.",
     )
     for line in _machine():
         print(line)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from fastlatent.commands.console import command, parse
-from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.commands.trained import OptionalRun, RunOptions, Trained
 from fastlatent.files.image_files import BACKGROUND, check_background
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import Repair
@@ -21,23 +19,24 @@ from fastlatent.runs.evaluation.trained_run import evaluate_run
 from fastlatent.runs.evaluation.two_sets import evaluate_sets
 
 DESCRIPTION = """Measure a trained model on all images of a split, with standard errors.
-- every model: the loss and its parts, and the squared error of the pixels of reconstructions
+- every model: the loss and its parts, and the squared pixel error of reconstructions
 - every model: samples of each method, reconstructions and interpolations next to the real images,
-  by Frechet and kernel distance, precision, recall, density, coverage and the F of PRD
-- VAE, Ladder VAE, LaDDer: ELBO, reconstruction and KL; --samples K: also the importance-weighted
-  bound on the log-likelihood, of K draws of the latents
-- priors that fit_prior has fitted to the run: their samples, and of LaDDer the bounds under them
+  by Frechet distance, kernel distance, precision, recall, density, coverage and the F of PRD
+- VAE, Ladder VAE, LaDDer: ELBO, reconstruction and KL; with --samples K also the
+  importance-weighted bound on the log-likelihood, from K draws of the latents
+- priors that fit_prior has fitted to the run: their samples, and for LaDDer their bounds
 - two sets in place of a run, --real and --fake: folders of images, or .npz of images or features
 
-Sets are compared by features: of a small classifier that learns the data set's own training images
-(by default, where it has labels), of the Inception network, or of DINOv2. What is called FID is
-taken with the Inception network, else it is FD(classifier) or FD(dinov2).
+Sets of images are compared by features. They come from a small classifier that learns the training
+images, from the Inception network, or from DINOv2. Only the distance with the Inception network is
+called FID; the others are FD(classifier) and FD(dinov2).
 
-The numbers are printed, stored as evaluation.json in the run folder, or in --folder for two sets,
-and added as a line to results.jsonl beside it; PRD curves are drawn as prd.png, the KL of layers as
-kl-layers.png. Standard errors take images as independent, reconstructions as pairs with the images
-they are of. Under torchrun each process takes a share of a run's images; two sets are compared by
-one process.
+The numbers are printed and stored as evaluation.json in the run folder; for two sets, in --folder.
+A line is added to results.jsonl beside that folder. prd.png shows PRD curves, kl-layers.png the KL
+of each layer.
+
+Standard errors take images as independent, and reconstructions as pairs with their originals. Under
+torchrun each process takes a share of a run's images. Two sets are compared by one process.
 
 Examples:
   python -m fastlatent.evaluate runs/lbae-digits
@@ -51,61 +50,65 @@ Examples:
 class Options(RunOptions):
     """The command line."""
 
-    run: tyro.conf.Positional[Path | None] = None  # type: ignore[assignment]
-    """Run folder, as training or convert left it; none with --real and --fake."""
+    run: OptionalRun = None  # type: ignore[assignment]
+    """Run folder, as training or convert left it. Leave it out with --real and --fake."""
     seed: int | None = None
-    """Seed of everything random here; default: the run's, and 12345 with --real and --fake."""
+    """Seed of all random numbers of this command; default: the run's, or 12345 with --real and
+    --fake."""
     split: Literal["test", "train"] = "test"
-    """Which images to measure on, and to compare with."""
+    """Split to measure on and to compare with."""
     samples: int | None = None
-    """Draws of the latents for the importance-weighted bound; default: no such bound."""
+    """Draws of the latents for each image in the importance-weighted bound; default: no such bound.
+    """
     limit: int | None = None
-    """Only so many images, evenly spread, and sets of so many; default: all."""
+    """Images to measure on, evenly spread, and images in each set; default: all."""
     features: Kind | Literal["auto", "none"] = "auto"
-    """Whose features sets are compared by; auto: a classifier's where the data has labels, and the
-    features themselves of .npz files that hold them."""
+    """Network whose features sets are compared by; auto: a classifier where the data has labels, or
+    the features that .npz files hold."""
     feature_weights: Path | None = None
-    """File of the weights of --features inception (default: downloaded once) or dinov2."""
+    """File of weights for --features dinov2 or inception; default for inception: downloaded once.
+    """
     feature_name: str | None = None
-    """Name of the DINOv2 network, if the weights lie in a clone of its repository, whose code then
-    runs."""
+    """Name of the DINOv2 network, where the weights lie in a clone of its repository. The code of
+    that clone is then run."""
     trust_feature_code: bool = False
-    """Load --features dinov2 from a file of TorchScript or torch.export, which can run any code."""
+    """Allow --features dinov2 to load a file of TorchScript or torch.export, which can run any
+    code."""
     reference: Path | None = None
-    """Compare with these real images or their features, a folder or an .npz file; default: with
-    the images of the split."""
+    """Real images or their features to compare with, a folder or an .npz file; default: the images
+    of the split."""
     data: str | None = None
     """With --real and --fake: data set whose training images a classifier learns."""
     real: Path | None = None
     """Real images or their features: a folder, or an .npz file."""
     fake: Path | None = None
-    """Images or features to compare with them."""
+    """Generated images or their features, to compare with --real."""
     size: tuple[int, ...] = ()
-    """With --real and --fake: side, or height and width, that images are resized to; default: as
-    they are, in folders of one size."""
+    """With --real and --fake: side, or height and width, to resize images to; default: their own,
+    which must be one size in a folder."""
     channels: Literal[1, 3] | None = None
     """With --real and --fake: channels of images; default: those of --data, else those of the first
     image of a set. Colour images become grey only where all their pixels are grey."""
     key: tuple[str, ...] = ()
-    """Name of the array in .npz files, or one for --real and one for --fake."""
+    """Name of the array in .npz files; or two names, for --real and for --fake."""
     recursive: bool = True
-    """Read the folders below a folder of images, too."""
+    """Also read the folders below a folder of images."""
     background: str = BACKGROUND
-    """What transparent pixels of image files are laid on: white, black or #rrggbb."""
+    """Colour behind transparent pixels of image files: white, black or #rrggbb."""
     jpeg: bool = False
-    """Store all images as JPEG before their features are taken, as the published protocol of the
-    LBAE does; default: in 8 bits."""
+    """Store all images as JPEG before taking features, as the published protocol of the LBAE does;
+    default: as 8-bit pixels."""
     closed_balls: bool = False
-    """Precision, recall, density and coverage count a sample on the surface of a ball as inside, as
-    torch-fidelity does; default: as outside, as prdc does."""
+    """Count a sample on the surface of a ball as inside, as torch-fidelity does, in precision,
+    recall, density and coverage; default: as outside, as prdc does."""
     repair: Repair = "clip"
-    """What gives way where the moments of the codes fit no copula (bits)."""
+    """How to repair moments of the codes that no copula has (bits)."""
     folder: Path | None = None
-    """With --real and --fake: where the numbers and the picture go; default: evaluation-FAKE, with
-    a number behind it where that holds the numbers of other sets."""
+    """With --real and --fake: folder for the numbers and the picture; default: evaluation-FAKE,
+    with a number added where that folder holds other sets' numbers."""
     results: Path | None = None
-    """File to which a line of all numbers is added; default: results.jsonl beside the run, or
-    beside the folder."""
+    """File to add a line of all numbers to; default: results.jsonl beside the run folder or
+    --folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

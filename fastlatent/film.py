@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import tyro
 
 from fastlatent import plots
 from fastlatent.commands.console import command, parse
+from fastlatent.commands.trained import RunFolder
 from fastlatent.files.image_files import decode
 from fastlatent.files.subset import spread
 from fastlatent.files.writing import written_whole
@@ -21,10 +21,10 @@ from fastlatent.runs import Run
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DESCRIPTION = """Make a film of a run's training: always the same training images, each next to its
-reconstruction after some steps. Training leaves the frames where --film-every says how often.
+DESCRIPTION = """Make a film of a run's training: images and their reconstructions, step by step.
 
-It is a GIF; its last frame is also written as a PNG.
+The film is a GIF. Its last frame is also written as a PNG. Training stores the frames, as often as
+its option --film-every says.
 
 Examples:
   python -m fastlatent.film runs/glo-digits
@@ -38,14 +38,14 @@ HOLD = 10  # times as long as others, the last frame stays
 class Options:
     """The command line."""
 
-    run: tyro.conf.Positional[Path]
-    """Run folder that training left."""
+    run: RunFolder
+    """Run folder, as training left it."""
     n: int = 32
-    """How many of the images to show, at most."""
+    """Images to show, at most."""
     frames: int = 50
-    """Frames at most, evenly spread over the training; the last is always shown."""
+    """Frames to show, at most, evenly spread over the training. The last one is always shown."""
     fps: float = 5
-    """Frames in a second."""
+    """Frames per second."""
     out: Path | None = None
     """Film to write, a GIF; default: images/film.gif in the run folder."""
 

@@ -17,10 +17,13 @@ from fastlatent.runs.fits import fit_and_store
 
 DESCRIPTION = """Fit a prior to the latents of a trained model's images, and store it in the run.
 
-It takes draws of the posterior where the model has one, several of each image where there are few,
-codes otherwise; of a Ladder VAE the top layer's latents. Then `sample RUN --method gmm` draws from
-it. The table compares it with N(0, I), by mean log-density and by the Frechet distance of draws: on
-latents of test images, or of GLO on one in ten of the training codes, to which it is not fitted.
+It is fitted to draws of the posterior, several for each image where images are few. GLO gives its
+learned latents, a Ladder VAE those of its top layer. `sample RUN --method gmm` then draws from the
+fitted prior.
+
+A table compares the prior with N(0, I), by mean log-density and by the Frechet distance of draws.
+It is measured on latents of test images. For GLO it is measured on one in ten of the learned
+latents, which are left out of the fit.
 
 Examples:
   python -m fastlatent.fit_prior runs/vae-digits
@@ -33,14 +36,14 @@ class Options(PriorSettings, RunOptions):
     """The command line."""
 
     prior: PriorKind | Literal["copula"] = "gmm"  # type: ignore[assignment]
-    """normal: mean and covariance; gmm: a mixture; vamp: posteriors of learned pseudo-images;
-    hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents;
-    copula: refused here, as sample fits that of bits itself."""
+    """normal: mean and covariance; gmm: a Gaussian mixture; vamp: posteriors of learned
+    pseudo-images; hierarchical: a second VAE on the latents; ladder: a second VAE with a mixture
+    over its own latents. copula is refused here: sample fits the copula of bits itself."""
     n: int | None = None
     """Training images to take latents of, at most; default: all, or 20,000 where the model stores
-    its latents."""
+    latents."""
     means: bool = False
-    """Fit to means of the posterior, not to draws."""
+    """Fit to means of the posterior, in place of draws."""
 
     def __post_init__(self) -> None:
         if self.prior == "copula":

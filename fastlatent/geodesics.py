@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.experiments import pictures
 from fastlatent.commands.experiments.findings import (
@@ -32,23 +30,25 @@ from fastlatent.commands.experiments.shorter import (
     shorten,
 )
 from fastlatent.commands.experiments.two_models import compare
-from fastlatent.commands.trained import Trained
+from fastlatent.commands.trained import OptionalRun, Trained
 from fastlatent.geometry.metric import Metric
 from fastlatent.geometry.solver import Method
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 
-DESCRIPTION = """Shorten straight lines in the latent space of a trained model, and say by how much.
-- one run: Monte-Carlo over pairs of latents. --ends eigenvector, the published protocol: a start
-  from the prior, and an end one step towards the origin along the eigenvector of the largest
-  eigenvalue of the metric
+DESCRIPTION = """Shorten straight lines in the latent space of a trained model.
+- one run: many pairs of latents, by default the published protocol, --ends eigenvector. A start is
+  drawn from the prior. Its end lies one step towards the origin, along the eigenvector of the
+  largest eigenvalue of the metric.
 - two runs: the same pairs of test images in both models, each by its own encoder
 
-The table is printed and stored as geodesics.json in the run folder (two runs: comparison.json in
-that of the first), each pair as a row of geodesics.csv, the curves in geodesics.npz, pictures in
-images; with --feature the names begin with geodesics-FEATURE. Lengths are measured until their
-error is small, and also taken by the rule of the original program on its own coarse grid. With two
-latents a map of the metric is drawn.
+The table is printed, and stored as geodesics.json in the run folder. Two runs store it as
+comparison.json in the folder of the first. Each pair is a row of geodesics.csv, the curves lie in
+geodesics.npz, pictures in images. With --feature the names begin with geodesics-FEATURE.
+
+Lengths are measured on finer and finer grids until their error is small. The original program's
+length, on its own coarse grid, stands beside them. A model with two latents also gets a map of the
+metric.
 
 Examples:
   python -m fastlatent.geodesics runs/vae-mnist --pairs 100
@@ -60,32 +60,33 @@ Examples:
 class Options(CurveOptions):
     """The command line."""
 
-    other: tyro.conf.Positional[Path | None] = None
+    other: OptionalRun = None
     """A second run folder, to compare with the first."""
     pairs: int = 100
-    """How many pairs."""
+    """Number of pairs."""
     ends: Literal["eigenvector", "images", "prior"] | None = None
-    """What is joined: a start from the prior and a step along the largest eigenvector, two encoded
-    test images, or two draws from the prior; default: eigenvector, for two runs images."""
+    """Ends of a line: eigenvector, a draw from the prior and a step along the largest eigenvector;
+    images, two encoded test images; prior, two draws. Default: eigenvector; for two runs images."""
     step_size: float = 1.0
-    """With --ends eigenvector: distance of the ends in latent space."""
+    """With --ends eigenvector: distance between the ends in latent space."""
     method: Method = "lbfgs"
     """How curves are shortened; original: the published procedure."""
     spans: tuple[int, ...] = (2, 8)
     """Polynomial pieces of the curves, level by level."""
     points: int = 16
-    """Points of the grid on which the original program takes its lengths."""
+    """Grid points of the original program's length."""
     per_class: int | None = None
-    """Take images only from the first so many of each class."""
+    """Images of each class to draw from, at most: the first ones."""
     show: int = 3
-    """How many pairs to show image by image: those that gain most, of two runs those on which the
-    models differ least."""
+    """Pairs to show image by image: those that gain most; for two runs those on which the models
+    differ least."""
     threshold: float | None = None
-    """Show only pairs whose improvements in two runs differ by at most this many percent points."""
+    """Show only pairs whose improvements in two runs differ by at most this many percentage points.
+    """
     map: bool = True
-    """Where there are two latents, draw the map of the metric."""
+    """Draw the map of the metric, for a model with two latents."""
     folder: Path | None = None
-    """Where to write all files; default: the run folder, pictures in its images."""
+    """Folder for all files; default: the run folder, pictures in its images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

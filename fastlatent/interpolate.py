@@ -26,16 +26,20 @@ from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
 from fastlatent.runs.likely import Density, LikelyOptions
 
-DESCRIPTION = """Walk from one image to another through the latent space, a walk in each row.
-- bits, --method copula: along the arcs of the copula fitted to the training codes
-- real latents, --method spherical (slerp) or linear (lerp)
-- real latents, --method geodesic: straight and along a shorter curve under the metric that the
-  decoder gives the latents, in equal steps, with the lengths of both, how the search came to them
-  and the cosines between their images (numbers in a CSV and a JSON file, curves in an npz file
-  beside the picture); --tolerance, --max-iterations, --chunk, --feature and --vgg go with it
-- real latents, --method likelihood: straight and along a path that is short, evenly stepped and
-  likely under a prior, with the search's curves and, in two dimensions, both over the density
-- bits, --set-attribute: from an image to the same with an attribute or class set
+DESCRIPTION = """Interpolate between images through the latent space, one interpolation in each row.
+
+Methods for bits:
+- copula: along the arcs of the copula fitted to the training codes
+- --set-attribute, without a method: from an image to the same image with an attribute or class set
+
+Methods for real latents:
+- linear (lerp) and spherical (slerp)
+- geodesic: a straight line, and a shorter curve under the metric that the decoder gives the
+  latents, both in equal steps. Lengths, search and cosines of images go into a CSV and a JSON file
+  beside the picture, curves into an npz file. --tolerance, --max-iterations, --chunk, --feature and
+  --vgg belong to it.
+- likelihood: a straight line, and a path that is short, evenly stepped and likely under a prior.
+  It also draws the curves of the search, and over two latents the paths on the density.
 
 Examples:
   python -m fastlatent.interpolate runs/lbae-digits --n 8 --steps 12
@@ -54,53 +58,51 @@ class Options(CurveOptions, EndOptions):
     """The command line."""
 
     method: Walking | None = None
-    """How to walk; default: copula for bits, spherical for real latents, linear for codes of GLO in
-    a ball."""
+    """Path between two images; default: copula for bits, spherical for real latents, linear for
+    GLO's latents in a ball."""
     set_attribute: str | None = None
-    """Instead of --to: set this attribute or class, given by its number or its name (bits)."""
+    """Set this attribute or class, by number or name, in place of --to (bits)."""
     reference: Literal["population", "zero"] = "population"
-    """With --set-attribute: set the bits that differ under the attribute from what they usually
-    are, or (zero, as published) all that are biased under it."""
+    """With --set-attribute: population sets the bits that differ under the attribute from their
+    usual value; zero, as published, sets all bits that are biased under it."""
     direction: Direction = "margin"
-    """How to turn a code into a direction: margin keeps every bit; split is the published rule, to
-    the bit where the moments needed no repair."""
+    """How a code becomes a direction: margin keeps every bit; split is the published rule, which
+    keeps them where the moments needed no repair."""
     repair: Repair = "clip"
-    """What gives way where the moments of the codes fit no copula."""
+    """How to repair moments of the codes that no copula has."""
     solver: Method | None = None
-    """With --method geodesic: how curves are shortened; default: lbfgs; original: the published
+    """With --method geodesic: how curves are shortened; default: lbfgs. original: the published
     procedure."""
     spans: tuple[int, ...] | None = None
     """With --method geodesic: polynomial pieces of the curves, level by level; default: 2 8 16."""
     points: int | None = None
-    """With --method geodesic: points of the grid on which the original program measures; default:
-    20."""
+    """With --method geodesic: grid points of the original program's length; default: 20."""
     prior: Density | None = None
-    """With --method likelihood: whose density makes a point likely: the model's own prior
-    (default), or one that fit_prior has fitted to the run."""
+    """With --method likelihood: prior whose density counts; default: own, the model's. The others
+    need fit_prior first."""
     space: Space | None = None
-    """With --method likelihood: where paths run, in the prior's own space (default), which for a
-    hierarchical one are the latents t below, or in the model's latents z."""
+    """With --method likelihood: t: the prior's own space (default), which is its inner latents for
+    a hierarchical prior; z: the model's latents."""
     length_weight: float | None = None
-    """With --method likelihood: what a unit of length costs, in nats; default: 10."""
+    """With --method likelihood: cost of a unit of length, in nats; default: 10."""
     spread_weight: float | None = None
-    """With --method likelihood: what a unit of the steps' standard deviation costs; default: 100.
-    """
+    """With --method likelihood: cost of a unit of the steps' standard deviation; default: 100."""
     reduction: Reduction | None = None
     """With --method likelihood: add -log p of all points (default), or take 8 times their mean."""
     typical: bool | None = None
-    """With --method likelihood: points cost nothing that are likelier than the least likely 5 % of
-    draws from the prior; default: in more than 8 dimensions."""
+    """With --method likelihood: points as likely as 95 % of the prior's draws cost nothing;
+    default: in more than 8 dimensions."""
     iterations: int | None = None
-    """With --method likelihood: iterations of the search; default: 300, of the original's 500."""
+    """With --method likelihood: iterations of the search; default: 300, or 500 for --search
+    original."""
     search: Search | None = None
-    """With --method likelihood: original: the published search."""
+    """With --method likelihood: adam, or original, the published search; default: adam."""
     out: Path | None = None
-    """Picture to write, a PNG; default: images/interpolation-METHOD.png in the run folder, with
-    --feature images/interpolation-geodesic-FEATURE.png, with --set-attribute
-    images/attribute-NUMBER.png. Of --method geodesic and likelihood other pictures and the numbers
-    lie beside it."""
+    """Picture to write, a PNG; default: interpolation-METHOD.png in images of the run folder, with
+    --feature interpolation-geodesic-FEATURE.png, with --set-attribute attribute-NUMBER.png. Methods
+    geodesic and likelihood write further files beside it."""
     folder: Path | None = None
-    """Also write each image of the walks as a PNG of its own into this folder, walk by walk."""
+    """Also write each image as a PNG into this folder, one interpolation after the other."""
 
 
 @command

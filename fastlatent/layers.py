@@ -18,10 +18,10 @@ from fastlatent.jobs.progress import say, track
 from fastlatent.models.capabilities import Layered
 from fastlatent.noise import Noise
 
-DESCRIPTION = """Show what varies with one layer of a Ladder VAE alone: a picture for each layer.
+DESCRIPTION = """Show what each layer of a Ladder VAE holds: one picture for each layer.
 
-In a row of a picture all images share the latents of the layers above, drawn once; the layer itself
-is drawn anew for every image, and the layers below are at the mean of their prior.
+All images in a row share one draw of the layers above. Each image has its own draw of the layer
+itself. The layers below are at the mean of their prior.
 
 Examples:
   python -m fastlatent.layers runs/lvae-digits
@@ -35,11 +35,11 @@ class Options(RunOptions):
     n: int = 12
     """Rows of a picture, and images in a row."""
     layers: tuple[int, ...] = ()
-    """Which layers, 0 being nearest the image; default: all."""
+    """Layers to show, counted from 0, the one nearest the image; default: all."""
     pixels: Literal["mean", "sample"] = "mean"
-    """Show the mean of the likelihood, or (sample, as published) pixels drawn from it."""
+    """Show the mean of the likelihood, or sample pixels from it, as published."""
     folder: Path | None = None
-    """Where to write layer-0.png and so on; default: images in the run folder."""
+    """Folder for the pictures layer-0.png and so on; default: images in the run folder."""
 
 
 @command

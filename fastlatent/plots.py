@@ -136,23 +136,24 @@ def walks(
 def loss_curve(
     metrics: Sequence[dict[str, Any]],  # lines of metrics.jsonl
     unit: str,  # of the loss
-    turns: Mapping[str, str] | None = None,  # unit of each loss of a turn, by its name there
+    alternating: Mapping[str, str] | None = None,  # unit of each alternating step's loss, by name
 ) -> "Image":
-    """Training and held-out loss over the epochs; losses of turns on axes of their own."""
-    turns = turns or {}  # the sum of their losses is of no use
-    whole = figure(6.4 * (2 if turns else 1), 4)
-    loss, *apart = whole.subplots(1, 2 if turns else 1, squeeze=False)[0]
+    """Training and held-out loss over the epochs; those of alternating steps on axes of their
+    own."""
+    alternating = alternating or {}  # their sum says nothing
+    whole = figure(6.4 * (2 if alternating else 1), 4)
+    loss, *apart = whole.subplots(1, 2 if alternating else 1, squeeze=False)[0]
     thick = {"marker": ".", "lw": 1.5}
-    if not turns:
+    if not alternating:
         _curve(loss, metrics, "train", "loss", alpha=0.6, lw=1)
     for kind in ("validation", "test"):
         _curve(loss, metrics, kind, "loss", **thick)
     _finish(loss, f"loss ({unit})")
     for axes in apart:
-        for name in turns:
+        for name in alternating:
             title = f"train {name.removesuffix('loss').replace('_', ' ')}".strip()
             _curve(axes, metrics, "train", name, title, alpha=0.6, lw=1)
-        _finish(axes, f"loss ({', '.join(dict.fromkeys(turns.values()))})")
+        _finish(axes, f"loss ({', '.join(dict.fromkeys(alternating.values()))})")
     return drawn(whole)
 
 

@@ -16,7 +16,7 @@ from fastlatent.data import Split
 from fastlatent.inference.gallery import reconstruction_picture
 from fastlatent.inference.passes import evaluating, measure_loss
 from fastlatent.jobs.progress import say, track
-from fastlatent.models.capabilities import LearnsCodes, corrupted, reconstruction_of
+from fastlatent.models.capabilities import LearnsLatents, corrupted, reconstruction_of
 from fastlatent.noise import Noise
 
 DESCRIPTION = """Show images next to their reconstructions and measure the loss over all images.
@@ -32,16 +32,17 @@ class Options(RunOptions):
     """The command line."""
 
     n: int = 32
-    """How many images to show, evenly spread over the split."""
+    """Images to show, evenly spread over the split."""
     split: Literal["test", "train"] = "test"
-    """Which images to look at."""
+    """Split to reconstruct."""
     data_id: tuple[str, ...] = ()
-    """Only these images: numbers from 0, or the ids of a data set that has such (h5)."""
+    """Reconstruct only these images: numbers from 0, or the ids that an h5 file gives its images.
+    """
     out: Path | None = None
-    """Picture to write, a PNG; default: images/reconstructions.png in the run folder, with -train
-    for the training split."""
+    """Picture to write, a PNG; default: images/reconstructions.png in the run folder, or
+    images/reconstructions-train.png for --split train."""
     folder: Path | None = None
-    """Also write every reconstruction, of the split or of --data-id, as a PNG into this folder."""
+    """Also write each reconstruction as a PNG into this folder."""
 
 
 @command
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def found_how(trained: Trained, split: Split, index: Tensor) -> str:
     """What to add where latents of images are not encoded."""
     model = trained.model
-    if not isinstance(model, LearnsCodes):
+    if not isinstance(model, LearnsLatents):
         return ""
-    return f", {model.search if model.learned_latents(split, index) is None else 'learned codes'}"
+    return f", {model.search if model.learned_latents(split, index) is None else 'learned latents'}"
 
 
 def write_all(

@@ -28,17 +28,22 @@ from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
 
 DESCRIPTION = """Draw new images from a trained model.
-- bits, --method copula: codes with the pair moments of the training codes
-- bits, --method random: fair coin flips, to see what the copula is worth
-- real latents, --method prior: from N(0, I), or layer by layer from what a Ladder VAE learned, or
-  from the learned prior of LaDDer, or from the Gaussian fitted to the codes of GLO (in the seed
-  style evenly from the sphere)
-- real latents, --method normal, gmm, vamp, hierarchical, ladder: from what fit_prior has fitted
-- priors in two steps, --no-noise: means of the second, smoother, but no draws of the prior
-- a data set in place of a run: its first images, as many of each class, as PNGs in --folder
 
-Single images are raw 8-bit pixels, such as programs that measure a Frechet distance read. One
-process does it all, so start it without torchrun, which takes --n for an option of its own.
+Methods for bits:
+- copula: codes with the pair moments of the training codes
+- random: fair coin flips, for comparison
+
+Methods for real latents:
+- prior: the model's own prior. That is N(0, I) for a VAE or BiGAN. A Ladder VAE draws layer by
+  layer, LaDDer from its learned prior. GLO draws from a Gaussian fitted to its latents, in style
+  seed evenly from the sphere.
+- normal, gmm, vamp, hierarchical, ladder: the priors that fit_prior has fitted to the run
+
+A data set in place of a run writes its first images, the same number of each class, as PNGs into
+--folder.
+
+Single images are raw 8-bit pixels, as programs that measure a Frechet distance read them. Start it
+without torchrun: one process does it all, and torchrun takes --n for its own option.
 
 Examples:
   python -m fastlatent.sample runs/lbae-digits --n 100 --out samples.png
@@ -54,28 +59,28 @@ class Options(RunOptions):
     """The command line."""
 
     n: int = 64
-    """How many images to draw."""
+    """Images to draw."""
     method: Sampling | None = None
-    """How to draw the latents; default: copula for bits, prior for Gaussian latents. The priors
-    normal ... ladder are those that fit_prior has fitted to this run."""
+    """How to draw the latents; default: copula for bits, prior for real latents. normal, gmm, vamp,
+    hierarchical and ladder need fit_prior first."""
     noise: bool = True
-    """Add the noise of p(z | t) in priors with two steps; pictures without it are smoother, but no
-    draws of the prior."""
+    """Add the noise of p(z | t) to draws of a hierarchical prior. Pictures without it are smoother,
+    but they are no draws of the prior."""
     repair: Repair = "clip"
-    """What gives way where the moments of the codes fit no copula."""
+    """How to repair moments of the codes that no copula has."""
     out: Path | None = None
     """Picture to write, a PNG; default: images/samples-METHOD.png in the run folder."""
     folder: Path | None = None
-    """Also write each image as a PNG of its own into this folder, in the place of those that sample
-    has written there before."""
+    """Also write each image as a PNG into this folder. Images that sample wrote there before are
+    replaced."""
     quality: bool = True
     """Measure how close samples come to training codes and test images (bits)."""
     split: Literal["test", "train"] = "test"
-    """Images to write when a data set is named in place of a run."""
+    """Split of a data set that is named in place of a run."""
     classes: tuple[int, ...] = ()
-    """Write only images of a data set with these labels; default: all."""
+    """Labels of the data set's images to write; default: all."""
     size: int | None = None
-    """Side of the written images of a data set; default: their own."""
+    """Side of the data set's images when written; default: their own."""
 
 
 @command

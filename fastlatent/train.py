@@ -31,26 +31,25 @@ class Command:
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
     style: str | None = None
-    """Settings of a GLO preset to start from: paper, or seed for those of the original program,
-    corrected."""
+    """Settings of a GLO preset: paper; or seed, those of the original program, corrected."""
     out: Path | None = None
     """Run folder to make; default: runs/NAME."""
     prior: PriorKind | None = None
-    """Prior of a ladder preset, short for --model.prior.kind; without --out the run then goes to
+    """Prior of a ladder preset, short for --model.prior.kind. Without --out, the run folder is then
     runs/NAME-PRIOR."""
     config: Path | None = None
-    """Start from the settings in this config.json (or run folder) instead of a preset."""
+    """Start from the settings in this config.json or run folder, in place of a preset."""
     resume: Path | None = None
-    """Go on with the run in this folder, with its settings; a few, like the number of epochs, may
-    be changed."""
+    """Resume the run in this folder, with its settings. A few of them may be changed, such as
+    --epochs."""
     resume_or_start: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in the run folder where there is a checkpoint, begin it where there is
-    none: one command for a job that is started again."""
+    """Resume the run in the run folder if it has a checkpoint, else start it. Made for jobs that
+    are started again by one and the same command."""
     from_step: int | None = None
-    """With --resume: go on from this kept checkpoint instead of the newest; what came after it
+    """With --resume: resume from this checkpoint, in place of the newest. What was trained after it
     is dropped."""
     timeout: float = PATIENCE
-    """Seconds of silence after which another process is given up."""
+    """Seconds without a sign of another process, after which it counts as lost."""
 
 
 class Task(NamedTuple):
@@ -207,9 +206,9 @@ def description() -> str:
     presets = (f"  {name:{width}}  {preset.description}" for name, preset in PRESETS.items())
     return "\n".join(
         [
-            "Train a model and leave weights, numbers and pictures in a run folder.",
+            "Train a model. Its weights, numbers and pictures go into a run folder.",
             "",
-            f"PRESET is where the options below start from; {DEFAULT_PRESET} if none is given:",
+            f"PRESET sets the defaults of all options below; without it, {DEFAULT_PRESET} does:",
             *presets,
             "",
             "Examples:",

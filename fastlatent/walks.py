@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,14 +19,16 @@ from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.runs.likely import Density
 
-DESCRIPTION = """Walk between the same images by every method that a model allows, and compare.
-- of images: the mean length of the walks, decoded, as Euclidean distance of images in [0, 1]
-- log p: the mean log-density of the inner points in nats, in the space of the prior (real latents)
-- FD(classifier): of the inner images against the split, by the features of a small classifier of
-  its classes, where the data set has such
+DESCRIPTION = """Compare all interpolation methods that a model allows, on the same images.
 
-A standard error stands behind each number: how much it varies with the walks, of which each is one
-draw. The images along one walk depend on each other and do not count as so many.
+Columns of the table:
+- of images: mean length of the decoded paths, as Euclidean distance of images in [0, 1]
+- log p: mean log-density of the inner points in nats, in the space of the prior (real latents)
+- FD(classifier): Frechet distance of the inner images to the split, by features of a small
+  classifier, for data sets with labels
+
+Each number has a standard error. It counts paths, not images: the images of one path depend on each
+other.
 
 Examples:
   python -m fastlatent.walks runs/vae-digits
@@ -37,32 +39,31 @@ Examples:
 class Options:
     """The command line."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, as training or convert left them."""
     pairs: int = 32
-    """How many walks, between images that the seed draws."""
+    """Pairs of images to interpolate between, drawn by the seed."""
     steps: int = 10
-    """Images on a walk, both ends among them."""
+    """Images in an interpolation, both ends included."""
     split: Literal["train", "test"] = "test"
-    """Whose images are walked between, and compared with."""
+    """Split whose images are interpolated and compared with."""
     prior: Density | Literal["auto"] = "auto"
-    """Whose density counts: the model's own prior's, or that of one that fit_prior has fitted to
-    each run; auto: its own where that has a density, else gmm. A run that has no such is walked
-    through by the other methods alone."""
+    """Prior of log p and of likely paths: own, the model's; one that fit_prior has fitted to each
+    run; or auto, own where it has a density, else gmm. A run without it leaves out likely paths."""
     features: bool = True
-    """Take FD(classifier), where the data set has labels."""
+    """Measure FD(classifier), where the data set has labels."""
     repair: Repair = "clip"
-    """What gives way where the moments of the codes fit no copula (bits)."""
+    """How to repair moments of the codes that no copula has (bits)."""
     seed: int = 0
-    """Seed of everything random here."""
+    """Seed of all random numbers of this command."""
     batch: int | None = None
     """Images to compute at a time; default: each run's --test-batch."""
     device: Device = "auto"
-    """auto: the GPU if there is one."""
+    """Where to compute; auto: on the GPU if there is one."""
     root: Path | None = None
-    """Folder that holds the data sets, where it is not the one trained with."""
+    """Folder that holds the data sets; default: the one each run was trained with."""
     out: Path = Path("walks.csv")
-    """Table to write, as CSV."""
+    """Table to write, a CSV."""
 
     def __post_init__(self) -> None:
         if not self.runs:

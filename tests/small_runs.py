@@ -10,7 +10,7 @@ import torch
 from fastlatent import train
 from fastlatent.data import load
 from fastlatent.models import build
-from fastlatent.models.capabilities import LearnsCodes
+from fastlatent.models.capabilities import LearnsLatents
 from fastlatent.presets import PRESETS
 from fastlatent.runs import Run
 from fastlatent.runs.folder import write_latents
@@ -79,10 +79,10 @@ def untrained_run(folder: Path, preset: str) -> Path:
         for weight in weights.parameters():  # the first ones make all images the same grey
             weight += 0.2 * torch.randn_like(weight)
     codes = None
-    if isinstance(weights, LearnsCodes):
+    if isinstance(weights, LearnsLatents):
         train = load(data).train
         codes = torch.randn(len(train), weights.latent_dim)
-        weights.describe_codes(codes.mean(0), codes.T.cov(), codes)
+        weights.describe_latents(codes.mean(0), codes.T.cov(), codes)
         weights.images_mark.copy_(train.mark)
     run.write_weights(weights.state_dict())
     if codes is not None:

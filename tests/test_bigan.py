@@ -1,4 +1,4 @@
-"""The BiGAN: its losses, training in turns, exact resume, the commands."""
+"""The BiGAN: its losses, alternating steps, exact resume, the commands."""
 
 import os
 import subprocess
@@ -67,7 +67,7 @@ def test_contract(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_two_turns_minimise_opposite_cross_entropies(training: bool) -> None:
+def test_the_two_alternating_steps_minimise_opposite_cross_entropies(training: bool) -> None:
     model = build(SMALL, 0).double()
     x = images(SMALL.image_shape).double()
     for step in range(3):
@@ -75,12 +75,12 @@ def test_the_two_turns_minimise_opposite_cross_entropies(training: bool) -> None
     model.train(training)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     latents = []
-    for turn, label in (("discriminator", 0.0), ("generator", 1.0)):
+    for step, label in (("discriminator", 0.0), ("generator", 1.0)):
         noise = Noise(7, 4)
         model.load_state_dict(state)
-        values = model(x, noise=noise, turn=turn)
+        values = model(x, noise=noise, alternating_step=step)
         model.load_state_dict(state)
-        z = noise.normal(f"latent/{turn}", (5, 3), dtype=torch.float64)
+        z = noise.normal(f"latent/{step}", (5, 3), dtype=torch.float64)
         latents.append(z)
         # Fakes and real ones are normalised apart from each other, in this order.
         fake = model.discriminator(model.decoder(z), z).sigmoid()
@@ -91,10 +91,10 @@ def test_the_two_turns_minimise_opposite_cross_entropies(training: bool) -> None
 
         expected = entropy(fake, label) + entropy(real, 1 - label)
         torch.testing.assert_close(values["loss"], expected)
-        if turn == "discriminator":
+        if step == "discriminator":
             torch.testing.assert_close(values["score_fake"], fake)
             torch.testing.assert_close(values["score_real"], real)
-    assert not torch.equal(*latents)  # fresh codes for each turn
+    assert not torch.equal(*latents)  # fresh latents for each alternating step
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_each_turn_moves_its_own_weights_at_its_own_rate(parts, tmp_path, monkeypatch) -> None:
+def test_each_alternating_step_has_its_own_weights_and_rate(parts, tmp_path, monkeypatch) -> None:
     steps = watched(monkeypatch)
     options = ("--steps", "6", "--lr", "0.01", "--lr-decay", "0.5", "--accumulate", str(parts))
     assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
@@ -184,15 +184,15 @@ def test_a_step_is_what_two_plain_optimizers_would_do(tmp_path: Path) -> None:
     plan = Plan(config, len(split), torch.device("cpu"))
     model.train()
     for step, (batch,) in plan.steps_after(0, split):
-        for turn, optimizer in adam.items():
+        for name, optimizer in adam.items():
             x = 2 * batch.images - 1
-            z = plan.noise(step, 0).normal(f"latent/{turn}", (len(x), 2))
+            z = plan.noise(step, 0).normal(f"latent/{name}", (len(x), 2))
             image, code = model.decoder(z), model.encoder(x)
-            if turn == "discriminator":
+            if name == "discriminator":
                 image, code = image.detach(), code.detach()
             fake = model.discriminator(image, z).sigmoid()
             real = model.discriminator(x, code).sigmoid()
-            truth = float(turn == "discriminator")
+            truth = float(name == "discriminator")
             loss = F.binary_cross_entropy(real, torch.full_like(real, truth))
             loss += F.binary_cross_entropy(fake, torch.full_like(fake, 1 - truth))
             for one in adam.values():
@@ -225,8 +225,8 @@ def test_both_losses_are_logged(run: Path) -> None:
     values = measure_loss(model, test, 500, Run.open(run).config.seed)
     assert tests[-1]["loss"] == pytest.approx(values["loss"], rel=1e-5)
     plain = loss_curve([line for line in lines if line["kind"] == "test"], "x")
-    turns = {"discriminator_loss": "nats per image", "generator_loss": "nats per image"}
-    both = loss_curve(lines, "x", turns)
+    losses = {"discriminator_loss": "nats per image", "generator_loss": "nats per image"}
+    both = loss_curve(lines, "x", losses)
     assert both.width > plain.width  # beside it, on an axis in their own unit
 
 
@@ -240,7 +240,7 @@ def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
         assert interpolate.main([str(run), "--method", method, "--n", "2"]) == 0
 
 
-# Runs the command and dies by SIGKILL between the two turns of optimizer step argv[1].
+# Runs the command and dies by SIGKILL between the two alternating steps of optimizer step argv[1].
 KILLED = """
 import os, signal, sys
 from fastlatent import train
@@ -321,17 +321,19 @@ def test_two_processes_stopped_and_resumed_are_never_interrupted(tmp_path: Path)
     assert all(line["generator_loss"] > 0 for line in lines)
 
 
-@pytest.mark.parametrize("turn", ["discriminator", "generator"])
-def test_a_turn_that_is_not_finite_is_left_out(turn: str, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize("step", ["discriminator", "generator"])
+def test_an_alternating_step_that_is_not_finite_is_left_out(
+    step: str, tmp_path: Path, monkeypatch, capsys
+):
     forward = BiGAN.forward
 
-    def failing(self: BiGAN, x, target=None, noise=None, turn=None):
-        values = forward(self, x, target, noise, turn)
-        if turn == failing.turn and noise.step in failing.steps:
+    def failing(self: BiGAN, x, target=None, noise=None, alternating_step=None):
+        values = forward(self, x, target, noise, alternating_step)
+        if alternating_step == failing.step and noise.step in failing.steps:
             values["loss"] = values["loss"] * float("nan")
         return values
 
-    failing.turn, failing.steps = turn, {2, 3}
+    failing.step, failing.steps = step, {2, 3}
     monkeypatch.setattr(BiGAN, "forward", failing)
     arguments = [*TINY, "--steps", "6"]
     assert train.main([*arguments, "--skip", "2", "--out", str(tmp_path / "skipping")]) == 0
@@ -361,11 +363,11 @@ def test_compiled_turns_do_not_recompile_at_every_step() -> None:
     compiled = torch.compile(model, backend="eager")
 
     def step(number: int) -> None:
-        for turn in model.turns:
-            own = {id(p) for module in turn.modules for p in module.parameters()}
+        for alternating in model.alternating_steps:
+            own = {id(p) for module in alternating.modules for p in module.parameters()}
             for p in model.parameters():
                 p.requires_grad_(id(p) in own)
-            loss = compiled(x, noise=Noise(0, number), turn=turn.name)["loss"]
+            loss = compiled(x, noise=Noise(0, number), alternating_step=alternating.name)["loss"]
             loss.mean().backward()
 
     step(0)

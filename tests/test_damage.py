@@ -122,26 +122,26 @@ def test_counts_of_codes_that_cannot_be_are_refused(change) -> None:
             CodeStatistics.from_state(state | {name: change(state[name])})
 
 
-def codes_file(run: Run, codes: Tensor) -> Path:
+def latents_file(run: Run, latents: Tensor) -> Path:
     path = run.path / "latents.safetensors"
-    write_tensors(path, {"codes": codes})
+    write_tensors(path, {"codes": latents})
     return path
 
 
 @pytest.mark.parametrize(
-    ("codes", "complaint"),
+    ("latents", "complaint"),
     [
         (torch.full((9, DIM), torch.nan), "NaN or infinite"),
         (torch.ones(9, DIM).double(), r"float32; got torch\.float64"),
-        (torch.ones(8, DIM), "codes of 9 images; got 8"),
-        (torch.ones(9, DIM + 1), "codes of 4 numbers each"),
+        (torch.ones(8, DIM), "latents of 9 images; got 8"),
+        (torch.ones(9, DIM + 1), "latents of 4 numbers each"),
     ],
 )
-def test_codes_that_were_damaged_are_refused(codes: Tensor, complaint: str, run: Run) -> None:
+def test_latents_that_were_damaged_are_refused(latents: Tensor, complaint: str, run: Run) -> None:
     run.save(State(1, {"weights": {"w": torch.zeros(1)}}, {"images": 9}))
-    codes_file(run, torch.ones(9, DIM))
+    latents_file(run, torch.ones(9, DIM))
     assert run.latents("last", DIM).shape == (9, DIM)
-    path = codes_file(run, codes)
+    path = latents_file(run, latents)
     with pytest.raises(ValueError, match=rf"{path} .*{complaint}"):
         run.latents("last", DIM)
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from fastlatent.data import Batch, DataConfig, Split, load
 from fastlatent.inference.latents import draw
 from fastlatent.inference.walking import walk
-from fastlatent.models import GLO, GLOConfig, Turn, build
+from fastlatent.models import GLO, AlternatingStep, GLOConfig, build
 from fastlatent.models.glo import (
-    CodeTable,
+    LatentTable,
     PaperGenerator,
     SeedGenerator,
     arithmetic,
-    fit_codes,
+    fit_latents,
     image_loss,
     laplacian_loss,
     laplacian_pyramid,
@@ -29,7 +29,7 @@ from fastlatent.models.glo import (
     project,
 )
 from fastlatent.models.glo.generators import build_generator, legacy_bilinear
-from fastlatent.models.glo.learning import MovingCodes
+from fastlatent.models.glo.learning import MovingLatents
 from fastlatent.models.glo.losses import low_pass_kernel, squared_error
 from fastlatent.models.learned import Room
 from fastlatent.noise import Noise, generator
@@ -220,7 +220,7 @@ def test_arithmetic() -> None:
 def test_a_table_moves_the_rows_of_a_batch_only(world) -> None:
     n, d, rank = 20, 3, world - 1
     own = torch.arange(rank, n, world)
-    table = CodeTable.empty(n, d, "ball", rank=rank, world=world)
+    table = LatentTable.empty(n, d, "ball", rank=rank, world=world)
     start = project(noise(n, d).float(), "ball")
     table.write(own, start[own])
     index = own[torch.tensor([3, 0, 4])]
@@ -234,7 +234,7 @@ def test_a_table_moves_the_rows_of_a_batch_only(world) -> None:
 
 def test_a_mapped_table_is_a_table(tmp_path) -> None:
     memory, mapped = (
-        CodeTable.empty(50, 4, "sphere", scratch=scratch) for scratch in (None, tmp_path)
+        LatentTable.empty(50, 4, "sphere", scratch=scratch) for scratch in (None, tmp_path)
     )
     assert not list(tmp_path.iterdir())  # the file is gone from the folder, not from memory
     for table in (memory, mapped):
@@ -245,19 +245,19 @@ def test_a_mapped_table_is_a_table(tmp_path) -> None:
 
 def test_no_room_for_a_mapped_table(tmp_path) -> None:
     with pytest.raises(OSError):
-        CodeTable.empty(1 << 50, 128, "ball", scratch=tmp_path)
+        LatentTable.empty(1 << 50, 128, "ball", scratch=tmp_path)
 
 
 def test_a_table_checks_its_rows() -> None:
     with pytest.raises(ValueError, match=r"float32 \(3, d\), the rows of rank 1 of 3 out of 10"):
-        CodeTable(torch.zeros(4, 2), "ball", count=10, rank=1, world=3)
+        LatentTable(torch.zeros(4, 2), "ball", count=10, rank=1, world=3)
     with pytest.raises(ValueError, match=r"got torch\.float64"):
-        CodeTable(torch.zeros(4, 2, dtype=F64), "ball", count=4)
+        LatentTable(torch.zeros(4, 2, dtype=F64), "ball", count=4)
 
 
 def test_a_table_knows_its_own_images() -> None:
     """Those of another rank lie at the same places of its rows."""
-    table = CodeTable(torch.zeros(2, 3), "ball", count=4, rank=1, world=2)
+    table = LatentTable(torch.zeros(2, 3), "ball", count=4, rank=1, world=2)
     table.write(torch.tensor([1, 3]), torch.ones(2, 3))
     mixed = torch.tensor([3, 0])
     for call in (
@@ -271,7 +271,7 @@ def test_a_table_knows_its_own_images() -> None:
 
 
 def test_a_step_takes_no_memory_that_grows_with_the_table() -> None:
-    table = CodeTable.empty(400_000, 64, "ball")  # 102 MB
+    table = LatentTable.empty(400_000, 64, "ball")  # 102 MB
     table.values.zero_()
     index = torch.arange(0, 400_000, 3125)
 
@@ -285,18 +285,18 @@ def test_a_step_takes_no_memory_that_grows_with_the_table() -> None:
 
 
 def test_moments_take_a_chunk_at_a_time() -> None:
-    table = CodeTable.empty(400_000, 64, "ball")
+    table = LatentTable.empty(400_000, 64, "ball")
     table.values.normal_(generator=torch.Generator().manual_seed(0))
     table.moments()
-    # A chunk of 16 MiB is twice that in float64, of which there are two. All codes are 195 MiB.
+    # A chunk of 16 MiB is twice that in float64, of which there are two. All latents are 195 MiB.
     assert allocated(table.moments) < 65 << 20
     mean, covariance = table.moments()
     torch.testing.assert_close(mean, table.values.double().mean(0))
     torch.testing.assert_close(covariance, table.values.double().T.cov())
 
 
-def test_codes_are_saved_without_a_copy(tmp_path) -> None:
-    table = CodeTable.empty(400_000, 64, "ball")
+def test_latents_are_saved_without_a_copy(tmp_path) -> None:
+    table = LatentTable.empty(400_000, 64, "ball")
     table.values.normal_(generator=torch.Generator().manual_seed(0))
     (tmp_path / "weights").write_bytes(b"weights")
 
@@ -411,11 +411,11 @@ def test_legacy_bilinear() -> None:
     torch.testing.assert_close(legacy_bilinear(ramp, 28, 0), torch.arange(28.0) * 32 / 28)
 
 
-# Steps of codes
+# Steps of latents
 
 
 class Linear(nn.Module):
-    """Codes z to images of the vectors W z."""
+    """Latents z to images of the vectors W z."""
 
     def __init__(self, matrix: Tensor, side: int):
         super().__init__()
@@ -431,23 +431,23 @@ def test_a_step_of_a_linear_generator() -> None:
     side, d, n = 4, 3, 5
     w = noise(side * side, d).float()
     x, z = noise(n, side * side, seed=1).float(), noise(n, d, seed=2).float()
-    codes = z.clone().requires_grad_()
-    loss = squared_error(Linear(w, side)(codes), x.reshape(n, 1, side, side)).mean()
-    (gradient,) = torch.autograd.grad(loss, codes)
+    latents = z.clone().requires_grad_()
+    loss = squared_error(Linear(w, side)(latents), x.reshape(n, 1, side, side)).mean()
+    (gradient,) = torch.autograd.grad(loss, latents)
     want = 2 / (n * side * side) * (z @ w.T - x) @ w
     torch.testing.assert_close(gradient, want)
-    table = CodeTable(z.clone(), "ball", count=n)
+    table = LatentTable(z.clone(), "ball", count=n)
     table.move(torch.arange(n), z, gradient, 0.7)
     torch.testing.assert_close(table.values, project(z - 0.7 * want, "ball"))
 
 
 @pytest.mark.parametrize("length", [0.4, 1.0, 2.5])
-def test_a_held_out_code_of_an_orthonormal_generator(length) -> None:
+def test_a_held_out_latent_of_an_orthonormal_generator(length) -> None:
     """Least squares in the ball: c within, c / |c| without, with residual (|c| - 1)^2 / D."""
     side, d, n = 4, 3, 6
     w = torch.linalg.qr(noise(side * side, d)).Q.float()
     c = project(noise(n, d, seed=3).float(), "sphere") * length
-    found = fit_codes(
+    found = fit_latents(
         Linear(w, side),
         squared_error,
         (c @ w.T).reshape(n, 1, side, side),
@@ -455,7 +455,7 @@ def test_a_held_out_code_of_an_orthonormal_generator(length) -> None:
         lambda z: project(z, "ball"),
         steps=400,
     )
-    torch.testing.assert_close(found.codes, c / max(length, 1), rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.latents, c / max(length, 1), rtol=0, atol=2e-4)
     want = torch.full((n,), max(length - 1, 0) ** 2 / side**2)
     torch.testing.assert_close(found.loss, want, rtol=1e-4, atol=1e-7)
     assert (found.loss <= found.start_loss).all()
@@ -468,35 +468,35 @@ def test_images_are_fitted_each_by_itself() -> None:
     starts = noise(n, 2, d, seed=2).float()
 
     def fit(rows: slice):
-        return fit_codes(
+        return fit_latents(
             network, squared_error, x[rows], starts[rows], lambda z: project(z, "ball"), 20
         )
 
     together = fit(slice(None))
     for k in range(n):
         alone = fit(slice(k, k + 1))
-        torch.testing.assert_close(alone.codes, together.codes[k : k + 1])
+        torch.testing.assert_close(alone.latents, together.latents[k : k + 1])
     assert network.matrix.grad is None
 
 
 def test_the_best_of_all_starts_and_steps_is_kept() -> None:
-    """With a step far too large, the best code is one of the starts."""
+    """With a step far too large, the best latent is one of the starts."""
     network = Linear(noise(16, 3).float(), 4)
     x = noise(4, 1, 4, 4, seed=1).float()
     starts = noise(4, 3, 3, seed=2).float()
-    found = fit_codes(network, squared_error, x, starts, lambda z: z, 1, rate=1e4)
+    found = fit_latents(network, squared_error, x, starts, lambda z: z, 1, rate=1e4)
     losses = (
         squared_error(network(starts.flatten(0, 1)), x.repeat_interleave(3, 0))
         .detach()
         .unflatten(0, (4, 3))
     )
     assert torch.equal(found.loss, losses.amin(1))
-    assert torch.equal(found.codes, starts[torch.arange(4), losses.argmin(1)])
+    assert torch.equal(found.latents, starts[torch.arange(4), losses.argmin(1)])
     assert torch.equal(found.loss, found.start_loss)
 
 
 def test_training_of_a_linear_generator_reaches_the_discarded_variance() -> None:
-    """Free codes and squared error are PCA: the loss is what d components leave, over D."""
+    """Free latents and squared error are PCA: the loss is what d components leave, over D."""
     side, d, n = 4, 4, 64
     spectrum = torch.linspace(2, 0.3, side * side)
     x = noise(n, side * side).float() * spectrum
@@ -504,17 +504,17 @@ def test_training_of_a_linear_generator_reaches_the_discarded_variance() -> None
     values = torch.linalg.eigvalsh(x.double().T @ x.double() / n).flip(0)
     want = float(values[d:].sum()) / side**2
     network = Linear(0.3 * noise(side * side, d, seed=1).float(), side)
-    table = CodeTable(0.3 * noise(n, d, seed=2).float(), "none", count=n)
+    table = LatentTable(0.3 * noise(n, d, seed=2).float(), "none", count=n)
     rate, batch = 2.0, 16
     for step in range(6000):
         index = torch.randperm(n, generator=generator(0, step, "x"))[:batch]
-        codes = table.rows(index).requires_grad_()
-        loss = squared_error(network(codes), x[index].reshape(-1, 1, side, side)).mean()
+        latents = table.rows(index).requires_grad_()
+        loss = squared_error(network(latents), x[index].reshape(-1, 1, side, side)).mean()
         loss.backward()
         with torch.no_grad():
             network.matrix -= 0.2 * (1 - step / 6000) * network.matrix.grad
             network.matrix.grad = None
-        table.move(index, codes.detach(), codes.grad, rate)
+        table.move(index, latents.detach(), latents.grad, rate)
     with torch.no_grad():
         error = squared_error(network(table.values), x.reshape(-1, 1, side, side)).mean()
     assert float(error) == pytest.approx(want, rel=0.02)
@@ -573,16 +573,16 @@ def tiny(**changes) -> GLO:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "diagonal"])
-def test_drawn_codes_have_the_moments_of_the_learned(kind) -> None:
-    """Within five standard errors, of codes that lie in a plane."""
+def test_drawn_latents_have_the_moments_of_the_learned(kind) -> None:
+    """Within five standard errors, of latents that lie in a plane."""
     model = tiny(projection="none", sampling=kind, dim=3)
-    codes = noise(500, 3).float()
-    codes[:, 2] = codes[:, 0] - 2 * codes[:, 1] + 1
-    table = CodeTable(codes, "none", count=500)
-    model.describe_codes(*table.moments(), codes)
+    latents = noise(500, 3).float()
+    latents[:, 2] = latents[:, 0] - 2 * latents[:, 1] + 1
+    table = LatentTable(latents, "none", count=500)
+    model.describe_latents(*table.moments(), latents)
     n = 40_000
     drawn = model.draw_prior(n, generator(0, 0, "x")).double()
-    mean, covariance = codes.double().mean(0), codes.double().T.cov()
+    mean, covariance = latents.double().mean(0), latents.double().T.cov()
     if kind == "diagonal":
         covariance = covariance.diagonal().diag()
     deviation = covariance.diagonal().sqrt()
@@ -592,16 +592,16 @@ def test_drawn_codes_have_the_moments_of_the_learned(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "diagonal"])
-def test_equal_codes_give_equal_samples(kind) -> None:
+def test_equal_latents_give_equal_samples(kind) -> None:
     model = tiny(sampling=kind)
-    codes = torch.full((30, 6), 0.2)
-    model.describe_codes(*CodeTable(codes, "ball", count=30).moments(), codes)
+    latents = torch.full((30, 6), 0.2)
+    model.describe_latents(*LatentTable(latents, "ball", count=30).moments(), latents)
     drawn = model.draw_prior(20, generator(0, 0, "x"))
-    torch.testing.assert_close(drawn, codes[:20], rtol=0, atol=1e-6)
+    torch.testing.assert_close(drawn, latents[:20], rtol=0, atol=1e-6)
 
 
-def test_a_single_code_has_no_covariance() -> None:
-    mean, covariance = CodeTable(torch.ones(1, 3), "none", count=1).moments()
+def test_a_single_latent_has_no_covariance() -> None:
+    mean, covariance = LatentTable(torch.ones(1, 3), "none", count=1).moments()
     assert mean.tolist() == [1, 1, 1] and not covariance.any()
 
 
@@ -627,7 +627,7 @@ def test_fitting_leaves_the_model_alone() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.rand(3, 1, 16, 16)
     found = model.fit(x, starts=2)
-    assert found.codes.shape == (3, 6) and (found.loss <= found.start_loss).all()
+    assert found.latents.shape == (3, 6) and (found.loss <= found.start_loss).all()
     assert model.training and model.generator.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(weights.grad is None for weights in model.parameters())
@@ -635,8 +635,8 @@ def test_fitting_leaves_the_model_alone() -> None:
 
 def test_more_starts_and_steps_never_fit_worse() -> None:
     model = tiny(initial="uniform").eval()
-    codes = project(noise(256, 6).float(), "ball")
-    model.describe_codes(codes.mean(0), codes.T.cov(), codes)
+    latents = project(noise(256, 6).float(), "ball")
+    model.describe_latents(latents.mean(0), latents.T.cov(), latents)
     with torch.no_grad():
         x = model.decode(project(noise(5, 6, seed=9).float(), "ball"))
     few, more = model.fit(x, starts=1).loss, model.fit(x, starts=4).loss
@@ -647,7 +647,7 @@ def test_more_starts_and_steps_never_fit_worse() -> None:
     assert float(model.fit(x, starts=4, steps=200).loss.mean()) < 0.5 * float(more.mean())
 
 
-def test_training_needs_codes_and_evaluation_says_more() -> None:
+def test_training_needs_latents_and_evaluation_says_more() -> None:
     model = tiny()
     x = torch.rand(4, 1, 16, 16)
     with pytest.raises(ValueError, match="latents must be given in training"):
@@ -655,7 +655,7 @@ def test_training_needs_codes_and_evaluation_says_more() -> None:
     assert set(model(x, latents=torch.zeros(4, 6))) == {"loss"}
     with pytest.raises(ValueError, match=r"GLO: latents must .* of shape \(n, 6\); got \(4, 5\)"):
         model(x, latents=torch.zeros(4, 5))
-    with pytest.raises(ValueError, match="latents must hold 4 codes, one for each of x; got 3"):
+    with pytest.raises(ValueError, match="latents must hold 4 rows, one for each of x; got 3"):
         model(x, latents=torch.zeros(3, 6))
     with pytest.raises(ValueError, match=r"GLO.fit: starts must be at least 1; got 0"):
         model.fit(x, starts=0)
@@ -745,22 +745,22 @@ def test_lines_brought_onto_the_sphere_run_along_the_great_circle(t: float) -> N
 
 
 class Steps:
-    """Codes that move, with the weights as they are and no batch norm; one rank of `world`."""
+    """Latents that move, with the weights as they are and no batch norm; one rank of `world`."""
 
     def __init__(self, split: Split, config: GLOConfig, batch: int, rank: int = 0, world: int = 1):
         model = build(config, seed=0).train()
         model.generator = Linear(0.1 * noise(256, 4).float(), 16)
         room = Room(torch.device("cpu"), 0, batch, 64, Path(), rank, world)
-        self.split, self.codes = split, MovingCodes(model, split, room)
-        self.objective = Objective(model, Turn("", (model,)))
-        self.codes.initialise()
+        self.split, self.latents = split, MovingLatents(model, split, room)
+        self.objective = Objective(model, AlternatingStep("", (model,)))
+        self.latents.initialise()
 
     def step(self, index: Tensor) -> None:
         batch = Batch(self.split.images(index) / 255, index, None)
-        values = self.objective(batch.images, Noise(0, 0), **self.codes.take(batch))
-        if self.codes.simultaneous:
+        values = self.objective(batch.images, Noise(0, 0), **self.latents.take(batch))
+        if self.latents.simultaneous:
             values["loss"].backward()
-        self.codes.move(self.objective, [batch], [Noise(0, 0)])
+        self.latents.move(self.objective, [batch], [Noise(0, 0)])
 
 
 ORDERS = ("simultaneous", "alternating")
@@ -776,19 +776,19 @@ def test_steps_of_one_image_do_not_depend_on_the_batch(order: str) -> None:
     found = {}
     for size in (1, 4):
         steps = Steps(split, config, size)
-        begun = steps.codes.table.rows(torch.arange(16))
+        begun = steps.latents.table.rows(torch.arange(16))
         for index in torch.arange(8).split(size):
             steps.step(index)
-        found[size] = steps.codes.table.rows(torch.arange(8))
-        assert torch.equal(steps.codes.table.rows(torch.arange(8, 16)), begun[8:])
+        found[size] = steps.latents.table.rows(torch.arange(8))
+        assert torch.equal(steps.latents.table.rows(torch.arange(8, 16)), begun[8:])
     assert (found[1] - found[4]).abs().max() < 1e-6
     assert (begun[:8] - found[4]).abs().amax(1).min() > 1e-3
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("initial", ["gaussian", "pca_scaled"])
-def test_codes_begin_and_move_alike_on_any_number_of_ranks(order: str, initial: str) -> None:
-    """A step on a batch of 12, of which each rank has the images whose codes it holds."""
+def test_latents_begin_and_move_alike_on_any_number_of_ranks(order: str, initial: str) -> None:
+    """A step on a batch of 12, of which each rank has the images whose latents it holds."""
     split = load(DataConfig("digits", size=16, per_class=2)).train
     config = GLOConfig(image_shape=(1, 16, 16), dim=4, order=order, alpha=30.0, initial=initial)
     begun, moved = {}, {}
@@ -797,9 +797,9 @@ def test_codes_begin_and_move_alike_on_any_number_of_ranks(order: str, initial: 
         for rank in range(world):
             steps = Steps(split, config, 12, rank, world)
             mine = torch.arange(rank, len(split), world)
-            begun[world][mine] = steps.codes.table.rows(mine)
+            begun[world][mine] = steps.latents.table.rows(mine)
             steps.step(torch.arange(rank, 12, world))
-            moved[world][mine] = steps.codes.table.rows(mine)
+            moved[world][mine] = steps.latents.table.rows(mine)
     assert (moved[1][:12] - begun[1][:12]).norm(dim=1).min() > 1e-2
     for world in (2, 3):
         torch.testing.assert_close(begun[world], begun[1], rtol=0, atol=1e-6)
@@ -823,7 +823,7 @@ def test_the_gradient_is_clipped_to_its_global_norm(length: float, factor: float
         torch.testing.assert_close(weights.grad.flatten(), factor * part)
 
 
-def test_codes_of_fitted_priors_are_brought_into_the_region() -> None:
+def test_latents_of_fitted_priors_are_brought_into_the_region() -> None:
     class Far:
         def sample(self, n: int, noise: bool = True, generator=None) -> Tensor:
             return torch.full((n, 6), 3.0)

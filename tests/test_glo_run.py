@@ -1,4 +1,4 @@
-"""GLO in training runs: codes move with the weights and are kept with them."""
+"""GLO in training runs: latents move with the weights and are kept with them."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from fastlatent.inference.latents import draw
 from fastlatent.inference.passes import measure_loss
 from fastlatent.jobs.errors import RunError
 from fastlatent.models import GLO
-from fastlatent.models.glo import CodeTable, project
-from fastlatent.models.glo.learning import MovingCodes
+from fastlatent.models.glo import LatentTable, project
+from fastlatent.models.glo.learning import MovingLatents
 from fastlatent.models.learned import Room
 from fastlatent.noise import generator
 from fastlatent.presets import PRESETS
@@ -44,7 +44,7 @@ def trained(out: Path, *options: str) -> Run:
     return Run.open(out)
 
 
-def codes_of(run: Run, which: str = "last") -> torch.Tensor:
+def latents_of(run: Run, which: str = "last") -> torch.Tensor:
     return run.latents(which, 6).clone()
 
 
@@ -55,40 +55,40 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return trained(out, *options)
 
 
-def test_a_run_keeps_a_code_for_each_image(run: Run) -> None:
-    data, codes = load(run.config.data), codes_of(run)
-    assert codes.shape == (len(data.train), 6) and codes.dtype == torch.float32
-    assert codes.norm(dim=1).max() <= 1 + 1e-6
+def test_a_run_keeps_a_latent_for_each_image(run: Run) -> None:
+    data, latents = load(run.config.data), latents_of(run)
+    assert latents.shape == (len(data.train), 6) and latents.dtype == torch.float32
+    assert latents.norm(dim=1).max() <= 1 + 1e-6
     state = run.path / "state/20"
     assert os.path.samefile(state / "latents.safetensors", run.path / "latents.safetensors")
     assert (run.path / "latents-best.safetensors").is_file()
     model = run.model("last")
-    torch.testing.assert_close(model.code_mean, codes.double().mean(0).float())
-    torch.testing.assert_close(model.code_covariance, codes.double().T.cov().float())
+    torch.testing.assert_close(model.code_mean, latents.double().mean(0).float())
+    torch.testing.assert_close(model.code_covariance, latents.double().T.cov().float())
     losses = [line["loss"] for line in read_metrics(run.path) if line["kind"] == "train"]
     assert len(losses) == 20 and np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
-def test_codes_are_bound_to_their_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
-    """New weights with old codes, as a crash between the two files leaves them, are refused."""
+def test_latents_are_bound_to_their_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """New weights with old latents, as a crash between the two files leaves them, are refused."""
     copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
     tensors = copied.model("best").state_dict()
-    codes = {"codes": torch.zeros(300, 6)}
+    latents = {"codes": torch.zeros(300, 6)}
     with monkeypatch.context() as patch:
         patch.setattr("fastlatent.runs.folder.write_latents", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            copied.write_best(tensors | {"code_mean": torch.ones(6)}, 40, 0.1, codes)
-    with pytest.raises(RunError, match=r"latents-best\.safetensors holds codes learned with other"):
+            copied.write_best(tensors | {"code_mean": torch.ones(6)}, 40, 0.1, latents)
+    with pytest.raises(RunError, match=r"latents-best\.safetensors holds latents learned with"):
         copied.model("best")
-    copied.write_best(tensors, 40, 0.1, codes)
-    assert torch.equal(copied.model("best").codes, codes["codes"])
+    copied.write_best(tensors, 40, 0.1, latents)
+    assert torch.equal(copied.model("best").latents, latents["codes"])
     copied.write_weights(copied.model("last").state_dict() | {"code_mean": torch.ones(6)})
     with pytest.raises(RunError, match=r"learned with other weights than weights\.safetensors"):
         copied.model("last")
 
 
-def test_codes_begin_at_the_components(tmp_path: Path) -> None:
-    """After one step, the codes of images that the step has not seen are as they began."""
+def test_latents_begin_at_the_components(tmp_path: Path) -> None:
+    """After one step, the latents of images that the step has not seen are as they began."""
     run = trained(tmp_path / "run", "--steps", "1")
     data, model = load(run.config.data), run.model("last")
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_codes_begin_at_the_components(tmp_path: Path) -> None:
     seen = torch.zeros(len(start), dtype=torch.bool)
     seen[epoch_order(len(start), run.config.seed, 0)[:32]] = True
     # A batch size of its own for the product may round otherwise.
-    far = (codes_of(run) - start).abs().amax(1) > 1e-5
+    far = (latents_of(run) - start).abs().amax(1) > 1e-5
     assert torch.equal(far, seen)
     x = data.train.images(torch.arange(len(data.train))).flatten(1).double()
     x = x - x.mean(0)
@@ -106,13 +106,13 @@ def test_codes_begin_at_the_components(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", ["paper", "seed"])
-def test_every_code_moves_in_every_epoch(tmp_path: Path, style: str) -> None:
-    """Guards against codes that are stored once only; 240 images in batches of 30."""
+def test_every_latent_moves_in_every_epoch(tmp_path: Path, style: str) -> None:
+    """Guards against latents that are stored once only; 240 images in batches of 30."""
     options = ("--style", style, "--data.per-class", "120", "--batch", "30")
     after = {}
     for epochs in (1, 2, 3):
         steps = ("--steps", str(8 * epochs))
-        after[epochs] = codes_of(trained(tmp_path / str(epochs), *options, *steps))
+        after[epochs] = latents_of(trained(tmp_path / str(epochs), *options, *steps))
     assert len(after[1]) == 240
     for one, two in ((1, 2), (2, 3)):
         assert (after[one] != after[two]).any(1).all()
@@ -126,7 +126,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, style: str, table: str) -
     part = trained(tmp_path / "part", *options, "--steps", "6", "--checkpoint-every", "3 steps")
     resume = ("--resume", str(part.path), "--from-step", "3", "--steps", "11")
     assert train.main([*resume]) == 0
-    assert torch.equal(codes_of(whole), codes_of(part))
+    assert torch.equal(latents_of(whole), latents_of(part))
     for name in ("weights", "best", "latents-best"):
         files = [load_file(one.path / f"{name}.safetensors") for one in (whole, part)]
         for key, tensor in files[0].items():
@@ -139,12 +139,12 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, style: str, table: str) -
     assert not list(tmp_path.glob(".codes-*"))
 
 
-def test_a_table_in_a_file_gives_the_same_codes(tmp_path: Path) -> None:
+def test_a_table_in_a_file_gives_the_same_latents(tmp_path: Path) -> None:
     runs = [
         trained(tmp_path / where, "--steps", "5", "--code-table", where)
         for where in ("device", "file")
     ]
-    assert torch.equal(*map(codes_of, runs))
+    assert torch.equal(*map(latents_of, runs))
 
 
 class StillNorm(torch.nn.BatchNorm2d):
@@ -161,9 +161,9 @@ def test_parts_of_a_step_are_the_step(tmp_path: Path, monkeypatch) -> None:
         options = ("--steps", "1", "--model.order", order, "--model.initial", "gaussian")
         # Without batch norm gradients are small, and the full step of the weights kills all units.
         long = (*options, "--model.alpha", "1e4", "--lr", "1e-3")
-        one = codes_of(trained(tmp_path / f"{order}1", *long))
-        two = codes_of(trained(tmp_path / f"{order}2", *long, "--accumulate", "2"))
-        start = codes_of(trained(tmp_path / f"{order}0", *options, "--model.alpha", "1e-9"))
+        one = latents_of(trained(tmp_path / f"{order}1", *long))
+        two = latents_of(trained(tmp_path / f"{order}2", *long, "--accumulate", "2"))
+        start = latents_of(trained(tmp_path / f"{order}0", *options, "--model.alpha", "1e-9"))
         moved = (one - start).norm(dim=1)
         assert int((moved > 1e-2).sum()) == 32
         assert ((two - one).norm(dim=1) <= 1e-4 * moved).all()
@@ -186,38 +186,38 @@ HALVES = (*TINY, "--data.per-class", "120", "--batch", "30", "--film-every", "4 
 
 
 @pytest.mark.processes
-def test_two_processes_hold_half_the_codes_each(tmp_path: Path) -> None:
-    """All codes are in the run, each at its image, and one process can go on with it."""
+def test_two_processes_hold_half_the_latents_each(tmp_path: Path) -> None:
+    """All latents are in the run, each at its image, and one process can go on with it."""
     launch(*HALVES, "--steps", "4", "--out", str(tmp_path / "run"))
     run = Run.open(tmp_path / "run")
-    before, model = codes_of(run), run.model("last")
+    before, model = latents_of(run), run.model("last")
     torch.testing.assert_close(model.code_mean, before.double().mean(0).float())
     images = load(run.config.data).train.images(torch.arange(240)) / 255
     with torch.no_grad():
         start = model.components(images)
-    # Half an epoch moves half of the codes, by less than they are apart.
+    # Half an epoch moves half of the latents, by less than they are apart.
     assert int(((before - start).abs().amax(1) > 1e-5).sum()) == 120
     assert torch.equal(torch.cdist(before, start).argmin(1), torch.arange(240))
     assert train.main(["--resume", str(run.path), "--steps", "16"]) == 0
-    assert (codes_of(Run.open(run.path)) != before).any(1).all()
+    assert (latents_of(Run.open(run.path)) != before).any(1).all()
 
 
 @pytest.mark.parametrize("world", [2, 7])
-def test_codes_of_all_processes_are_joined_in_order(
+def test_latents_of_all_processes_are_joined_in_order(
     run: Run, tmp_path: Path, monkeypatch, world: int
 ) -> None:
-    """Codes so long that they are gathered in parts; another process gives the first its rows."""
+    """Latents so long that they are gathered in parts; another process gives the first its rows."""
     dim, split = 30_000, load(run.config.data).train
     model: Any = SimpleNamespace(
         latent_dim=dim, images_mark=split.mark, config=run.model("last").config
     )
-    codes = torch.arange(300.0).repeat_interleave(dim).view(300, dim)
+    latents = torch.arange(300.0).repeat_interleave(dim).view(300, dim)
     ranks = []
     for rank in range(world):
         room = Room(torch.device("cpu"), 0, 8, 8, tmp_path, rank, world)
-        ranks.append(MovingCodes(model, split, room))
-        ranks[rank].restore(codes)
-        assert torch.equal(ranks[rank].table.values, codes[rank::world])
+        ranks.append(MovingLatents(model, split, room))
+        ranks[rank].restore(latents)
+        assert torch.equal(ranks[rank].table.values, latents[rank::world])
     sent: list[list[torch.Tensor]] = [[] for _ in ranks]
     for rank in reversed(range(world)):
 
@@ -230,7 +230,7 @@ def test_codes_of_all_processes_are_joined_in_order(
         monkeypatch.setattr("torch.distributed.all_gather", gather)
         whole = ranks[rank].whole()
         assert len(sent[rank]) > 1 and (whole is None) == (rank > 0)
-    assert whole is not None and torch.equal(whole, codes)
+    assert whole is not None and torch.equal(whole, latents)
 
 
 @pytest.mark.processes
@@ -238,26 +238,26 @@ def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     launch(*HALVES, "--steps", "16", "--out", str(tmp_path / "whole"))
     launch(*HALVES, "--steps", "8", "--out", str(tmp_path / "part"))
     whole, part = (Run.open(tmp_path / name) for name in ("whole", "part"))
-    half = codes_of(part)
+    half = latents_of(part)
     launch("--resume", str(part.path), "--steps", "16")
-    assert torch.equal(codes_of(whole), codes_of(part))
-    assert (codes_of(whole) != half).any(1).all()
+    assert torch.equal(latents_of(whole), latents_of(part))
+    assert (latents_of(whole) != half).any(1).all()
 
 
-def test_training_images_are_decoded_from_their_codes(run: Run) -> None:
+def test_training_images_are_decoded_from_their_latents(run: Run) -> None:
     data, model = load(run.config.data), run.model("last")
     assert isinstance(model, GLO)
     loss = measure_loss(model, data.train, 64)
     x = data.train.images(torch.arange(len(data.train))) / 255
     with torch.no_grad():
-        want = model(x, latents=codes_of(run))
+        want = model(x, latents=latents_of(run))
     for name, values in want.items():
         assert loss[name] == pytest.approx(float(values.mean()), rel=1e-5), name
     assert "loss_of_start" not in loss
     assert "loss_of_start" in measure_loss(model, data.test, 64, limit=5)
 
 
-def test_codes_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> None:
+def test_latents_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other"
     shutil.copytree(run.path, other)
     config = json.loads((other / "config.json").read_text())
@@ -265,12 +265,12 @@ def test_codes_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> 
     (other / "config.json").write_text(json.dumps(config))
     assert reconstruct.main([str(other), "--split", "train"]) == 1
     said = capsys.readouterr().err
-    assert "codes are of other images than the" in said and "Traceback" not in said
+    assert "latents are of other images than the" in said and "Traceback" not in said
     assert reconstruct.main([str(other), "--n", "2"]) == 0  # others are fitted
     config["data"]["classes"], config["data"]["per_class"] = [0, 1], 20
     (other / "config.json").write_text(json.dumps(config))
     assert reconstruct.main([str(other), "--split", "train"]) == 1
-    said = "codes are of other images than the 40 of this"
+    said = "latents are of other images than the 40 of this"
     assert said in capsys.readouterr().err
     assert fit_prior.main([str(other), "--prior", "normal", "--device", "cpu"]) == 1
     assert said in capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_codes_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -> 
     assert "holds no latents.safetensors" in capsys.readouterr().err
 
 
-def test_part_of_a_code_table_is_refused(run: Run, tmp_path: Path, capsys) -> None:
+def test_part_of_a_latent_table_is_refused(run: Run, tmp_path: Path, capsys) -> None:
     copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
     path = copied.path / "latents.safetensors"
     tensors, marks = read_tensors(path)
@@ -293,7 +293,7 @@ def test_part_of_a_code_table_is_refused(run: Run, tmp_path: Path, capsys) -> No
     for command, options in commands:
         assert command.main([str(copied.path), *options, "--device", "cpu"]) == 1
         said = capsys.readouterr().err
-        assert "must hold codes of 300 images; got 100" in said
+        assert "must hold latents of 300 images; got 100" in said
     assert not (copied.path / "prior-normal.safetensors").exists()
 
 
@@ -350,9 +350,9 @@ def test_presets_hold_the_settings_of_the_paper(name: str) -> None:
     else:
         assert holds(config, optimizer="sgd", lr=1.0, lr_decay=1.0, epochs=25)
     assert config.model.initial_weights == ("normal" if name == "mnist" else "pytorch")
-    codes = {"dim": 128, "projection": "ball", "initial": "pca", "alpha": 10.0}
+    latents = {"dim": 128, "projection": "ball", "initial": "pca", "alpha": 10.0}
     how = {"order": "simultaneous", "loss": "laplacian", "levels": 3, "sampling": "gaussian"}
-    assert holds(config.model, architecture="paper", width=1.0, **codes, **how)
+    assert holds(config.model, architecture="paper", width=1.0, **latents, **how)
 
 
 @pytest.mark.parametrize(
@@ -373,32 +373,32 @@ def test_presets_hold_the_settings_of_the_original_program(
     steps = {"batch": batch, "steps": 100_000}
     rates |= {"betas": (0.9, 0.999), "clip": 20.0}
     assert holds(config, optimizer="adam", **rates, **steps)
-    codes = {"dim": dim, "projection": "sphere", "initial": initial, "alpha": alpha}
+    latents = {"dim": dim, "projection": "sphere", "initial": initial, "alpha": alpha}
     how = {"order": "alternating", "loss": "moments", "sampling": "unit"}
-    assert holds(config.model, architecture="seed", **codes, **how)
+    assert holds(config.model, architecture="seed", **latents, **how)
     assert config.model.image_shape[1:] == (side, side)
 
 
-def test_sphere_codes_stay_on_it(tmp_path: Path) -> None:
+def test_sphere_latents_stay_on_it(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", "--style", "seed", "--steps", "6")
-    lengths = codes_of(run).norm(dim=1)
+    lengths = latents_of(run).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(len(lengths)))
     names = {name for line in read_metrics(run.path) for name in line if line["kind"] == "train"}
     assert "loss_of_moved_weights" in names
 
 
-def test_a_small_step_of_the_codes_lowers_the_loss() -> None:
+def test_a_small_step_of_the_latents_lowers_the_loss() -> None:
     """Of the same images, with the weights as they are, in training mode."""
     model = GLO(PRESETS["glo-digits"].config.model).train()
     data = load(PRESETS["glo-digits"].config.data)
     x = data.train.images(torch.arange(32)) / 255
     make = torch.Generator().manual_seed(0)
-    codes = project(torch.randn(32, model.latent_dim, generator=make), "ball")
-    codes.requires_grad_()
-    before = model(x, latents=codes)["loss"].mean()
-    (gradient,) = torch.autograd.grad(before, codes)
-    table = CodeTable(codes.detach().clone(), "ball", count=32)
-    table.move(torch.arange(32), codes.detach(), gradient, 0.5)
+    latents = project(torch.randn(32, model.latent_dim, generator=make), "ball")
+    latents.requires_grad_()
+    before = model(x, latents=latents)["loss"].mean()
+    (gradient,) = torch.autograd.grad(before, latents)
+    table = LatentTable(latents.detach().clone(), "ball", count=32)
+    table.move(torch.arange(32), latents.detach(), gradient, 0.5)
     with torch.no_grad():
         after = model(x, latents=table.values)["loss"].mean()
     # To first order by rate |g|^2, of which projection takes at most what points outwards.
@@ -412,10 +412,10 @@ def test_commands(run: Run, tmp_path: Path, capsys, monkeypatch) -> None:
     assert reconstruct.main([path, "--n", "6"]) == 0
     fitted = capsys.readouterr().out
     assert "loss of start" in fitted and "psnr" in fitted
-    assert "images, codes fitted by 4 steps from 2 starts" in fitted
+    assert "images, latents fitted by 4 steps from 2 starts" in fitted
     assert reconstruct.main([path, "--n", "6", "--split", "train"]) == 0
     learned = capsys.readouterr().out
-    assert "loss of start" not in learned and "images, learned codes" in learned
+    assert "loss of start" not in learned and "images, learned latents" in learned
     for method in ("spherical", "linear"):
         assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
         assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100
@@ -427,8 +427,9 @@ def test_commands(run: Run, tmp_path: Path, capsys, monkeypatch) -> None:
     assert set(stored["sets"]) == {"prior", "reconstruction", "interpolation"}
 
 
-def test_a_mixture_of_the_codes(run: Run, capsys) -> None:
-    """Fitted, drawn from and walked through; draws are in the ball and the walks start at codes."""
+def test_a_mixture_of_the_latents(run: Run, capsys) -> None:
+    """Fitted, drawn from and walked through; draws are in the ball and the walks start at
+    latents."""
     path = str(run.path)
     assert fit_prior.main([path, "--prior", "gmm", "--components", "3", "--device", "cpu"]) == 0
     assert "270 latents of 6 dimensions" in capsys.readouterr().out  # of 300
@@ -438,8 +439,8 @@ def test_a_mixture_of_the_codes(run: Run, capsys) -> None:
     prior = read_prior(run, "last", "gmm", model)
     drawn = draw(model, "gmm", 500, generator(0, 0, "test"), prior=prior)
     assert drawn.norm(dim=1).max() <= 1 + 1e-6
-    codes = codes_of(run)
-    gain = prior.log_prob(codes).mean() - Normal(6, "full").fit(codes).log_prob(codes).mean()
+    latents = latents_of(run)
+    gain = prior.log_prob(latents).mean() - Normal(6, "full").fit(latents).log_prob(latents).mean()
     assert gain > 0
     options = ("--prior", "gmm", "--n", "2", "--steps", "4", "--iterations", "20")
     assert interpolate.main([path, "--method", "likelihood", *options, "--device", "cpu"]) == 0
@@ -457,12 +458,12 @@ def test_a_prior_of_pseudo_images_is_not_advised(run: Run, capsys) -> None:
 
 
 def test_commands_on_the_sphere(tmp_path: Path, capsys) -> None:
-    """The seed style, its codes on the sphere, drawn from it and walked around it."""
+    """The seed style, its latents on the sphere, drawn from it and walked around it."""
     run = trained(tmp_path / "run", "--style", "seed", "--steps", "6")
     path = str(run.path)
     assert sample.main([path, "--n", "4"]) == 0
     assert reconstruct.main([path, "--n", "4"]) == 0
-    assert "images, codes fitted by 4 steps from 3 starts" in capsys.readouterr().out
+    assert "images, latents fitted by 4 steps from 3 starts" in capsys.readouterr().out
     assert interpolate.main([path, "--n", "2", "--steps", "3"]) == 0
     assert (run.images / "interpolation-spherical.png").is_file()
     assert fit_prior.main([path, "--prior", "gmm", "--components", "3"]) == 0
@@ -481,7 +482,7 @@ def test_the_film_shows_the_same_images_through_training(run: Run, tmp_path: Pat
     model, data = run.model("last"), load(run.config.data)
     index = torch.linspace(0, len(data.train) - 1, 6).round().long()
     with torch.no_grad():
-        want = model.decode(codes_of(run)[index])
+        want = model.decode(latents_of(run)[index])
     sheet = np.asarray(Image.open(run.film / "00000020.png")).astype(float)
     assert sheet.shape == (96, 64)  # two in a row, each pixel as it is
     shown = np.concatenate(np.split(sheet, 2, 1), 0).reshape(2, 3, 32, 32)
@@ -630,7 +631,7 @@ def test_ids_are_numbers_without_names(run: Run, capsys) -> None:
     said = capsys.readouterr().out
     x = data.train.images(torch.tensor([7, 3])) / 255
     with torch.no_grad():
-        loss = model(x, latents=codes_of(run)[[7, 3]])["loss"].mean()
+        loss = model(x, latents=latents_of(run)[[7, 3]])["loss"].mean()
     assert f"train loss {float(loss):.4f} Laplacian L1, mean over 2 images" in said
     assert reconstruct.main([str(run.path), "--data-id", "60"]) == 1
     assert "no test image has the id '60'; ids go from 0 to 59" in capsys.readouterr().err
@@ -644,20 +645,20 @@ def test_the_rate_falls_at_intervals(tmp_path: Path) -> None:
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    """Codes move nearly as in float32, and stay in it."""
+    """Latents move nearly as in float32, and stay in it."""
     common = ("--steps", "1", "--model.initial", "gaussian")
-    start = codes_of(trained(tmp_path / "start", *common, "--model.alpha", "1e-9"))
+    start = latents_of(trained(tmp_path / "start", *common, "--model.alpha", "1e-9"))
     for order in ("simultaneous", "alternating"):
         options = (*common, "--model.order", order, "--precision")
         full, half = (
-            codes_of(trained(tmp_path / f"{order}-{precision}", *options, precision))
+            latents_of(trained(tmp_path / f"{order}-{precision}", *options, precision))
             for precision in ("fp32", "bf16")
         )
         assert half.dtype == torch.float32
         assert (half - full).norm() < 0.3 * (full - start).norm()
 
 
-def test_components_are_a_better_start_than_random_codes(tmp_path: Path) -> None:
+def test_components_are_a_better_start_than_random_latents(tmp_path: Path) -> None:
     """At as many steps."""
     last = {}
     for initial in ("pca", "gaussian"):

@@ -174,7 +174,7 @@ def test_max_floor_is_profile_up_to_the_error_and_trained_above():
     assert laplace.raw.grad.item() == pytest.approx(raw.grad.item(), rel=1e-5)
 
 
-def test_running_error_rules_in_evaluation():
+def test_running_error_is_the_scale_in_evaluation():
     laplace = Laplace("profile", 0.5)
     x, image = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
     assert laplace.scale() == 0.5

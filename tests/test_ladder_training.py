@@ -107,7 +107,7 @@ def digits():
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_model_and_prior_learn_together(kind, digits):
-    """On images of the test split: 60 steps, the prior rules in the last 45."""
+    """On images of the test split: 60 steps, the learned prior is in use in the last 45."""
     prior = {"width": 32, "components": 6}
     config = replace(config_of(kind, prior, warmup_epochs=3, refit_every=2), output="sigmoid")
     small = Small(config, digits.train, batch=48, lr=2e-3)
@@ -128,7 +128,7 @@ def test_model_and_prior_learn_together(kind, digits):
     warm, ahead = measured()
     small.run(15, 60)
     last, further = measured()
-    assert small.model.ruling
+    assert small.model.uses_learned_prior
     assert last < warm - 200 < loss - 400
     assert further > ahead + 10 > 10
 
@@ -152,7 +152,7 @@ def test_published_settings_train(digits):
     fitted = state(small.model.prior.code)
     assert small.model.prior.code.active == 6
     small.run(5, 7)
-    assert small.model.ruling
+    assert small.model.uses_learned_prior
     assert small.learner.skipped == 0
     assert float(small.model.prior.scale.value) == pytest.approx(0.1)
     assert not same(state(small.model.prior.decoder), decoder_of(inner))
@@ -179,13 +179,13 @@ def test_prior_rests_until_its_turn_comes(kind, alternate):
     assert not same(state(small.model.encoder), outer)
     small.run(3, 4)
     assert not same(state(small.model.prior), prior)
-    assert not small.model.ruling
+    assert not small.model.uses_learned_prior
     small.run(4, 7)
-    assert small.model.ruling
+    assert small.model.uses_learned_prior
     assert small.model.rules
 
 
-def test_learned_prior_gives_the_encoder_no_gradient_before_it_rules():
+def test_learned_prior_gives_the_encoder_no_gradient_before_it_is_in_use():
     for kind in LEARNED:
         gradients = []
         for epochs in (0, 1):  # the second time the prior learns too
@@ -207,10 +207,12 @@ def test_one_pass_gives_the_gradients_of_the_turns(kind):
         config = config_of(kind, {"scale": "learned"}, alternate=alternate)
         model = build(replace(config, image_scale="max_floor", start_scale=0.9), 0).train()
         model.begin_epoch(2)
-        for turn in model.turns or (None,):
-            modules = (model,) if turn is None else turn.modules
+        for alternating in model.alternating_steps or (None,):
+            modules = (model,) if alternating is None else alternating.modules
             weights = [weight for module in modules for weight in module.parameters()]
-            loss = model(x, noise=noise, turn=turn and turn.name)["loss"].mean()
+            loss = model(x, noise=noise, alternating_step=alternating and alternating.name)[
+                "loss"
+            ].mean()
             for weight, value in zip(
                 weights, torch.autograd.grad(loss, weights, retain_graph=False), strict=True
             ):
@@ -365,7 +367,7 @@ def test_importance_weights_have_the_mean_of_the_bound(kind):
     """log_weights is the ELBO's integrand: the same mean over draws."""
     small = Small(config_of(kind, warmup_epochs=1)).run(0, 9)
     model, x = small.model.eval(), images(48)
-    assert model.ruling
+    assert model.uses_learned_prior
     with torch.no_grad():
         weights = torch.stack(
             [model.log_weights(model.features(x), x, Noise(0, k)) for k in range(100)]
@@ -441,7 +443,7 @@ def test_a_fit_is_judged_by_unseen_images(kind):
 def test_warmed_up_run_samples_from_its_own_prior(tmp_path):
     assert train_digits(tmp_path / "run", "--model.prior.kind", "gmm", "--epochs", "3") == 0
     model = Run.open(tmp_path / "run").model("last")
-    assert model.ruling
+    assert model.uses_learned_prior
     assert model.prior.active <= 3
     drawn = model.draw_prior(5, torch.Generator().manual_seed(0))
     assert drawn.equal(model.prior.sample(5, generator=torch.Generator().manual_seed(0)))
@@ -605,16 +607,16 @@ import torch
 from fastlatent import train
 from fastlatent.training.loop import Training
 
-conclude = Training.conclude
+finalise = Training.finalise
 
 def telling(self):
     prior = self.learner.model.prior.code
     torch.manual_seed(0)
     density = prior.log_prob(3 * torch.randn(50, prior.dim)).detach()
     torch.save((prior.active, density), Path(sys.argv[1]) / f"{self.accelerator.process_index}.pt")
-    conclude(self)
+    finalise(self)
 
-Training.conclude = telling
+Training.finalise = telling
 sys.exit(train.main(sys.argv[2:]))
 """
 
@@ -641,7 +643,7 @@ def test_two_ranks_train_and_fit_alike(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "prior fitted anew" in done.stdout
-    assert Run.open(out).model("last").ruling
+    assert Run.open(out).model("last").uses_learned_prior
     (active, density), (other_active, other) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
     assert active == other_active > 1
     assert torch.equal(density, other)

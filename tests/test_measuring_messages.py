@@ -16,7 +16,7 @@ from fastlatent.geometry import (
     speed,
     straight,
 )
-from fastlatent.models.glo import fit_codes
+from fastlatent.models.glo import fit_latents
 from fastlatent.paths import likelihood_path
 
 D = 4
@@ -190,12 +190,12 @@ def test_searches_by_gradients_in_inference_mode():
     def fitted():
         images, starts = plain(points()).tanh()[:, None, None], points()[:, None].clone()
         loss = lambda x, y: (x - y).square().flatten(1).sum(1)  # noqa: E731
-        return fit_codes(lambda z: plain(z)[:, None, None], loss, images, starts, lambda z: z, 5)
+        return fit_latents(lambda z: plain(z)[:, None, None], loss, images, starts, lambda z: z, 5)
 
     with torch.no_grad():
-        codes = fitted().codes
+        latents = fitted().latents
     with torch.inference_mode():
-        torch.testing.assert_close(fitted().codes, codes)
+        torch.testing.assert_close(fitted().latents, latents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

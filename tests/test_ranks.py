@@ -409,7 +409,7 @@ def test_a_lone_process_may_be_numbered(monkeypatch, capsys, tmp_path: Path) -> 
     """Environments that have always been taken, or failed in PyTorch alone."""
     from fastlatent.training.loop import Training
 
-    monkeypatch.setattr(Training, "conclude", lambda self: None)
+    monkeypatch.setattr(Training, "finalise", lambda self: None)
     brief = [*TINY, "--steps", "1", "--checkpoint-every", "never"]
     for case, (size, number, local) in enumerate(
         [

@@ -128,6 +128,13 @@ def test_an_overflow_under_a_loss_scale_is_noticed(kind: str) -> None:
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize(
+    ("folder", "title"), [("lbae-digits", "lbae-digits"), ("first", "first: lbae-digits")]
+)
+def test_a_title_says_each_name_once(folder: str, title: str) -> None:
+    assert Run(Path("runs", folder), PRESETS["lbae-digits"].config).title == title
+
+
 def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor(7), "c": torch.empty(0, 2)}
     write_tensors(tmp_path / "t.safetensors", tensors, {"key": "value"})

@@ -7,7 +7,7 @@ import torch
 
 from fastlatent.estimate import Estimate
 from fastlatent.models import build
-from fastlatent.models.capabilities import LearnsCodes, turns_of
+from fastlatent.models.capabilities import LearnsLatents, alternating_steps_of
 from fastlatent.noise import Noise
 from fastlatent.presets import PRESETS
 from fastlatent.runs.evaluation.report import Losses
@@ -16,17 +16,17 @@ DIGITS = [name for name in PRESETS if name.endswith("-digits")]
 
 
 def values_of(model) -> dict[str, str]:
-    """The unit of each value of `forward`, in training, each of its turns, and evaluation."""
+    """The unit of each value of `forward`: in training, by alternating step, in evaluation."""
     x = torch.rand(4, *model.image_shape, generator=torch.Generator().manual_seed(0))
     noise = Noise(0, 0)
     given = (
         {"latents": model.draw_prior(4, torch.Generator())}
-        if isinstance(model, LearnsCodes)
+        if isinstance(model, LearnsLatents)
         else {}
     )
     found = set(model.train()(x, noise=noise, **given))
-    for turn in turns_of(model):
-        found |= set(model(x, noise=noise, turn=turn.name))
+    for step in alternating_steps_of(model):
+        found |= set(model(x, noise=noise, alternating_step=step.name))
     with torch.no_grad():
         found |= set(model.eval()(x, noise=noise))
     assert found <= set(model.units)

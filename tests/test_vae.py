@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlatent import evaluate, interpolate, reconstruct, sample, train
 from fastlatent.data import DataConfig, load
-from fastlatent.inference.passes import conclude, measure_loss
+from fastlatent.inference.passes import finalise, measure_loss
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import VAE, LBAEConfig, LVAEConfig, VAEConfig, build
 from fastlatent.models.capabilities import geometric_decoder
@@ -234,7 +234,7 @@ def test_every_size_that_is_taken_is_given_back() -> None:
 def fitted(model: VAE, n: int = 40) -> VAE:
     with torch.no_grad():
         x = images(model.image_shape, n).to(next(model.parameters()))
-        model.eval().conclude(x.split(16), Noise(0, 0))
+        model.eval().finalise(x.split(16), Noise(0, 0))
     return model
 
 
@@ -533,21 +533,21 @@ def test_part_of_the_images_is_drawn_at_random(run: Path) -> None:
 
     class Noting(VAE):
         @property
-        def concluding_images(self) -> int:
+        def finalising_images(self) -> int:
             return 70
 
-        def conclude(self, batches, noise) -> None:
+        def finalise(self, batches, noise) -> None:
             seen.extend(batches)
 
     noting = Noting(model.config).train()
-    conclude(noting, split, 32, seed=1)
+    finalise(noting, split, 32, seed=1)
     assert [len(part) for part in seen] == [32, 32, 6]
     assert noting.training
     first = split.images(torch.arange(70)) / 255
     assert not torch.equal(torch.cat(seen), first)
     once = list(seen)
     seen.clear()
-    conclude(noting, split, 70, seed=1)
+    finalise(noting, split, 70, seed=1)
     assert torch.equal(torch.cat(once), torch.cat(seen))
 
 

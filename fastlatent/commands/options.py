@@ -126,7 +126,7 @@ def several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         return None
     return PrimitiveConstructorSpec(
         "*",
-        f"[{spec.metavar} [{spec.metavar} ...]]",
+        f"{spec.metavar} ...",
         lambda words: tuple(spec.instance_from_str([word]) for word in words),
         lambda value: isinstance(value, tuple) and all(map(spec.is_instance, value)),
         lambda value: [word for part in value for word in spec.str_from_instance(part)],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
     pass
 
 
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+OptionalRun = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]")]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What every command on a run folder takes."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Run folder, as training or convert left it."""
     weights: Weights = "last"
-    """Weights of the newest checkpoint, or those with the lowest test loss."""
+    """Weights of the newest checkpoint (last), or those with the lowest test loss (best)."""
     seed: int | None = None
-    """Seed of everything random here; default: the run's."""
+    """Seed of all random numbers of this command; default: the run's."""
     batch: int | None = None
     """Images to compute at a time; default: the run's --test-batch."""
     device: Device = "auto"
-    """auto: the GPU if there is one."""
+    """Where to compute; auto: on the GPU if there is one."""
     root: Path | None = None
-    """Folder that holds the data sets, where it is not the one trained with."""
+    """Folder that holds the data sets; default: the one the run was trained with."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "n", "steps"):

@@ -24,30 +24,32 @@ class DataConfig:
     """Which images to use and how to serve them."""
 
     name: str = "digits"
-    """One of digits, mnist, fashion, kmnist, emnist (balanced; or emnist:SPLIT), static-mnist,
-    svhn, cifar10, celeba (celeba:valid tests on the validation images, celeba:random on 20,000 of
-    all, drawn by data.split_seed), multi-dsprites, multi-mnist, folder:PATH, npz:PATH, h5:PATH."""
+    """Data set: digits, mnist, fashion, kmnist, emnist (balanced) or emnist:SPLIT, static-mnist,
+    svhn, cifar10, celeba, multi-dsprites, multi-mnist, folder:PATH, npz:PATH or h5:PATH.
+    celeba:valid tests on the validation images. celeba:random tests on 20,000 of all images, drawn
+    by --data.split-seed."""
     root: Path | None = None
     """Folder that holds the data sets; default: the environment variable FASTLATENT_DATA."""
     size: int | None = None
     """Side of the square image the model sees; default: the data set's own size."""
     classes: tuple[int, ...] = ()
-    """Keep only images with one of these labels; default: all."""
+    """Keep only images with these labels; default: all."""
     per_class: int | None = None
-    """Keep at most this many training images of each label, the first in file order."""
+    """Training images of each label, at most: the first in file order."""
     validation: int = 0
-    """Training images to set apart, drawn by data.split_seed: training then measures its progress
-    on these, and on the test images only at its end."""
+    """Training images to set apart, drawn by --data.split-seed. Training measures its progress on
+    these. The test images are measured only at its end."""
     split_seed: int = 0
     """Seed of the images that are set apart."""
     crop: int | None = None
     """Side of a centre crop taken before resizing; default: resize the shorter side, then crop."""
     background: str = BACKGROUND
-    """What transparent pixels of image files are laid on: white, black or #rrggbb."""
+    """Colour behind transparent pixels of image files: white, black or #rrggbb."""
     resident: Resident = "auto"
-    """Device: uint8 images live on the device; stream: worker processes; auto: by size."""
+    """device: uint8 images are kept on the device; stream: worker processes read them; auto: by
+    size."""
     workers: int = 2
-    """Worker processes when streaming."""
+    """Worker processes that read a streamed data set."""
     download: bool = False
     """Let torchvision download missing files into the root."""
 

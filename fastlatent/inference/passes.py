@@ -91,7 +91,7 @@ def measure_reconstructions(
                 given = {"latents": latents}
             elif isinstance(model, Inferring):
                 features = model.features(corrupted(model, part.images, noise))
-                given, latents = {"features": features}, model.code_of(features)
+                given, latents = {"features": features}, model.latents_from(features)
             else:
                 latents = model.encode(corrupted(model, part.images, noise))
             _add(losses, model(part.images, noise=noise, **given))
@@ -180,15 +180,16 @@ def gather_codes(
     return statistics
 
 
-def conclude(model: LatentModel, split: Split, batch: int, seed: int) -> None:
-    """Let the model fit what it fits to its trained weights, to images of the split.
+def finalise(model: LatentModel, split: Split, batch: int, seed: int) -> None:
+    """Let the model run its last fit, on images of the split.
 
-    Those are drawn at random where it wants fewer than there are. Every rank computes the same.
+    The images are drawn at random where it wants fewer than all. Every rank computes the same.
     """
     with evaluating(model) as device:
-        order = epoch_order(len(split), seed, 0)[: model.concluding_images]
+        order = epoch_order(len(split), seed, 0)[: model.finalising_images]
         images = _Images(split, batch, device, order)
-        model.conclude(images, Noise(seed, 0).derived("conclude"))
+        # The name of the stream is as it was, so that numbers are.
+        model.finalise(images, Noise(seed, 0).derived("conclude"))
 
 
 class _Images:

@@ -2,7 +2,7 @@
 
 from fastlatent.models.base import LatentModel
 from fastlatent.models.bigan import BiGAN, BiGANConfig
-from fastlatent.models.capabilities import Group, Turn
+from fastlatent.models.capabilities import AlternatingStep, Group
 from fastlatent.models.glo import GLO, GLOConfig
 from fastlatent.models.ladder import LaDDer, LaDDerConfig
 from fastlatent.models.lbae import LBAE, LBAEConfig
@@ -42,6 +42,7 @@ __all__ = [
     "LBAE",
     "MODELS",
     "VAE",
+    "AlternatingStep",
     "BiGAN",
     "BiGANConfig",
     "GLOConfig",
@@ -53,7 +54,6 @@ __all__ = [
     "LadderVAE",
     "LatentModel",
     "ModelConfig",
-    "Turn",
     "VAEConfig",
     "build",
 ]

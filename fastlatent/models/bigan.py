@@ -1,4 +1,4 @@
-"""Bidirectional GAN: a generator, an encoder, and a discriminator of pairs of image and code.
+"""Bidirectional GAN: a generator, an encoder, and a discriminator of pairs (image, latents).
 
 J. Donahue, P. Krähenbühl, T. Darrell, "Adversarial Feature Learning", ICLR 2017, arXiv 1605.09782;
 layers and settings of M. P. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlatent.models.base import LatentModel
-from fastlatent.models.capabilities import Turn
+from fastlatent.models.capabilities import AlternatingStep
 from fastlatent.models.spectral import (
     ImageDecoder,
     SpectralBlock,
@@ -27,7 +27,7 @@ from fastlatent.noise import Noise, uncompiled
 
 CHANNELS = 16  # of the outer feature map of encoder and discriminator
 GENERATOR_CHANNELS = (16, 3)
-CODE_FEATURES = (16, 32)  # of the discriminator's layers for codes
+CODE_FEATURES = (16, 32)  # of the discriminator's layers for latents
 JOINT_FEATURES = 32  # of its layer for both
 
 
@@ -42,7 +42,8 @@ class BiGANConfig:
     dim: int = 16
     """Number of latents."""
     discriminator_rate: float = 0.6
-    """Learning rate of the discriminator, as a factor of --lr, that of encoder and generator."""
+    """Learning rate of the discriminator, as a factor of --lr. Encoder and generator learn at --lr.
+    """
 
     def __post_init__(self) -> None:
         check_image_shape("BiGANConfig", self.image_shape)
@@ -55,7 +56,7 @@ class BiGANConfig:
 
 
 class Encoder(nn.Module):
-    """Images (n, c, h, w) in [-1, 1] to codes (n, d)."""
+    """Images (n, c, h, w) in [-1, 1] to latents (n, d)."""
 
     def __init__(self, config: BiGANConfig):
         super().__init__()
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (n, c, h, w) in [-1, 1] with codes (n, d) to the logits (n,) of their being real."""
+    """Images (n, c, h, w) in [-1, 1] with latents (n, d) to the logits (n,) of their being real."""
 
     def __init__(self, config: BiGANConfig):
         super().__init__()
@@ -86,14 +87,15 @@ class Discriminator(nn.Module):
 
 
 class BiGAN(LatentModel):
-    """Adversarial networks with codes N(0, I); inside, images lie in [-1, 1].
+    """Adversarial networks with latents N(0, I); inside, images lie in [-1, 1].
 
-    A training step has two turns, each with a "loss" of its own, of binary cross-entropies in
-    nats: the discriminator learns that (x, E(x)) is real and (G(z), z) is not, then encoder and
-    generator learn the opposite, for other z. Neither says how good the model is, so what
-    `forward` measures otherwise, and the "loss" by which weights are called the best, is the mean
-    squared error of the pixels of G(E(x)) in [-1, 1], which nothing minimises. "score_real" and
-    "score_fake" are the probabilities of being real that the discriminator gives both pairs.
+    A training step has two alternating steps, each with a "loss" of its own, of binary
+    cross-entropies in nats: the discriminator learns that (x, E(x)) is real and (G(z), z) is not,
+    then encoder and generator learn the opposite, for other z. Neither says how good the model is,
+    so what `forward` measures otherwise, and the "loss" by which weights are called the best, is
+    the mean squared error of the pixels of G(E(x)) in [-1, 1], which nothing minimises.
+    "score_real" and "score_fake" are the probabilities of being real that the discriminator gives
+    both pairs.
     """
 
     def __init__(self, config: BiGANConfig):
@@ -108,11 +110,11 @@ class BiGAN(LatentModel):
         self.discriminator = Discriminator(config)
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
+    def alternating_steps(self) -> tuple[AlternatingStep, ...]:
         rate = self.config.discriminator_rate
         return (
-            Turn("discriminator", (self.discriminator,), rate),
-            Turn("generator", (self.encoder, self.decoder)),
+            AlternatingStep("discriminator", (self.discriminator,), rate),
+            AlternatingStep("generator", (self.encoder, self.decoder)),
         )
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
@@ -124,29 +126,29 @@ class BiGAN(LatentModel):
         x: Tensor,
         target: Tensor | None = None,
         noise: Noise | None = None,
-        turn: str | None = None,
+        alternating_step: str | None = None,
         features: Sequence[Tensor] | None = None,  # where they are known
     ) -> dict[str, Tensor]:
-        """Per-image values of a turn, or without one the error of the reconstructions.
+        """Per-image values of an alternating step; without one the error of reconstructions.
 
-        Raises ValueError without `noise`, as codes are always drawn.
+        Raises ValueError without `noise`, as latents are always drawn.
         """
         self._check_images("x", x)
         target = 2 * self._checked_target(x, target) - 1
         if noise is None:
-            raise ValueError("BiGAN: noise must be given, codes are drawn at random")
+            raise ValueError("BiGAN: noise must be given, latents are drawn at random")
         x = 2 * x - 1
-        z = self._normal(noise, turn or "measured", x)
+        z = self._normal(noise, alternating_step or "measured", x)
         fake = self.discriminator(self.decoder(z), z)
-        code = self.encoder(x) if features is None else features[0]
-        real = self.discriminator(x, code)
-        if turn is None:
-            error = (at_least_float32(self.decoder(code)) - target).square().flatten(1).mean(1)
+        encoded = self.encoder(x) if features is None else features[0]
+        real = self.discriminator(x, encoded)
+        if alternating_step is None:
+            error = (at_least_float32(self.decoder(encoded)) - target).square().flatten(1).mean(1)
             return {"loss": error, "score_real": real.sigmoid(), "score_fake": fake.sigmoid()}
         # softplus(logit) is the binary cross-entropy with the label 0, softplus(-logit) with 1.
-        sign = 1 if turn == "discriminator" else -1
+        sign = 1 if alternating_step == "discriminator" else -1
         values = {"loss": F.softplus(sign * fake) + F.softplus(-sign * real)}
-        if turn == "discriminator":
+        if alternating_step == "discriminator":
             values |= {"score_real": real.sigmoid(), "score_fake": fake.sigmoid()}
         return values
 
@@ -159,11 +161,11 @@ class BiGAN(LatentModel):
         return self.features(x)[0]
 
     def features(self, x: Tensor) -> tuple[Tensor]:
-        """The codes alone: (n, c, h, w) -> (n, d)."""
+        """The latents alone: (n, c, h, w) -> (n, d)."""
         self._check_images("x", x)
         return (self.encoder(2 * x - 1),)
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         return features[0]
 
     def decode(self, z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastlatent.data import Split
 from fastlatent.models.base import NATS, LatentModel
-from fastlatent.models.learned import LearnedCodes, Room
+from fastlatent.models.learned import LearnedLatents, Room
 from fastlatent.noise import Noise
 from fastlatent.priors import Normal, Prior, PriorKind
 
@@ -39,12 +39,12 @@ class Inferring(Protocol):
     def features(self, x: Tensor) -> Sequence[Tensor]:
         """What inference finds in images: (n, c, h, w) -> (n, ...) each."""
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         """What `encode` gives for images with these features: (n, ...) each -> (n, d)."""
 
 
 @runtime_checkable
-class LearnsCodes(Protocol):
+class LearnsLatents(Protocol):
     """Training learns a latent for each of its images, which `forward` is given as `latents`.
 
     Those of other images are found by a search.
@@ -52,7 +52,7 @@ class LearnsCodes(Protocol):
 
     @property
     def search(self) -> str:
-        """How codes of other images are found, in a few words."""
+        """How latents of other images are found, in a few words."""
 
     def stored_latents(self, split: Split) -> Tensor | None:
         """The learned latents of the split's images (n, d), where there are any.
@@ -63,7 +63,7 @@ class LearnsCodes(Protocol):
     def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
         """Those of the images at `index` (k,): (k, d)."""
 
-    def codes_to_learn(self, split: Split, room: Room) -> LearnedCodes:
+    def latents_to_learn(self, split: Split, room: Room) -> LearnedLatents:
         """Room for the latents of the split's images as training moves them, yet without values."""
 
 
@@ -201,11 +201,11 @@ class GeometricDecoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Part of a training step: a loss of its own, and the modules whose weights go down it."""
+class AlternatingStep:
+    """One of several optimizer steps that are taken in turn, each with a loss of its own."""
 
-    name: str  # that `forward` is given as `turn`
-    modules: tuple[nn.Module, ...]
+    name: str  # given to `forward` as `alternating_step`
+    modules: tuple[nn.Module, ...]  # modules this step optimises
     rate: float = 1.0  # factor of the learning rate
     unit: str = NATS  # of its loss
 
@@ -215,30 +215,30 @@ class Group:
     """Weights that learn at a rate of their own."""
 
     modules: tuple[nn.Module, ...]
-    rate: float = 1.0  # factor of the learning rate, on top of that of their turn
+    rate: float = 1.0  # factor of the learning rate, on top of that of the alternating step
     decay: float | None = None  # factor after each epoch; None: that of all, --lr-decay
 
 
 @runtime_checkable
 class Alternating(Protocol):
-    """A training step has turns, one after the other."""
+    """A training step consists of alternating steps, one after the other."""
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
-        """Its turns; () where settings make it move all weights down the loss."""
+    def alternating_steps(self) -> tuple[AlternatingStep, ...]:
+        """Those steps; () where settings choose one step for all weights."""
 
 
 @runtime_checkable
 class Staged(Protocol):
-    """Parts of the model learn at rates of their own, and rest in some epochs."""
+    """Parts of the model learn at rates of their own, and are frozen in some epochs."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The weights that learn at rates of their own; a weight is in one group at most."""
 
     @property
-    def resting(self) -> tuple[nn.Module, ...]:
-        """Modules whose weights the coming step leaves as they are."""
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """Modules that the coming step does not optimise."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Take up what changes with the epoch, counted from 0."""
@@ -273,7 +273,7 @@ class Refitting(Protocol):
     """
 
     def refit_images(self, epochs: int) -> int:
-        """How many training images `refit` wants after so many epochs; 0: none, it rests."""
+        """How many training images `refit` wants after so many epochs; 0: nothing is fitted."""
 
     def refit(self, batches: Iterable[Tensor], noise: Noise, epochs: int) -> dict[str, float]:
         """Fit after so many epochs, from images (n, c, h, w) each; gives numbers to log."""
@@ -283,17 +283,17 @@ class Refitting(Protocol):
 
 
 @runtime_checkable
-class Concluding(Protocol):
-    """After training something is fitted to the trained weights.
+class Finalising(Protocol):
+    """A last fit follows training, to the trained weights.
 
     To be called in evaluation mode and without gradients.
     """
 
     @property
-    def concluding_images(self) -> int:
-        """How many training images `conclude` wants at most; 0: training ends without it."""
+    def finalising_images(self) -> int:
+        """How many training images `finalise` wants at most; 0: it is not called."""
 
-    def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
+    def finalise(self, batches: Iterable[Tensor], noise: Noise) -> None:
         """Fit, from training images (n, c, h, w) each.
 
         Where the batches are no iterator, they can be read more than once, and are the same again.
@@ -339,12 +339,12 @@ def encoder_of(model: LatentModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 def stored_latents(model: LatentModel, split: Split) -> Tensor | None:
     """The learned latents of the split's images (n, d), where the model holds them."""
-    return model.stored_latents(split) if isinstance(model, LearnsCodes) else None
+    return model.stored_latents(split) if isinstance(model, LearnsLatents) else None
 
 
 def learned_latents(model: LatentModel, split: Split, index: Tensor) -> Tensor | None:
     """Latents (k, d) learned with the weights for the split's images at `index` (k,), if any."""
-    return model.learned_latents(split, index) if isinstance(model, LearnsCodes) else None
+    return model.learned_latents(split, index) if isinstance(model, LearnsLatents) else None
 
 
 def latents_of(model: LatentModel, x: Tensor, split: Split, index: Tensor) -> Tensor:
@@ -394,7 +394,7 @@ def prior_dim(model: LatentModel) -> int:
 def draw_latents(model: LatentModel, x: Tensor, noise: Noise | None = None) -> Tensor:
     """What a prior is fitted to, of images x: (n, c, h, w) -> (n, prior_dim).
 
-    A draw of q(z | x), its mean without noise; without a posterior the code.
+    A draw of q(z | x), its mean without noise; without a posterior what `encode` gives.
     """
     if isinstance(model, PartialPrior):
         return model.draw_latents(x, noise)
@@ -445,6 +445,6 @@ class SignedDecoder(nn.Module):
         return 2 * self.model.decode(z) - 1
 
 
-def turns_of(model: LatentModel) -> tuple[Turn, ...]:
-    """The turns of a training step; () where it just moves all weights down the loss."""
-    return model.turns if isinstance(model, Alternating) else ()
+def alternating_steps_of(model: LatentModel) -> tuple[AlternatingStep, ...]:
+    """The alternating steps of a training step; () where one step optimises all weights."""
+    return model.alternating_steps if isinstance(model, Alternating) else ()

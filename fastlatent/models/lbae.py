@@ -65,25 +65,26 @@ class LBAEConfig:
     architecture: Literal["mnist", "cifar10", "celeba"] = "mnist"
     """Layers for 32x32 grey, 32x32 colour or 64x64 colour images."""
     latent: Literal["bits", "gaussian"] = "bits"
-    """Bits, or the Gaussian VAE baseline."""
+    """Kind of latents: bits, or gaussian for the VAE baseline."""
     dim: int = 200
     """Number of bits, or of Gaussian latents."""
     surrogate: Literal["tanh", "clip", "identity"] = "tanh"
-    """Gradient that stands in for the sign's."""
+    """Gradient of the sign function in training."""
     width: float = 1.0
-    """Multiplies the channel numbers 64, 128 and 256."""
+    """Factor of the channel numbers 64, 128 and 256."""
     kl_weight: float = 0.0
-    """Gaussian latents: the KL enters the loss times kl_weight / dim."""
+    """Gaussian latents: the KL enters the loss with the weight kl_weight / dim."""
     evaluate_with: Literal["mean", "sample"] = "mean"
-    """Gaussian latents: what the test loss decodes."""
+    """Gaussian latents: the test loss decodes the posterior mean, or a sample."""
     corruption: Corruption = "none"
-    """Training input: Gaussian noise added and clipped to [0, 1], or a rectangle set to 0."""
+    """What training does to its input: noise adds Gaussian noise and clips to [0, 1]; blank sets a
+    rectangle to 0."""
     corruption_strength: float = 0.0
-    """Standard deviation of the noise, or the fraction of the image that is blanked."""
+    """Standard deviation of the noise, or blanked fraction of the image."""
     test_corruption: Corruption = "none"
-    """What the test loss is measured with: as --model.corruption."""
+    """What the test loss does to its input, as --model.corruption."""
     test_corruption_strength: float = 0.0
-    """Its strength, as --model.corruption-strength."""
+    """Strength of that, as --model.corruption-strength."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, expectation: str) -> None:
@@ -221,14 +222,14 @@ class LBAE(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes +/-1, or posterior means: (n, c, h, w) -> (n, d). Never corrupts its input."""
-        return self.code_of(self.features(x))
+        return self.latents_from(self.features(x))
 
     def features(self, x: Tensor) -> Sequence[Tensor]:
         """Logits of the bits, or mean and log variance: (n, c, h, w) -> (n, d) each."""
         self._check_images("x", x)
         return self.encoder(x)
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         bits = self.latent_kind == "bits"
         return binarize(features[0], self.config.surrogate)[0] if bits else features[0]
 

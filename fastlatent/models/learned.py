@@ -14,7 +14,7 @@ from fastlatent.noise import Noise
 
 @dataclass(frozen=True)
 class Room:
-    """Where and for what steps codes are learned; rank r of `world` holds r, r + world, ..."""
+    """Where latents are learned and kept; rank r of `world` holds r, r + world, ..."""
 
     device: torch.device
     seed: int
@@ -23,14 +23,14 @@ class Room:
     folder: Path  # for files that need not last
     rank: int = 0
     world: int = 1
-    in_file: bool = False  # the codes lie in a mapped file
+    in_file: bool = False  # keep the latents in a memory-mapped file
 
 
-class LearnedCodes(Protocol):
-    """Codes that are learned with the weights, those of one rank; `index` counts all images."""
+class LearnedLatents(Protocol):
+    """Latents that are learned with the weights, those of one rank; `index` counts all images."""
 
     def initialise(self) -> None:
-        """Codes to begin with; the same on any number of ranks."""
+        """Set the initial latents; the same on any number of ranks."""
 
     def take(self, batch: Batch) -> dict[str, Tensor]:
         """What `forward` is given for these images; their gradients are for `move`."""
@@ -44,19 +44,20 @@ class LearnedCodes(Protocol):
         parts: list[Batch],
         noises: list[Noise],
     ) -> list[dict[str, Tensor]]:
-        """Move the codes of a step, after the weights; values to log, of each part."""
+        """Gradient step of a step's latents, after that of the weights; values to log, by part."""
 
     def describe(self, model: Any) -> None:
-        """Tell the model what new codes and searches need; asks all ranks."""
+        """Set what the model needs for new latents and searches; asks all ranks."""
 
     def gather(self, index: Tensor) -> Tensor:
-        """The codes at `index` (k,) of whichever rank, on all of them: (k, d)."""
+        """The latents at `index` (k,) of whichever rank, on all of them: (k, d)."""
 
     def whole(self) -> Tensor | None:
-        """All codes (N, d), to be written; None on other ranks than the first, which are asked."""
+        """All latents (N, d), to be written; None on other ranks than the first, which are
+        asked."""
 
-    def restore(self, codes: Tensor) -> None:
-        """Take up this rank's rows of all codes (N, d); ValueError for those of other images."""
+    def restore(self, latents: Tensor) -> None:
+        """Take up this rank's rows of all latents (N, d); ValueError for those of other images."""
 
     def all_finite(self) -> bool:
-        """Whether every code of this rank is."""
+        """Whether every learned latent of this rank is finite."""

@@ -16,7 +16,7 @@ from fastlatent.noise import Noise
 
 FLOOR = 1e-2  # precision far from all data, the published zeta
 PART_BYTES = 1 << 26  # of differences, or of precisions, at a time
-KEPT_BYTES = 1 << 29  # of v(z) of all codes; where they take more they are computed at each step
+KEPT_BYTES = 1 << 29  # of v(z) at all latents; above that it is computed anew at each step
 
 
 class RadialBasis(nn.Module):
@@ -82,59 +82,59 @@ class PrecisionNet(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        codes: Tensor,  # (n, d), of the images
+        latents: Tensor,  # (n, d), of the images
         errors: Tensor | Iterable[Tensor],  # (n, D), their squared residuals, whole or in parts
         noise: Noise,
         error_floor: float,  # see fit_weights
         iterations: int,
     ) -> None:
-        """Centres by k-means over the codes, bandwidths by the spread around them, then weights.
+        """Centres by k-means over the latents, bandwidths by the spread around them, then weights.
 
         Errors in parts are taken one after the other, so that no more than one is in memory.
         """
-        centers, labels = cluster(codes, len(self.basis.centers), noise)
+        centers, labels = cluster(latents, len(self.basis.centers), noise)
         self.basis.centers.copy_(centers)
-        self.basis.bandwidths.copy_(0.5 / spreads(codes, centers, labels).square())
+        self.basis.bandwidths.copy_(0.5 / spreads(latents, centers, labels).square())
         pull = torch.zeros_like(self.weight.T)  # (K, D)
         first = 0
         for part in [errors] if isinstance(errors, Tensor) else errors:
-            near = codes[first : first + len(part)]
+            near = latents[first : first + len(part)]
             first += len(part)
             pull += _pull(self.basis.in_parts, near, part, error_floor)
-        self.weight.copy_(_climb(self.basis.in_parts, codes, pull, self.floor, iterations))
+        self.weight.copy_(_climb(self.basis.in_parts, latents, pull, self.floor, iterations))
         self.fitted.fill_(True)
 
 
-def cluster(codes: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Centres (count, d) of k-means (k-means++, no empty cluster) and each code's label (n,).
+def cluster(latents: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Centres (count, d) of k-means (k-means++, no empty cluster) and each latent's label (n,).
 
-    With fewer distinct codes than centres the last centres repeat the first and have no code.
+    With fewer distinct latents than centres the last centres repeat the first and have no latent.
     """
     from sklearn.cluster import KMeans
 
-    distinct = len(codes.unique(dim=0))
+    distinct = len(latents.unique(dim=0))
     seed = int(noise.uniform("clusters", ()) * 2**31)
     means = KMeans(min(count, distinct), n_init=1, max_iter=100, tol=0, random_state=seed)
-    labels = means.fit_predict(codes.cpu().numpy())
-    centers = torch.from_numpy(means.cluster_centers_).to(codes)
+    labels = means.fit_predict(latents.cpu().numpy())
+    centers = torch.from_numpy(means.cluster_centers_).to(latents)
     repeated = torch.arange(count) % len(centers)
-    return centers[repeated.to(codes.device)], torch.from_numpy(labels).to(codes.device).long()
+    return centers[repeated.to(latents.device)], torch.from_numpy(labels).to(latents.device).long()
 
 
-def spreads(codes: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-    """Mean distance of each centre's codes to it: (n, d), (K, d), (n,) -> (K,).
+def spreads(latents: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """Mean distance of each centre's latents to it: (n, d), (K, d), (n,) -> (K,).
 
-    A centre of one code or none takes the mean of the others, and none is below a millionth of the
-    spread of all codes.
+    A centre of one latent or none takes the mean of the others, and none is below a millionth of
+    the spread of all latents.
     """
     # Not by index_add, whose sums differ from run to run on CUDA.
     sums, counts = centers.new_zeros(2, len(centers))
     rows = max(1, PART_BYTES // (8 * len(centers)))
-    for part, label in zip(codes.split(rows), labels.split(rows), strict=True):
-        member = F.one_hot(label, len(centers)).to(codes.dtype)  # (rows, K)
+    for part, label in zip(latents.split(rows), labels.split(rows), strict=True):
+        member = F.one_hot(label, len(centers)).to(latents.dtype)  # (rows, K)
         sums += (part - centers[label]).norm(dim=1) @ member
         counts += member.sum(0)
-    scale = codes.std(0, unbiased=False).norm()
+    scale = latents.std(0, unbiased=False).norm()
     scale = torch.where(scale > 0, scale, 1.0)
     many = counts > 1
     means = torch.maximum(sums / counts, 1e-6 * scale)
@@ -162,30 +162,30 @@ def fit_weights(
 
 def _pull(
     basis: Callable[[Tensor], Tensor],  # (rows, d) -> (rows, K)
-    codes: Tensor,  # (n, d)
+    latents: Tensor,  # (n, d)
     errors: Tensor,  # (n, D)
     error_floor: float,
 ) -> Tensor:  # (K, D), sum of v(z) (e + error_floor)
     rows = max(1, PART_BYTES // max(1, errors[:1].nbytes))
-    parts = zip(codes.split(rows), errors.split(rows), strict=True)
+    parts = zip(latents.split(rows), errors.split(rows), strict=True)
     return sum(basis(near).T @ (part + error_floor) for near, part in parts)
 
 
 def _climb(
     basis: Callable[[Tensor], Tensor],  # (rows, d) -> (rows, K)
-    codes: Tensor,  # (n, d)
+    latents: Tensor,  # (n, d)
     pull: Tensor,  # (K, D), see `_pull`
     floor: Tensor,  # (1,)
     iterations: int,
 ) -> Tensor:  # (D, K)
-    """The steps of `fit_weights`, some codes at a time."""
+    """The steps of `fit_weights`, some latents at a time."""
     row = max(1, pull[0].nbytes, pull[:, 0].nbytes)
-    parts = codes.split(max(1, PART_BYTES // row))
-    if len(codes) * pull[:, 0].nbytes <= KEPT_BYTES:
+    parts = latents.split(max(1, PART_BYTES // row))
+    if len(latents) * pull[:, 0].nbytes <= KEPT_BYTES:
         parts, basis = [basis(part) for part in parts], _itself
     pull = pull.clamp(min=1e-30)
     sums = sum((basis(part).sum(0) for part in parts), pull.new_zeros(()))
-    weight = sums[:, None] / pull / (sums.sum() / len(codes))
+    weight = sums[:, None] / pull / (sums.sum() / len(latents))
     for _ in range(iterations):
         push = torch.zeros_like(weight)
         for part in parts:

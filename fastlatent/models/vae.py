@@ -39,16 +39,16 @@ class VAEConfig:
     samples: int = 4
     """Draws of the latents for each image in the loss."""
     fixed_variance: float = 1.6487
-    """Variance of every pixel in the loss, of images in [-1, 1]. The published program has e^0.5,
+    """Variance of every pixel in the loss, for images in [-1, 1]. The published program has e^0.5,
     as it takes its 0.5 for a log-variance."""
     centers_per_latent: int = 4
-    """Radial basis functions of the variance that is fitted after training, for each latent."""
+    """Radial basis functions for each latent, in the variance that is fitted after training."""
     variance_floor: float = 1e-4
-    """What every squared error counts for at least in its fit, of images in [-1, 1]."""
+    """Least squared error in that fit, for images in [-1, 1]."""
     variance_steps: int = 50
-    """Steps of its fit."""
+    """Optimizer steps of that fit."""
     variance_images: int = 60_000
-    """Training images to fit it to, at most."""
+    """Training images for that fit, at most."""
 
     def __post_init__(self) -> None:
         check_image_shape("VAEConfig", self.image_shape)
@@ -80,8 +80,8 @@ class Encoder(nn.Module):
 class VAE(LatentModel):
     """Gaussian latents, Gaussian pixels; inside, images lie in [-1, 1].
 
-    `forward` returns "loss" (negative ELBO under the fixed variance), "reconstruction" and "kl";
-    in evaluation also "fitted_reconstruction", of the mean code under the fitted variance, once
+    `forward` returns "loss" (negative ELBO under the fixed variance), "reconstruction" and "kl"; in
+    evaluation also "fitted_reconstruction", at the posterior mean under the fitted variance, once
     there is one.
     """
 
@@ -146,7 +146,7 @@ class VAE(LatentModel):
         mean, log_variance = map(at_least_float32, self.encoder(2 * x - 1))
         return mean, log_variance
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:
@@ -168,17 +168,17 @@ class VAE(LatentModel):
         return (self.decoder(z) + 1) / 2
 
     @property
-    def concluding_images(self) -> int:
+    def finalising_images(self) -> int:
         return self.config.variance_images
 
-    def conclude(self, batches: Iterable[Tensor], noise: Noise) -> None:
-        """Fit the variance to what the decoder leaves of each image at its own code."""
+    def finalise(self, batches: Iterable[Tensor], noise: Noise) -> None:
+        """Fit the variance to the decoder's error for each image at its own latents."""
         if iter(batches) is batches:
             batches = [*batches]  # they are read twice
-        codes = [self.encode(x) for x in batches]
-        errors = (self._errors(z, 2 * x - 1) for z, x in zip(codes, batches, strict=True))
+        latents = [self.encode(x) for x in batches]
+        errors = (self._errors(z, 2 * x - 1) for z, x in zip(latents, batches, strict=True))
         floor, steps = self.config.variance_floor, self.config.variance_steps
-        self.precision.fit(torch.cat(codes), errors, noise, floor, steps)
+        self.precision.fit(torch.cat(latents), errors, noise, floor, steps)
 
     def geometric_decoder(self) -> nn.Module:
         """Latents to mean images in [-1, 1], flattened; once they are fitted, also variances."""

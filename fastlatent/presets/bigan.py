@@ -28,8 +28,9 @@ def _like_mnist(name: str, description: str, data: DataConfig) -> Preset:
 
 BIGAN_PRESETS = (
     Preset(
-        "1,797 handwritten digits as 16 latents; needs no files. The discriminator learns so few "
-        "images by heart, so the digits stay blurred: squared error of reconstructions 0.29.",
+        "1,797 handwritten digits as 16 latents; needs no files. The images are so few that "
+        "the discriminator memorises them, and digits stay blurred. Squared error of "
+        "reconstructions 0.29.",
         replace(
             _MNIST,
             name="bigan-digits",

@@ -42,15 +42,15 @@ class TrainConfig:
     """How to train. The options of the model and of the data are listed below."""
 
     name: str
-    """Name of the run: without --out it goes to the folder runs/NAME."""
+    """Name of the run. Without --out, the run folder is runs/NAME."""
     model: ModelConfig
     data: DataConfig
     seed: int = 12345
-    """Seed of weights, order and noise; the same seed gives the same run."""
+    """Seed of weights, order and noise. The same seed gives the same run."""
     epochs: int = 10
     """Passes over the training images."""
     steps: int | None = None
-    """Stop after this many optimizer steps instead of after --epochs."""
+    """Stop after this many optimizer steps, in place of --epochs."""
     batch: int = 512
     """Images in one optimizer step, over all processes and accumulated parts together."""
     accumulate: int = 1
@@ -58,63 +58,64 @@ class TrainConfig:
     test_batch: int = 1024
     """Images per process at a time where no gradient is needed."""
     optimizer: Literal["adam", "adamax", "sgd"] = "adam"
-    """Adam, its variant that scales by the largest recent gradient, or plain gradient descent."""
+    """adam; adamax, which scales by the largest recent gradient; sgd, plain gradient descent."""
     lr: float = 1e-3
     """Learning rate at the start."""
     lr_decay: float = 1.0
-    """Factor of the learning rate after each epoch, or each --lr-decay-every; 1: it is constant."""
+    """Factor of the learning rate after each --lr-decay-every; 1: a constant rate."""
     lr_decay_every: str = "1 epoch"
-    """Interval of that: "10000 steps" or "2 epochs"."""
+    """Interval of --lr-decay: "10000 steps" or "2 epochs"."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Memories of adam's and adamax's running means of the gradient and of its square."""
+    """Decay rates of adam's and adamax's running means: of the gradient, and of its square."""
     weight_decay: float = 0.0
     """Factor of the L2 penalty that the optimizer adds to the gradient."""
     clip: float | None = None
-    """Scale the gradient down to this norm where it is longer."""
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
     clip_value: float | None = None
-    """Cut every entry of the gradient down to this size, before --clip."""
+    """Largest size of each entry of the gradient, before --clip."""
     skip: int = 0
-    """Leave out steps whose loss or gradient is infinite or NaN, up to so many in a row, and count
-    them; 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
+    """Leave out steps whose loss or gradient is infinite or NaN, at most this many in a row. They
+    are counted. 0: stop at the first. The loss scaler of fp16 leaves out up to 40 in any case."""
     ema: float | None = None
-    """Keep an exponential moving average of the weights with this decay (such as 0.999) and
-    evaluate, save and sample that."""
+    """Decay of an exponential moving average of the weights, such as 0.999. The average is then
+    evaluated, saved and sampled."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the forward and backward pass; weights and evaluation stay fp32."""
+    """Number format of the forward and backward pass. Weights and evaluation stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU if there is one."""
+    """Where to compute; auto: on the GPU if there is one."""
     compile: bool = False
     """Compile the training step with torch.compile: slow to start, then faster."""
     deterministic: bool = True
-    """Let cuDNN use only algorithms that repeat to the bit, as an exact resume on a GPU needs."""
+    """Let cuDNN use only deterministic algorithms, as an exact resume on a GPU needs."""
     log_every: str = "10 steps"
     """Interval of the logged training loss: "50 steps", "1 epoch" or "never"."""
     eval_every: str = "1 epoch"
-    """Interval of the test loss; it is measured at the end in any case."""
+    """Interval of the test loss. It is measured at the end in any case."""
     test_images: int | None = None
-    """Measure that loss on only so many test images, evenly spread; default: on all."""
+    """Test images for that loss, evenly spread; default: all."""
     bound_every: str = "never"
-    """Interval of the importance-weighted bound on the test log-likelihood, where the model has
-    one."""
+    """Interval of the importance-weighted bound on the test log-likelihood, for models with a
+    likelihood."""
     bound_samples: int = 100
     """Draws of the latents for each image in that bound."""
     bound_images: int | None = None
-    """Measure that bound on only so many test images, evenly spread; default: on all."""
+    """Test images for that bound, evenly spread; default: all."""
     pictures_every: str = "10 epochs"
-    """Interval of reconstructions, samples and interpolations; drawn at the end in any case."""
+    """Interval of reconstructions, samples and interpolations. They are drawn at the end in any
+    case."""
     film_every: str = "never"
-    """Interval of frames of the training film: reconstructions of always the same images."""
+    """Interval of frames of the training film. Each frame reconstructs the same images."""
     film_images: int = 64
     """Training images in the film, evenly spread."""
     code_table: Literal["device", "file"] = "device"
-    """Where codes lie that are learned for each image: on the device, or in a file that is mapped
-    into memory, beside the run folder, where they do not fit."""
+    """Where the learned latents of GLO are kept: on the device, or in a memory-mapped file beside
+    the run folder, for those that do not fit."""
     checkpoint_every: str = "1 epoch"
-    """Interval of checkpoints to resume from; one is written at the end in any case."""
+    """Interval of checkpoints to resume from. One is written at the end in any case."""
     keep: int = 3
-    """How many of the newest checkpoints to keep."""
+    """Checkpoints to keep, the newest ones."""
     picture_codes: int = 10_000
-    """Training images whose codes the samples drawn during training are fitted to."""
+    """Training images whose latents the samplers of training's pictures are fitted to."""
 
     def __post_init__(self) -> None:
         def require(good: bool, name: str, expectation: str) -> None:

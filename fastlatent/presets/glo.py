@@ -37,7 +37,7 @@ def _seed(
 ) -> TrainConfig:
     """The same data in the style of github.com/clvrai/Generative-Latent-Optimization-Tensorflow.
 
-    Codes, their start and rates as its page gives them for each data set; 100,000 steps.
+    Latents, their start and rates as its page gives them for each data set; 100,000 steps.
     """
     channels, side, _ = paper.model.image_shape
     grey = channels == 1
@@ -102,8 +102,8 @@ _DIGITS_SEED = replace(
 
 GLO_PRESETS = (
     _preset(
-        "1,797 handwritten digits, codes of 16 numbers, a quarter of the published width; needs no "
-        "files. Laplacian L1 of test images 0.048, of training images 0.082, in under 2 minutes.",
+        "1,797 handwritten digits, 16 latents, a quarter of the published width; needs no files. "
+        " Laplacian L1 of test images 0.048, of training images 0.082, in under 2 minutes.",
         _DIGITS,
         _DIGITS_SEED,
     ),

@@ -17,7 +17,7 @@ def _lbae(name: str, description: str, model: LBAEConfig, data: DataConfig, **re
 _MNIST = _lbae(
     "lbae-mnist",
     "MNIST as 200 bits, the published model. Test loss 179 nats per image after one epoch, 91.8 "
-    "after 4; not trained to the end yet.",
+    "after 4; training has not been finished.",
     LBAEConfig(architecture="mnist", dim=200),
     DataConfig(name="mnist", size=32),
     epochs=5000,

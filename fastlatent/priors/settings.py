@@ -20,23 +20,24 @@ class PriorSettings:
     """A prior to be fitted to latents after training."""
 
     prior: PriorKind = "gmm"
-    """normal: mean and covariance; gmm: a mixture; vamp: posteriors of learned pseudo-images;
-    hierarchical: a second VAE on the latents; ladder: that with a mixture over its own latents."""
+    """normal: mean and covariance; gmm: a Gaussian mixture; vamp: posteriors of learned
+    pseudo-images; hierarchical: a second VAE on the latents; ladder: a second VAE with a mixture
+    over its own latents."""
     covariance: Covariance = "full"
-    """Form of the covariance of normal, and of each component of gmm."""
+    """Form of the covariance: of normal, and of each component of gmm."""
     components: int = 50
-    """Components of the mixture at most (gmm, ladder), or pseudo-images (vamp)."""
+    """Components of the mixture, at most (gmm, ladder); or pseudo-images (vamp)."""
     code_dim: int = 2
     """Latents of the second VAE (hierarchical, ladder)."""
     width: int = 512
-    """Units of its hidden layers."""
+    """Units in each hidden layer of the second VAE."""
     depth: int = 5
     """Hidden layers of its encoder, and of its decoder."""
     scale: ScaleKind = "profile"
-    """Deviation of latents given the second VAE's: profile: the likeliest for each batch; learned:
-    by gradient; fixed: 0.1."""
+    """Standard deviation of p(z | t), the latents given the second VAE's: profile, the likeliest
+    for each batch; learned, by gradient; fixed, 0.1."""
     steps: int | None = None
-    """Steps of training (vamp, hierarchical, ladder); default: 4000 of vamp, 2000 of the others."""
+    """Training steps (vamp, hierarchical, ladder); default: 4000 for vamp, 2000 for the others."""
 
     def __post_init__(self) -> None:
         if self.prior not in get_args(PriorKind):

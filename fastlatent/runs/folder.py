@@ -4,7 +4,7 @@ config.json                how to train again
 data.npz                   images that were handed to fastlatent.train
 weights.safetensors        weights to use: the newest checkpoint's, or their moving average
 best.safetensors           weights at the lowest test loss
-latents.safetensors        codes learned for the training images (latents-best: with best)
+latents.safetensors        latents learned for the training images (latents-best: with best)
 codes.safetensors          counts over the training codes, for sampling (codes-best: of best)
 prior-<kind>.safetensors   a prior fitted to the latents, by fit_prior (prior-<kind>-best: of best)
 state/<step>/, latest      checkpoints to resume from: tensors and JSON only
@@ -33,7 +33,7 @@ from fastlatent.files.reading import load_weights, read_json, reading
 from fastlatent.files.writing import flush_to_disk
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.models import LatentModel, build
-from fastlatent.models.capabilities import LearnsCodes
+from fastlatent.models.capabilities import LearnsLatents
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
 from fastlatent.runs.config import read_config, to_json
@@ -48,7 +48,7 @@ LATENT_FILES: dict[Weights, str] = {
     "last": "latents.safetensors",
     "best": "latents-best.safetensors",
 }
-CHUNK = 1 << 16  # codes looked at a time
+CHUNK = 1 << 16  # latents checked at a time
 DATA = "data.npz"
 BEST_FILES = (WEIGHT_FILES["best"], LATENT_FILES["best"])
 # What a run leaves that never got as far as a trained step.
@@ -58,7 +58,7 @@ BEGINNING = (
 )
 EVALUATED = "weights"  # the tensors of a checkpoint that become weights.safetensors
 FINISHED = "finished.json"  # of a checkpoint after which nothing is left to do
-LATENTS = "latents"  # those that become latents.safetensors, where codes are learned
+LATENTS = "latents"  # learned ones, which become latents.safetensors
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class Run:
 
     path: Path
     config: TrainConfig
+
+    @property
+    def title(self) -> str:
+        """The folder's name, followed by the run's own name where the two differ."""
+        folder, name = self.path.absolute().name, self.config.name
+        return name if folder == name else f"{folder}: {name}"
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -168,38 +174,38 @@ class Run:
         with reading(self.path / "config.json", "describes a model that cannot be built"):
             model = build(self.config.model, self.config.seed)
         load_weights(model, read_tensors(path)[0], path)
-        if isinstance(model, LearnsCodes):
-            model.codes = self.latents(which, model.latent_dim)
+        if isinstance(model, LearnsLatents):
+            model.latents = self.latents(which, model.latent_dim)
         return model.to(device).eval()
 
     def latents(self, which: Weights, dim: int) -> Tensor:  # (N, d)
-        """The codes learned for the training images, mapped from their file.
+        """The latents learned for the training images, mapped from their file.
 
         Raises RunError when there are none, or they were learned with other weights than those
         beside them, ValueError when they are of another size.
         """
         path = self.path / LATENT_FILES[which]
         if not path.is_file():
-            raise RunError(f"{self.path} holds no {path.name}, the codes of its training images")
+            raise RunError(f"{self.path} holds no {path.name}, the latents of its training images")
         tensors, marks = read_tensors(path)
-        codes = tensors.get("codes")
-        if codes is None or codes.dim() != 2 or codes.shape[1] != dim:
-            found = None if codes is None else tuple(codes.shape)
-            raise ValueError(f"{path} must hold codes of {dim} numbers each; got {found}")
-        if codes.dtype != torch.float32:
-            raise ValueError(f"{path} must hold codes in float32; got {codes.dtype}")
-        if not all(bool(part.isfinite().all()) for part in codes.split(CHUNK)):
-            raise ValueError(f"{path} is damaged: it holds codes that are NaN or infinite")
+        latents = tensors.get("codes")
+        if latents is None or latents.dim() != 2 or latents.shape[1] != dim:
+            found = None if latents is None else tuple(latents.shape)
+            raise ValueError(f"{path} must hold latents of {dim} numbers each; got {found}")
+        if latents.dtype != torch.float32:
+            raise ValueError(f"{path} must hold latents in float32; got {latents.dtype}")
+        if not all(bool(part.isfinite().all()) for part in latents.split(CHUNK)):
+            raise ValueError(f"{path} is damaged: it holds latents that are NaN or infinite")
         images = self._trained_images()
-        if images is not None and len(codes) != images:
-            raise ValueError(f"{path} must hold codes of {images:,} images; got {len(codes):,}")
+        if images is not None and len(latents) != images:
+            raise ValueError(f"{path} must hold latents of {images:,} images; got {len(latents):,}")
         weights, mark = self.weights_file(which), marks.get("weights")  # older runs have no mark
         if mark is not None and mark != fingerprint(weights):
             raise RunError(
-                f"{path} holds codes learned with other weights than {weights.name}; a checkpoint "
-                f"has both: python -m fastlatent.train --resume {self.path}"
+                f"{path} holds latents learned with other weights than {weights.name}; "
+                f"a checkpoint has both: python -m fastlatent.train --resume {self.path}"
             )
-        return codes
+        return latents
 
     def _trained_images(self) -> int | None:
         """How many images the run was trained on, as far as its checkpoint tells."""
@@ -240,7 +246,7 @@ class Run:
         tensors: dict[str, Tensor],
         step: int,
         loss: float,
-        latents: dict[str, Tensor] | None = None,  # learned codes, where there are such
+        latents: dict[str, Tensor] | None = None,  # learned ones, for a model that learns them
     ) -> None:
         metadata = {"step": str(step), "test_loss": repr(loss)}
         write_tensors(self.path / WEIGHT_FILES["best"], tensors, metadata)
@@ -413,5 +419,5 @@ def _is_being_written(temporary: Path) -> bool:
 
 
 def write_latents(path: Path, latents: dict[str, Tensor], weights: Path) -> None:
-    """Write learned codes with a mark of the file of the weights that they belong to."""
+    """Write learned latents with a mark of the file of the weights that they belong to."""
     write_tensors(path, latents, {"weights": fingerprint(weights)})

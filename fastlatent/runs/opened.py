@@ -159,7 +159,7 @@ class OpenedRun:
     @property
     def subject(self) -> str:
         """What its pictures are of: the run and its weights."""
-        return f"{self.path.name}: {self.config.name}, {self.weights} weights"
+        return f"{self.folder.title}, {self.weights} weights"
 
     def draw(self, picture: "Image", path: Path) -> Path:
         """Write a picture of the run, which says so below."""

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from fastlatent.jobs.errors import UsageError
-from fastlatent.models.capabilities import LearnsCodes
+from fastlatent.models.capabilities import LearnsLatents
 from fastlatent.priors import PriorKind
 from fastlatent.runs.files import read_tensors
 from fastlatent.runs.folder import CODE_FILES, LATENT_FILES, WEIGHT_FILES, Run, write_latents
@@ -29,10 +29,10 @@ def save(trained: OpenedRun, folder: Path) -> Path:
     else:
         model = trained.model
         new.write_weights(model.state_dict())
-        if isinstance(model, LearnsCodes):
-            codes = trained.folder.latents(trained.weights, model.latent_dim)
+        if isinstance(model, LearnsLatents):
+            latents = trained.folder.latents(trained.weights, model.latent_dim)
             path = folder / LATENT_FILES["last"]
-            write_latents(path, {"codes": codes}, new.weights_file("last"))
+            write_latents(path, {"codes": latents}, new.weights_file("last"))
     metrics = trained.path / "metrics.jsonl"
     if metrics.is_file():
         shutil.copyfile(metrics, folder / metrics.name)

@@ -21,8 +21,8 @@ from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import processes, world
 from fastlatent.metrics import Weighing
 from fastlatent.models import LatentModel, build
-from fastlatent.models.capabilities import Annealed, DataDependent, LaidOut, LearnsCodes, Staged
-from fastlatent.models.learned import LearnedCodes, Room
+from fastlatent.models.capabilities import Annealed, DataDependent, LaidOut, LearnsLatents, Staged
+from fastlatent.models.learned import LearnedLatents, Room
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig
 from fastlatent.runs import (
@@ -35,7 +35,7 @@ from fastlatent.runs import (
     unpack_optimizer,
 )
 from fastlatent.training.meter import Meter
-from fastlatent.training.objective import Move, moves, total
+from fastlatent.training.objective import StepObjective, step_objectives, total
 from fastlatent.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ def _without_settings_of_the_launcher(config: TrainConfig) -> Iterator[None]:
         os.environ |= given
 
 
-def codes_of(
+def learned_latents_for(
     model: LatentModel, config: TrainConfig, accelerator: "Accelerator", split: Split, folder: Path
-) -> LearnedCodes | None:
-    """Room for the codes of the training images, where the model learns any."""
-    if not isinstance(model, LearnsCodes):
+) -> LearnedLatents | None:
+    """Room for the latents of the training images, where the model learns any."""
+    if not isinstance(model, LearnsLatents):
         return None
     if config.precision == "fp16":
-        raise UsageError("--precision fp16 does not go with learned codes; use bf16 or fp32")
+        raise UsageError("--precision fp16 does not go with learned latents; use bf16 or fp32")
     room = Room(
         accelerator.device,
         config.seed,
@@ -146,7 +146,7 @@ def codes_of(
         accelerator.num_processes,
         in_file=config.code_table == "file",
     )
-    return model.codes_to_learn(split, room)
+    return model.latents_to_learn(split, room)
 
 
 class Diverged(RunError):
@@ -168,7 +168,7 @@ class Learner:
     """
 
     def __init__(self, config: TrainConfig, accelerator: "Accelerator", split: Split, place: Path):
-        """A model with seeded weights, and where it learns codes, room for those of the split.
+        """A model with seeded weights, and room for the latents of the split if it learns any.
 
         The folder `place` is for files that need not last.
         """
@@ -191,11 +191,11 @@ class Learner:
             if config.ema
             else None
         )
-        self._moves = moves(self.model, accelerator)
-        self._rated = [rated for move in self._moves for rated in move.rated]
-        groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._rated]
+        self._steps = step_objectives(self.model, accelerator)
+        self._groups = [group for part in self._steps for group in part.groups]
+        groups = [{"params": part.weights, "lr": config.lr * part.rate} for part in self._groups]
         self.optimizer = accelerator.prepare(optimizer_of(config, groups))
-        self.codes = codes_of(self.model, config, accelerator, split, place)
+        self.learned = learned_latents_for(self.model, config, accelerator, split, place)
         self.meter = Meter(accelerator.device)
         self.values: list[dict[str, Tensor]] = []  # of the last step: those of each of its parts
         self.best: Best | None = None
@@ -213,8 +213,8 @@ class Learner:
 
     def shown(self) -> LatentModel:
         """The model to evaluate and sample, the same on all ranks; to be called on all of them."""
-        if self.codes is not None:
-            self.codes.describe(self.chosen)
+        if self.learned is not None:
+            self.learned.describe(self.chosen)
         if dist.is_initialized():
             for buffer in self.chosen.buffers():
                 dist.broadcast(buffer, 0)
@@ -228,9 +228,10 @@ class Learner:
                 kept.copy_(fitted)
 
     def initialise(self, split: Split) -> None:
-        """Codes, and weights from a batch spread over the split, where the model has such."""
-        if self.codes is not None:
-            self.codes.initialise()
+        """Initialise learned latents, and weights from a batch spread over the split, where there
+        are any."""
+        if self.learned is not None:
+            self.learned.initialise()
         if isinstance(self.model, DataDependent) and self.model.data_dependent:
             chosen = split.spread(self.config.batch)
             images = unit_images(split, chosen, self.accelerator.device)
@@ -242,9 +243,9 @@ class Learner:
             self.average.module.load_state_dict(self.model.state_dict())
 
     def learn(self, step: int, parts: list[Batch], plan: Plan) -> None:
-        """One optimizer step for each turn, the gradient summed up over the parts."""
-        for move in self._moves:
-            move.objective.train()
+        """One optimizer step for each alternating step, the gradient summed over the parts."""
+        for alternating in self._steps:
+            alternating.objective.train()
         epoch = step // plan.steps_per_epoch
         if self._staged is not None:
             self._staged.begin_epoch(epoch)
@@ -255,43 +256,43 @@ class Learner:
         if self._kept_statistics:
             torch._foreach_copy_(self._kept_statistics, self._statistics)
         noises = [plan.noise(step, part) for part in range(len(parts))]
-        seen: list[list[dict[str, Tensor]]] = []  # of each turn, the values of each part
-        for move in self._moves:
-            values, norm, finite = self._take(move, parts, noises)
+        seen: list[list[dict[str, Tensor]]] = []  # alternating steps by parts
+        for alternating in self._steps:
+            values, norm, finite = self._take(alternating, parts, noises)
             if not finite:
-                if self.codes is not None:
-                    self.codes.leave()
+                if self.learned is not None:
+                    self.learned.leave()
                 self._leave_out(step + 1, values)
                 return
             if self.accelerator.optimizer_step_was_skipped:
                 self._count_overflow(step + 1)
                 return
-            seen.append([move.labelled(each, norm) for each in values])
-        if self.codes is not None:
-            objective = self.accelerator.unwrap_model(self._moves[0].objective)
-            seen.append(self.codes.move(objective, parts, noises))
+            seen.append([alternating.labelled(each, norm) for each in values])
+        if self.learned is not None:
+            objective = self.accelerator.unwrap_model(self._steps[0].objective)
+            seen.append(self.learned.move(objective, parts, noises))
         self._skipped_in_a_row = 0
-        self.values = [total(turns) for turns in zip(*seen, strict=True)]
+        self.values = [total(part) for part in zip(*seen, strict=True)]
         for values in self.values:
             self.meter.add(values, step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
 
     def _take(
-        self, move: Move, parts: list[Batch], noises: list[Noise]
+        self, alternating: StepObjective, parts: list[Batch], noises: list[Noise]
     ) -> tuple[list[dict[str, Tensor]], Tensor, bool]:
-        """One turn: the values of each part, the gradient's norm, whether the step was made."""
+        """The values of each part, the gradient's norm, and whether the step was taken."""
         seen = []
         finite = True
-        with move.alone():
+        with alternating.alone():
             for batch, noise in zip(parts, noises, strict=True):
-                with self.accelerator.accumulate(move.objective):
-                    given = {} if self.codes is None else self.codes.take(batch)
-                    values = move.objective(batch.images, noise, **given)
+                with self.accelerator.accumulate(alternating.objective):
+                    given = {} if self.learned is None else self.learned.take(batch)
+                    values = alternating.objective(batch.images, noise, **given)
                     self.accelerator.backward(values["loss"])
                     seen.append(values)
                     if self.accelerator.sync_gradients:
-                        self._rest()
+                        self._drop_frozen_gradients()
                         norm = self._bound_gradient()
                         finite = not self.config.skip or self._all_finite(seen, norm)
                     if finite:
@@ -305,13 +306,13 @@ class Learner:
         period = every.count * (plan.steps_per_epoch if every.unit == "epoch" else 1)
         decayed = self.config.lr_decay ** (step // period) if period else 1.0
         epochs = step // plan.steps_per_epoch
-        for group, part in zip(self.optimizer.param_groups, self._rated, strict=True):
+        for group, part in zip(self.optimizer.param_groups, self._groups, strict=True):
             factor = decayed if part.decay is None else part.decay**epochs
             group["lr"] = self.config.lr * factor * part.rate
 
-    def _rest(self) -> None:
-        """Take the gradient from weights that this step leaves as they are."""
-        for module in () if self._staged is None else self._staged.resting:
+    def _drop_frozen_gradients(self) -> None:
+        """Drop the gradients of frozen modules, so that this step leaves their weights alone."""
+        for module in () if self._staged is None else self._staged.frozen:
             for weight in module.parameters():
                 weight.grad = None
 
@@ -319,7 +320,7 @@ class Learner:
         """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
-        if not parameters:  # a turn of what rests
+        if not parameters:  # all that this step optimises is frozen
             return torch.zeros((), device=self.accelerator.device)
         norm = left = nn.utils.get_total_norm([one.grad for one in parameters])
         if self.config.clip_value is not None:
@@ -382,8 +383,8 @@ class Learner:
         """Diverged when a weight is not finite after `step` steps."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise Diverged(f"a weight became infinite or NaN at step {step}")
-        if self.codes is not None and not self.codes.all_finite():
-            raise Diverged(f"a code became infinite or NaN at step {step}")
+        if self.learned is not None and not self.learned.all_finite():
+            raise Diverged(f"a learned latent became infinite or NaN at step {step}")
 
     def any_rank(self, signal: int | None) -> int | None:
         """The signal that this or another rank received; to be called on all of them."""
@@ -405,8 +406,8 @@ class Learner:
         from accelerate.utils import gather_object
 
         tensors: dict[str, dict[str, Tensor]] = {}
-        if self.codes is not None:
-            self.codes.describe(self.chosen)
+        if self.learned is not None:
+            self.learned.describe(self.chosen)
             tensors[LATENTS] = self.latents()
         tensors[EVALUATED] = self.chosen.state_dict()
         if self.average is not None:
@@ -436,8 +437,8 @@ class Learner:
         )
 
     def latents(self) -> dict[str, Tensor]:
-        """The learned codes, to be written, on the first rank; asks all of them."""
-        whole = None if self.codes is None else self.codes.whole()
+        """The learned latents, to be written, on the first rank; asks all of them."""
+        whole = None if self.learned is None else self.learned.whole()
         return {} if whole is None else {"codes": whole}
 
     def restore(self, state: State) -> None:
@@ -458,8 +459,8 @@ class Learner:
         if self.average is not None:
             load_weights(self.model, state.tensors["model"], folder / "model.safetensors")
             self.average.n_averaged.fill_(values["averaged"])
-        if self.codes is not None:
-            self.codes.restore(state.tensors[LATENTS]["codes"])
+        if self.learned is not None:
+            self.learned.restore(state.tensors[LATENTS]["codes"])
         unpack_optimizer(self.optimizer, state.tensors["optimizer"], values["optimizer"])
         if self.accelerator.scaler is not None and values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])

@@ -24,8 +24,8 @@ from fastlatent.jobs.ranks import (
 )
 from fastlatent.jobs.signals import Signals
 from fastlatent.models.capabilities import (
-    Concluding,
-    LearnsCodes,
+    Finalising,
+    LearnsLatents,
 )
 from fastlatent.presets import TrainConfig
 from fastlatent.runs import Log, Run, State, locked
@@ -77,7 +77,7 @@ def train(
             try:
                 training.learn()
                 with signals.at_once():
-                    training.conclude()
+                    training.finalise()
             except Heard as heard:
                 raise Stopped(
                     f"stopped after step {training.done}, which is saved, before the end was "
@@ -121,7 +121,7 @@ class Training:
         self.test = (data.validation or data.test).to(device)
         number, count = accelerator.process_index, accelerator.num_processes
         self.learner = Learner(config, accelerator, self.train, out.parent)
-        owned = isinstance(self.learner.model, LearnsCodes)
+        owned = isinstance(self.learner.model, LearnsLatents)
         self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
         check_bound(self.learner.model, config)
@@ -272,7 +272,7 @@ class Training:
                 self.run.save(state)
                 self.run.prune(self.config.keep)
 
-    def conclude(self) -> None:
+    def finalise(self) -> None:
         """What a finished run shows: test loss, codes to sample from, pictures, where to go on."""
         if self.test_loss is None:
             measuring.evaluate(self)
@@ -282,7 +282,7 @@ class Training:
             losses = measuring.losses_on(self, model, test)
             self.record("test", losses)
             say(f"{self.position()}: test loss {losses['loss']:.4f} {model.loss_unit}")
-        if isinstance(model, Concluding) and model.concluding_images:
+        if isinstance(model, Finalising) and model.finalising_images:
             measuring.fit_at_the_end(self, model)
         codes = None
         if model.latent_kind == "bits":
@@ -297,7 +297,7 @@ class Training:
         return f"step {self.done} (epoch {self.plan.epoch(self.done):.4g})"
 
     def subject(self) -> str:
-        return f"{self.run.path.name}: {self.config.name}, {self.position()}"
+        return f"{self.run.title}, {self.position()}"
 
     def record(self, kind: str, numbers: dict[str, float]) -> None:
         if self.log is not None:

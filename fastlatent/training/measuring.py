@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fastlatent.data import Split
 from fastlatent.inference.passes import (
     HELD_OUT,
-    conclude,
+    finalise,
     measure_bound,
     measure_loss,
     refit,
@@ -97,11 +97,11 @@ def fit_between_epochs(training: "Training") -> None:
 
 
 def fit_at_the_end(training: "Training", model: LatentModel) -> None:
-    """What the model fits to its trained weights, into the run's weights, last and best.
+    """Run the model's last fit, and store it in the run's weights, last and best.
 
     Checkpoints keep the weights that training goes on from.
     """
-    conclude(model, training.train, training.config.test_batch, training.config.seed)
+    finalise(model, training.train, training.config.test_batch, training.config.seed)
     losses = losses_on(training, model, training.test)
     fitted = {name: value for name, value in losses.items() if name.startswith("fitted_")}
     training.record("fitted", fitted)
@@ -116,7 +116,7 @@ def fit_at_the_end(training: "Training", model: LatentModel) -> None:
         if best is not None:
             if best.step != training.done:
                 model = training.run.model("best", training.accelerator.device)
-                conclude(model, training.train, training.config.test_batch, training.config.seed)
+                finalise(model, training.train, training.config.test_batch, training.config.seed)
             training.run.write_best(model.state_dict(), *best)
 
 

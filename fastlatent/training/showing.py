@@ -18,7 +18,7 @@ from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import (
     Staged,
     Termed,
-    turns_of,
+    alternating_steps_of,
 )
 from fastlatent.plots import loss_curve, save, term_curves, tiles
 from fastlatent.priors import BernoulliCopula, CodeStatistics
@@ -83,7 +83,7 @@ def film(training: "Training") -> None:
     learner, film = training.learner, training.run.film
     index = spread_to_both_ends(len(training.train), training.config.film_images)
     model = learner.shown()
-    latents = None if learner.codes is None else learner.codes.gather(index)
+    latents = None if learner.learned is None else learner.learned.gather(index)
     with main_alone() as mine:
         if not mine:
             return
@@ -114,8 +114,8 @@ def show(training: "Training", model: LatentModel, codes: CodeStatistics | None)
             say("\n".join(quality.lines()))
     pictures = show_model(model, training.test, seed, batch, copula, every_sampling=True)
     metrics = read_metrics(training.out)
-    turns = {f"{turn.name}_loss": turn.unit for turn in turns_of(model)}
-    pictures["loss"] = loss_curve(metrics, model.loss_unit, turns)
+    losses = {f"{step.name}_loss": step.unit for step in alternating_steps_of(model)}
+    pictures["loss"] = loss_curve(metrics, model.loss_unit, losses)
     if isinstance(model, Termed) and model.terms:
         pictures["terms"] = term_curves(metrics, model.terms)
     for name, picture in pictures.items():

@@ -7,8 +7,8 @@ import torch
 from fastlatent.data import Split
 from fastlatent.inference.latents import unit_images
 from fastlatent.jobs.errors import UsageError
-from fastlatent.models import LatentModel, Turn
-from fastlatent.models.capabilities import LearnsCodes, turns_of
+from fastlatent.models import AlternatingStep, LatentModel
+from fastlatent.models.capabilities import LearnsLatents, alternating_steps_of
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig
 
@@ -23,10 +23,10 @@ def check_parts(config: TrainConfig, model: LatentModel, train: Split, world: in
     device = next(model.parameters()).device
     trial = copy.deepcopy(model).train()
     image = unit_images(train, torch.zeros(1, dtype=torch.int64), device)
-    codes = {"latents": torch.zeros(1, model.latent_dim, device=device)}
-    given = codes if isinstance(model, LearnsCodes) else {}
-    for turn in turns_of(trial) or (Turn("", (trial,)),):
-        options = {"turn": turn.name} if turn.name else {}
+    learned = {"latents": torch.zeros(1, model.latent_dim, device=device)}
+    given = learned if isinstance(model, LearnsLatents) else {}
+    for step in alternating_steps_of(trial) or (AlternatingStep("", (trial,)),):
+        options = {"alternating_step": step.name} if step.name else {}
         try:
             with torch.no_grad():
                 trial(image, noise=Noise(config.seed, 0), **options, **given)

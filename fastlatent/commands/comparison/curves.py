@@ -49,19 +49,19 @@ class Chart:
 
 
 def charts_of(runs: Sequence[Subject]) -> list[Chart]:
-    """Training and test losses, those of one scale together; losses of turns by themselves."""
+    """Training and test losses, those of one scale together; those of alternating steps apart."""
     panels: dict[tuple[object, ...], Chart] = {}
     for place, run in enumerate(runs):
-        turns = run.turns
-        drawn = [("test", "loss")] + ([] if turns else [("train", "loss")])
+        losses = run.alternating_losses
+        drawn = [("test", "loss")] + ([] if losses else [("train", "loss")])
         for kind, name in drawn:
             loss = f"loss, {run.model.loss_unit}"
             panel = panels.setdefault(run.scale, Chart(run.subject, loss))
             _add(panel, place, run, kind, name)
-        for turn in turns:
-            loss = f"{turn.replace('_', ' ')}, training"
-            panel = panels.setdefault((*run.scale, turn), Chart(run.subject, loss))
-            _add(panel, place, run, "train", turn)
+        for name in losses:
+            loss = f"{name.replace('_', ' ')}, training"
+            panel = panels.setdefault((*run.scale, name), Chart(run.subject, loss))
+            _add(panel, place, run, "train", name)
     return [panel for panel in panels.values() if panel.curves]
 
 

@@ -84,8 +84,8 @@ class Subject:
         return [(line["step"], line[name]) for line in lines]
 
     @property
-    def turns(self) -> list[str]:
-        """The losses of the turns of a training step; empty where it has but one loss."""
+    def alternating_losses(self) -> list[str]:
+        """The losses of alternating steps; empty where a training step has one loss."""
         lines = (line for line in self.metrics if line["kind"] == "train")
         return sorted({name for line in lines for name in line if name.endswith("_loss")})
 

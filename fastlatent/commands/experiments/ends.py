@@ -25,20 +25,20 @@ class EndOptions(RunOptions):
     """What to walk between, on the command line."""
 
     n: int = 8
-    """How many walks, where --from and --to are not given."""
+    """Number of interpolations, where --from and --to are not given."""
     steps: int = 10
-    """Images on a walk, both ends among them."""
+    """Images in an interpolation, both ends included."""
     split: Literal["train", "test"] = "train"
-    """Whose images are walked between."""
+    """Split whose images are interpolated."""
     ends: Ends | None = None
-    """What to walk between (real latents): images, draws from the prior, or latents with all
-    coordinates alike, which --from and --to give; default: images, or constant where --from and
-    --to can be no indices."""
+    """Ends of an interpolation (real latents): images; draws from the prior; or constant, latents
+    with all coordinates equal. Default: constant where --from or --to is no index, else images."""
     start: Annotated[tuple[float, ...], tyro.conf.arg(name="from")] = ()
-    """Where the walks begin: indices of images in the split, by default drawn by the seed, or
-    constants, by default -1."""
+    """First ends: indices of images in the split, or the values of constant ones; default: drawn by
+    the seed, or -1."""
     end: Annotated[tuple[float, ...], tyro.conf.arg(name="to")] = ()
-    """Where they end: as many indices, or constants, by default 1."""
+    """Last ends, as many as first ones: indices, or the values of constant ones; default: drawn by
+    the seed, or 1."""
 
 
 class Joined(NamedTuple):

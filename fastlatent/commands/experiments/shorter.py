@@ -35,19 +35,20 @@ class CurveOptions(RunOptions):
     """What every command that shortens curves takes."""
 
     tolerance: float | None = None
-    """A curve is done when its next step promises less than this share of its energy; default: as
-    geodesic has it."""
+    """A search ends when its next step promises less than this share of the curve's energy;
+    default: that of fastlatent.geometry.geodesic."""
     max_iterations: int | None = None
-    """Iterations of a level at most, of the published procedure epochs; default: as geodesic has
-    it, with interpolate --solver original 50."""
+    """Iterations on each level, at most; epochs of the published procedure. Default: that of
+    fastlatent.geometry.geodesic; for interpolate --solver original 50."""
     chunk: int | None = None
-    """Curves to shorten at a time; default: 32 on a CPU, 1024 on a GPU, fewer of large
-    decoders."""
+    """Curves to shorten at a time; default: 32 on a CPU, 1024 on a GPU, fewer for large decoders.
+    """
     feature: Feature | None = None
-    """Measure lengths between features of the images, the class log-probabilities of a
-    logistic regression trained here or the last map of a VGG-19 (one run)."""
+    """Measure lengths between features of the images: logistic, the class log-probabilities of a
+    logistic regression trained here; vgg, the last map of a VGG-19. For one run."""
     vgg: Path | None = None
-    """With --feature vgg: file of its weights. Of a VAE it sees images with noise, 4 draws."""
+    """With --feature vgg: file of its weights. The images of a VAE then carry noise, 4 draws of it.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

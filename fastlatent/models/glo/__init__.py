@@ -1,8 +1,7 @@
-"""Generative Latent Optimization: a generator, and one learned code for each training image."""
+"""Generative Latent Optimization: a generator and the learned latents of its images."""
 
-from fastlatent.models.glo.codes import CodeTable, arithmetic, project
 from fastlatent.models.glo.config import GLOConfig
-from fastlatent.models.glo.fitting import Fitted, fit_codes
+from fastlatent.models.glo.fitting import Fitted, fit_latents
 from fastlatent.models.glo.generators import PaperGenerator, SeedGenerator
 from fastlatent.models.glo.losses import (
     image_loss,
@@ -12,17 +11,18 @@ from fastlatent.models.glo.losses import (
 )
 from fastlatent.models.glo.model import GLO
 from fastlatent.models.glo.principal import Principal, principal_directions
+from fastlatent.models.glo.table import LatentTable, arithmetic, project
 
 __all__ = [
     "GLO",
-    "CodeTable",
     "Fitted",
     "GLOConfig",
+    "LatentTable",
     "PaperGenerator",
     "Principal",
     "SeedGenerator",
     "arithmetic",
-    "fit_codes",
+    "fit_latents",
     "image_loss",
     "laplacian_loss",
     "laplacian_pyramid",

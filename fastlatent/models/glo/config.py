@@ -22,53 +22,56 @@ class GLOConfig:
     image_shape: tuple[int, int, int] = (1, 32, 32)
     """Channels, height and width of the images."""
     architecture: Literal["paper", "seed"] = "paper"
-    """paper: DCGAN, transposed convolutions, sides of 8, 16, 32, 64, ... pixels. seed: bilinear
-    upsampling and convolutions to 32x32, resized to other sizes; 1 or 3 channels."""
+    """paper: DCGAN, transposed convolutions, for square images with a side of 8, 16, 32, 64 ...
+    pixels. seed: bilinear upsampling and convolutions to 32x32, resized to other sizes, for 1 or 3
+    channels."""
     width: float = 1.0
-    """Factor of the number of inner channels; 1 as published."""
+    """Factor of the number of inner channels; 1: as published."""
     initial_weights: Weights = "pytorch"
-    """paper: convolutions begin as PyTorch has it, or normal with DCGAN's standard deviation of
-    0.02. PyTorch's are larger where images have fewer channels: grey ones begin black or white."""
+    """Initial weights of the architecture paper: PyTorch's own, or normal with DCGAN's standard
+    deviation, 0.02. PyTorch's grow as channels get fewer, so grey images begin black or white."""
     legacy_upsampling: bool = False
-    """seed: place pixels as TensorFlow 1 did, not in the middle of their squares."""
+    """Architecture seed: place pixels as TensorFlow 1 did, not at the centres of their squares."""
     dim: int = 128
-    """Numbers in a code."""
+    """Number of latents."""
     projection: Projection = "ball"
-    """Where codes stay: in the unit ball, on its surface, or anywhere."""
+    """Region of the latents: the unit ball, its surface (sphere), or none."""
     initial: Initial = "pca"
-    """Codes at the start: principal components of the images, moved into the region; the same all
-    divided by one number, which keeps their lengths apart; uniform in (-1, 1); or normal."""
+    """Initial latents. pca: principal components of the images, projected into the region;
+    pca_scaled: the same, all divided by one number, which keeps relative lengths; uniform in (-1,
+    1); gaussian."""
     order: Literal["simultaneous", "alternating"] = "simultaneous"
-    """Move weights and codes down the gradient of one pass, or the weights first and then the codes
-    down the gradient of a second pass."""
+    """simultaneous: one pass gives the gradients of weights and latents; alternating: a second
+    pass, with the new weights, gives that of the latents."""
     alpha: float = 10.0
-    """Step of the codes down the gradient of the mean loss of a batch: an image of a batch of B
-    moves by alpha / B times the gradient of its own loss."""
+    """Learning rate of the latents on the mean loss of a batch. In a batch of B images, a latent
+    moves by alpha / B times the gradient of its image's loss."""
     per_sample_alpha: float | None = None
-    """alpha / B itself, so that the step does not depend on the size of a batch; in place of
-    alpha."""
+    """alpha / B itself, in place of alpha, so that the step does not depend on the batch size."""
     loss: Loss = "laplacian"
-    """Loss of images in [-1, 1]: L1 between Laplacian pyramids, local means and variances, squared
-    or absolute error; means over pixels."""
+    """Loss of images in [-1, 1], a mean over pixels: laplacian, L1 between Laplacian pyramids;
+    moments, local means and variances; mse; l1."""
     levels: int = 3
-    """laplacian: bands of the pyramid, beside what is left."""
+    """Bands of the Laplacian pyramid, without its residual."""
     kernel: Kernel = "binomial"
-    """laplacian: its low-pass; laploss is that of a known program, to compare numbers with."""
+    """Low-pass filter of the Laplacian pyramid; laploss: that of a known program, to compare
+    numbers."""
     bands: Bands = "low_pass"
-    """laplacian: a band is an image less its low-pass; or (burt_adelson) less the next level
-    expanded again, with the binomial kernel only."""
+    """Bands of the Laplacian pyramid: low_pass, an image minus its low-pass; burt_adelson, minus
+    the next level expanded, for the binomial kernel only."""
     squared_weight: float = 0.0
-    """Add so many times the mean squared error to the loss."""
+    """Weight of the mean squared error, which is added to the loss."""
     sampling: Sampling = "gaussian"
-    """New codes: normal with mean and covariance of the learned codes, with their variances alone,
-    or with neither; all brought into the region, those of unit onto the sphere."""
+    """Distribution of new latents: gaussian, with mean and covariance of the learned ones;
+    diagonal, with their variances only; unit, standard normal. All are projected into the region,
+    those of unit onto the sphere."""
     fit_steps: int = 200
-    """Steps by which the code of an image that was not trained on is fitted."""
+    """Steps of the search for the latents of an image that was not trained on."""
     fit_starts: int = 3
-    """Starts of that search: the principal components, where codes began there, then the learned
-    codes whose images are nearest."""
+    """Starts of that search: the principal components, if latents began there, then the learned
+    latents with the nearest images."""
     fit_rate: float = 0.2
-    """Its rate at the start; it falls to 0 along half a cosine."""
+    """Learning rate at the start of that search. It falls to 0 along half a cosine."""
 
     def __post_init__(self) -> None:
         def require(good: bool, name: str, expectation: str) -> None:

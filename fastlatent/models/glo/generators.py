@@ -1,4 +1,4 @@
-"""The two networks that turn codes (n, d) into images (n, c, h, w) in [-1, 1]."""
+"""The two networks that turn latents (n, d) into images (n, c, h, w) in [-1, 1]."""
 
 import math
 from itertools import pairwise

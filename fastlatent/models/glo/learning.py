@@ -1,6 +1,6 @@
-"""The codes of training images as training moves them, one for each image.
+"""The latents of training images in training.
 
-Under torch.distributed each rank holds the codes of its own images.
+Under torch.distributed each rank holds the latents of its own images.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from fastlatent.data import Batch, Split
 from fastlatent.files.subset import spread_to_both_ends
-from fastlatent.models.glo.codes import CodeTable, mapped
 from fastlatent.models.glo.principal import principal_directions
+from fastlatent.models.glo.table import LatentTable, mapped
 from fastlatent.models.learned import Room
 from fastlatent.noise import Noise, generator
 
 if TYPE_CHECKING:
     from fastlatent.models.glo.model import GLO
 
-ANCHORS = 256  # learned codes among whose images a search looks for starts
-BLOCK = 4096  # images whose random codes are drawn together, whoever holds them
+ANCHORS = 256  # learned latents among whose images a search looks for starts
+BLOCK = 4096  # images whose random latents are drawn together, whoever holds them
 SUBSET = 24_576  # images that the components of large ones are computed from
 
 
-class MovingCodes:
-    """The table of codes at work in a training run."""
+class MovingLatents:
+    """The table of latents in a training run."""
 
     def __init__(self, model: "GLO", split: Split, room: Room):
         self.model, self.split, self.room = model, split, room
         self.simultaneous = model.config.order == "simultaneous"
-        self.table = CodeTable.empty(
+        self.table = LatentTable.empty(
             len(split),
             model.latent_dim,
             model.config.projection,
@@ -46,9 +46,9 @@ class MovingCodes:
         self._taken: list[tuple[Tensor, Tensor]] = []
 
     def initialise(self) -> None:
-        """Codes to begin with; the same on any number of ranks.
+        """Set the initial latents; the same on any number of ranks.
 
-        Raises ValueError where there are fewer images, or numbers in one, than in a code.
+        Raises ValueError where there are fewer images, or fewer numbers in one, than latents.
         """
         self.model.images_mark.copy_(self.split.mark)
         if self.model.starts_at_components:
@@ -60,11 +60,11 @@ class MovingCodes:
         for block, index in enumerate(torch.arange(self.table.count).split(BLOCK)):
             stream, shape = Noise(seed, block), (len(index), d)
             if self.model.config.initial == "gaussian":
-                codes = stream.normal("initial codes", shape)
+                latents = stream.normal("initial codes", shape)
             else:
-                codes = 2 * stream.uniform("initial codes", shape) - 1
+                latents = 2 * stream.uniform("initial codes", shape) - 1
             mine = index % self.table.world == self.table.rank
-            self.table.write(index[mine], self.model.project(codes[mine]))
+            self.table.write(index[mine], self.model.project(latents[mine]))
 
     def _find_components(self) -> None:
         """Mean, directions and scale of the images, into the model."""
@@ -118,7 +118,7 @@ class MovingCodes:
         parts: list[Batch],
         noises: list[Noise],
     ) -> list[dict[str, Tensor]]:
-        """Bring the codes of a step down their gradient, after the weights have moved.
+        """Gradient step of a step's latents, after that of the weights.
 
         Simultaneous: by the gradient that the pass of the weights has left. Alternating: by that
         of another pass, with the new weights, whose loss is returned for each part.
@@ -141,21 +141,21 @@ class MovingCodes:
         return seen
 
     def describe(self, model: "GLO") -> None:
-        """Tell the model what new codes and searches need; asks all ranks."""
+        """Set what the model needs for new latents and searches; asks all ranks."""
         n = self.table.count
         index = spread_to_both_ends(n, min(ANCHORS, n))
-        model.describe_codes(*self.table.moments(_total), self.gather(index))
+        model.describe_latents(*self.table.moments(_total), self.gather(index))
 
     def gather(self, index: Tensor) -> Tensor:
-        """The codes at `index` (k,) of whichever rank, on all of them: (k, d)."""
+        """The latents at `index` (k,) of whichever rank, on all of them: (k, d)."""
         device = self.room.device
-        codes = torch.zeros(len(index), self.table.dim, device=device)
+        latents = torch.zeros(len(index), self.table.dim, device=device)
         mine = index % self.table.world == self.table.rank
-        codes[mine.to(device)] = self.table.rows(index[mine], device)
-        return _total(codes)
+        latents[mine.to(device)] = self.table.rows(index[mine], device)
+        return _total(latents)
 
     def whole(self) -> Tensor | None:
-        """All codes (N, d), to be written; None on other ranks than the first, which are asked.
+        """All latents (N, d), to be written; None on other ranks than the first, which are asked.
 
         The table itself where there is but one rank, otherwise a mapped file.
         """
@@ -179,21 +179,21 @@ class MovingCodes:
                 place.copy_(joined[: len(place)])
         return out
 
-    def restore(self, codes: Tensor) -> None:
-        """Take up this rank's rows of all codes (N, d); ValueError for those of other images."""
-        if codes.shape != (self.table.count, self.table.dim):
+    def restore(self, latents: Tensor) -> None:
+        """Take up this rank's rows of all latents (N, d); ValueError for those of other images."""
+        if latents.shape != (self.table.count, self.table.dim):
             raise ValueError(
-                f"its codes are of shape {tuple(codes.shape)}, the training set needs "
+                f"its latents are of shape {tuple(latents.shape)}, the training set needs "
                 f"({self.table.count}, {self.table.dim})"
             )
         if not torch.equal(self.split.mark, self.model.images_mark.cpu()):
-            raise ValueError("its codes are of other images than the training set has now")
-        own = codes[self.table.rank :: self.table.world]
+            raise ValueError("its latents are of other images than the training set has now")
+        own = latents[self.table.rank :: self.table.world]
         for start, rows in self.table.chunks():
             rows.copy_(own[start : start + len(rows)])
 
     def all_finite(self) -> bool:
-        """Whether every code of this rank is."""
+        """Whether every learned latent of this rank is finite."""
         return all(bool(rows.isfinite().all()) for _, rows in self.table.chunks())
 
 

@@ -1,4 +1,4 @@
-"""Generative Latent Optimization: a generator, and one learned code for each training image.
+"""Generative Latent Optimization: a generator and the learned latents of its images.
 
 P. Bojanowski, A. Joulin, D. Lopez-Paz, A. Szlam, "Optimizing the Latent Space of Generative
 Networks", ICML 2018, arXiv 1707.05776.
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from fastlatent.data import Split
 from fastlatent.models.base import LatentModel
-from fastlatent.models.glo.codes import project
 from fastlatent.models.glo.config import GLOConfig
-from fastlatent.models.glo.fitting import Fitted, fit_codes
+from fastlatent.models.glo.fitting import Fitted, fit_latents
 from fastlatent.models.glo.generators import build_generator
-from fastlatent.models.glo.learning import ANCHORS, MovingCodes
+from fastlatent.models.glo.learning import ANCHORS, MovingLatents
 from fastlatent.models.glo.losses import (
     ImageLoss,
     absolute_error,
@@ -26,6 +25,7 @@ from fastlatent.models.glo.losses import (
     squared_error,
 )
 from fastlatent.models.glo.principal import Principal
+from fastlatent.models.glo.table import project
 from fastlatent.models.learned import Room
 from fastlatent.noise import Noise
 
@@ -38,21 +38,22 @@ UNITS = {
 
 
 class GLO(LatentModel):
-    """A generator of images in [-1, 1] from codes; it has no encoder.
+    """A generator of images in [-1, 1] from latents; it has no encoder.
 
-    Codes of training images are learned with the weights, and kept beside them: `codes`. Codes of
-    other images are searched for, by `fit`. New codes come from a normal distribution with the
-    moments of the learned codes, which are buffers, as is what else a search and new codes need.
+    Latents of training images are learned with the weights, and kept beside them in `latents`.
+    Latents of other images are found by a search, `fit`. New latents come from a normal
+    distribution with the moments of the learned ones. Moments, and what else a search needs, are
+    buffers.
     """
 
     code_mean: Tensor  # (d,)
     code_covariance: Tensor  # (d, d)
     anchors: Tensor  # (k, d)
-    images_mark: Tensor  # of the images that the codes belong to
+    images_mark: Tensor  # of the images that the latents belong to
     image_mean: Tensor
     directions: Tensor
     component_scale: Tensor
-    codes: Tensor | None  # (N, d) of the training images, where they are at hand; never moved
+    latents: Tensor | None  # (N, d) of the training images, where they are at hand; never moved
 
     def __init__(self, config: GLOConfig, loss: ImageLoss | None = None):
         """`loss` replaces that of the configuration: images (n, c, h, w) in [-1, 1] to (n,)."""
@@ -64,12 +65,12 @@ class GLO(LatentModel):
         self.loss_unit = UNITS[config.loss] if loss is None else "loss"
         self.image_loss = image_loss(config) if loss is None else loss
         self.generator = build_generator(config)
-        self.codes = None
+        self.latents = None
         d = config.dim
         self.register_buffer("code_mean", torch.zeros(d))
         self.register_buffer("code_covariance", torch.eye(d))
         self.register_buffer("anchors", torch.zeros(ANCHORS, d))
-        # Which images the codes belong to: Split.mark of them.
+        # Which images the latents belong to: Split.mark of them.
         self.register_buffer("images_mark", torch.zeros(16, dtype=torch.uint8))
         if self.starts_at_components:
             size = config.image_shape[0] * config.image_shape[1] * config.image_shape[2]
@@ -77,16 +78,16 @@ class GLO(LatentModel):
             self.register_buffer("directions", torch.zeros(d, size))
             self.register_buffer("component_scale", torch.ones(()))
 
-    def codes_to_learn(self, split: Split, room: Room) -> MovingCodes:
-        return MovingCodes(self, split, room)
+    def latents_to_learn(self, split: Split, room: Room) -> MovingLatents:
+        return MovingLatents(self, split, room)
 
     @property
     def starts_at_components(self) -> bool:
-        """Whether codes begin as principal components of their images."""
+        """Whether latents begin as principal components of their images."""
         return self.config.initial in ("pca", "pca_scaled")
 
     def project(self, z: Tensor) -> Tensor:
-        """The nearest codes in the region where codes stay: (..., d) -> (..., d)."""
+        """The nearest latents in their region: (..., d) -> (..., d)."""
         return project(z, self.config.projection)
 
     @property
@@ -95,15 +96,15 @@ class GLO(LatentModel):
             return f"{n:,} {word}{'s' * (n > 1)}"
 
         steps, starts = self.config.fit_steps, self.config.fit_starts
-        return f"codes fitted by {count(steps, 'step')} from {count(starts, 'start')}"
+        return f"latents fitted by {count(steps, 'step')} from {count(starts, 'start')}"
 
     @property
     def walks_straight(self) -> bool:
-        """Lines between codes stay in the ball."""
+        """Lines between latents stay in the ball."""
         return self.config.projection != "sphere"
 
     def components(self, x: Tensor) -> Tensor:
-        """The codes that images (n, c, h, w) in [0, 1] begin with, by principal components."""
+        """The latents that images (n, c, h, w) in [0, 1] begin with, by principal components."""
         principal = Principal(self.image_mean, self.directions)
         return self.project(principal.coordinates((2 * x - 1).flatten(1)) / self.component_scale)
 
@@ -112,26 +113,27 @@ class GLO(LatentModel):
         x: Tensor,
         target: Tensor | None = None,
         noise: Noise | None = None,
-        latents: Tensor | None = None,  # (n, d), the codes of the images; fitted by default
+        latents: Tensor | None = None,  # (n, d), the latents of the images; fitted by default
         features: Fitted | None = None,  # what `fit` found, where that is known
     ) -> dict[str, Tensor]:
         """Per-image values, of images in [-1, 1].
 
         In evaluation mode also the errors that others measure: "laplacian" is with 3 levels and the
-        binomial kernel whatever the loss, "psnr" in dB, "loss_of_start" of codes that were fitted.
+        binomial kernel whatever the loss, "psnr" in dB, "loss_of_start" of latents that were
+        fitted.
         """
         self._check_images("x", x)
         target = 2 * self._checked_target(x, target) - 1
         if self.training and latents is None:
-            raise ValueError("GLO: latents must be given in training, codes are learned with them")
+            raise ValueError("GLO: latents must be given in training, where they are learned")
         values = {}
         if latents is None:
             fitted = self.fit(x) if features is None else features
-            latents, values["loss_of_start"] = fitted.codes, fitted.start_loss
+            latents, values["loss_of_start"] = fitted.latents, fitted.start_loss
         self._check_latents("latents", latents)
         if len(latents) != len(x):
             raise ValueError(
-                f"GLO: latents must hold {len(x)} codes, one for each of x; got {len(latents)}"
+                f"GLO: latents must hold {len(x)} rows, one for each of x; got {len(latents)}"
             )
         image = self.generator(latents)
         values = {"loss": in_full_precision(self.image_loss, image, target)} | values
@@ -157,10 +159,10 @@ class GLO(LatentModel):
         }
 
     def fit(self, x: Tensor, starts: int | None = None, steps: int | None = None) -> Fitted:
-        """Search for the codes of images (n, c, h, w) in [0, 1], by default as configured.
+        """Search for the latents of images (n, c, h, w) in [0, 1], by default as configured.
 
-        Starts are the principal components, where codes began there, then those of up to 256
-        learned codes whose images are nearest in squared error. Batch norm takes its running
+        Starts are the principal components, where latents began there, then those of up to 256
+        learned latents whose images are nearest in squared error. Batch norm takes its running
         statistics.
         """
         self._check_images("x", x)
@@ -173,7 +175,7 @@ class GLO(LatentModel):
         self.generator.eval()
         try:
             begin = self._starts(x, starts)
-            return fit_codes(
+            return fit_latents(
                 self.generator,
                 self.image_loss,
                 2 * x - 1,
@@ -199,14 +201,14 @@ class GLO(LatentModel):
         return torch.cat(found, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes fitted to the images: (n, c, h, w) -> (n, d)."""
-        return self.fit(x).codes
+        """Latents fitted to the images: (n, c, h, w) -> (n, d)."""
+        return self.fit(x).latents
 
     def features(self, x: Tensor) -> Fitted:
-        """What a search finds, the codes first: (n, c, h, w) -> (n, d), (n,), (n,)."""
+        """What a search finds, the latents first: (n, c, h, w) -> (n, d), (n,), (n,)."""
         return self.fit(x)
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         return features[0]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -215,26 +217,28 @@ class GLO(LatentModel):
         return (self.generator(z) + 1) / 2
 
     def stored_latents(self, split: Split) -> Tensor | None:
-        """The codes of training images; None for other splits and where codes are not at hand.
+        """The learned latents of training images; None for other splits, or where there are none.
 
-        Raises ValueError when the split's images are not those that the codes belong to.
+        Raises ValueError when the split's images are not those that the latents belong to.
         """
-        if self.codes is None or split.name != "train":
+        if self.latents is None or split.name != "train":
             return None
-        if not torch.equal(split.mark, self.images_mark.cpu()) or len(split) != len(self.codes):
+        if not torch.equal(split.mark, self.images_mark.cpu()) or len(split) != len(self.latents):
             raise ValueError(
-                f"GLO: the {len(self.codes):,} codes are of other images than the {len(split):,} "
-                "of this train split"
+                f"GLO: the {len(self.latents):,} latents are of other images than the "
+                f"{len(split):,} of this train split"
             )
-        return self.codes
+        return self.latents
 
     def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
-        codes = self.stored_latents(split)
-        return None if codes is None else codes[index.to(codes.device)].to(self.code_mean.device)
+        latents = self.stored_latents(split)
+        return (
+            None if latents is None else latents[index.to(latents.device)].to(self.code_mean.device)
+        )
 
     @torch.no_grad()
-    def describe_codes(self, mean: Tensor, covariance: Tensor, anchors: Tensor) -> None:
-        """Take up moments (d,), (d, d) of the codes, and some codes (k, d) to begin searches at."""
+    def describe_latents(self, mean: Tensor, covariance: Tensor, anchors: Tensor) -> None:
+        """Set moments (d,), (d, d) of the learned latents, and some of them (k, d) as starts."""
         self.code_mean.copy_(mean)
         self.code_covariance.copy_(covariance)
         self.anchors.copy_(anchors[torch.arange(ANCHORS, device=anchors.device) % len(anchors)])
@@ -243,7 +247,7 @@ class GLO(LatentModel):
     latent_prior = None
 
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
-        """Codes drawn as configured, in the region: (n, d)."""
+        """Latents drawn as configured, in the region: (n, d)."""
         noise = torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
         if self.config.sampling == "unit":
             return project(noise, "sphere")
@@ -251,13 +255,13 @@ class GLO(LatentModel):
         if self.config.sampling == "diagonal":
             drawn = noise * covariance.diagonal().sqrt()
         else:
-            # The covariance of few or equal codes is singular: a root, without dividing by it.
+            # The covariance of few or equal latents is singular: a root, without dividing by it.
             values, vectors = torch.linalg.eigh(covariance.double())
             factor = vectors * values.clamp_min(0).sqrt()
             drawn = noise @ factor.T.float()
         return self.project(self.code_mean.to(noise.device) + drawn)
 
     def geometric_decoder(self) -> nn.Module:
-        """Codes to images in [-1, 1], flattened."""
+        """Latents to images in [-1, 1], flattened."""
         decoder = nn.Sequential(copy.deepcopy(self.generator), nn.Flatten())
         return decoder.eval().requires_grad_(False)

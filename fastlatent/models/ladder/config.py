@@ -35,40 +35,43 @@ class PriorConfig:
     """The prior of the latents z, and what it takes to build it."""
 
     kind: PriorKind = "ladder"
-    """normal: N(0, I); gmm: a mixture fitted to z; vamp: posteriors of learned pseudo-images;
-    hierarchical: a second VAE on z; ladder: that with a mixture over its latents t."""
+    """normal: N(0, I); gmm: a Gaussian mixture over z; vamp: posteriors of learned pseudo-images;
+    hierarchical: a second VAE on z; ladder: a second VAE with a mixture over its latents t."""
     dim: int = 2
     """Number of inner latents t (hierarchical, ladder)."""
     width: int = 512
-    """Units of the inner VAE's hidden layers."""
+    """Units in each hidden layer of the inner VAE."""
     layers: int = 5
     """Hidden layers of the inner encoder, and of the inner decoder."""
     activation: Activation = "leaky_relu"
-    """Nonlinearity of the inner VAE."""
+    """Activation function of the inner VAE."""
     components: int = 50
-    """Components of the mixture (gmm, ladder) or pseudo-images (vamp)."""
+    """Components of the mixture (gmm, ladder), or pseudo-images (vamp)."""
     scale: ScaleKind = "profile"
-    """Standard deviation of p(z | t): profile: the likeliest for each batch; learned: by gradient,
-    from the likeliest when the prior takes over; fixed."""
+    """Standard deviation of p(z | t): profile, the likeliest for each batch; learned, by gradient,
+    from the likeliest at the first use of the prior; fixed."""
     start_scale: float = 0.1
-    """Where a learned scale begins, and the value of a fixed one."""
+    """Initial value of a learned scale, or value of a fixed one."""
     least_scale: float = 0.05
-    """What that standard deviation is at least."""
+    """Lower bound of that standard deviation."""
     most_scale: float | None = None
-    """What it is at most; default: no bound (learned: 100 times where it begins)."""
+    """Upper bound of that standard deviation; default: none, or 100 times the initial value if
+    learned."""
     predicted_std: bool = False
-    """Give p(z | t) a deviation for each latent, a function of t, in place of that one."""
+    """Let p(z | t) have a standard deviation for each latent, as a function of t, in place of one
+    scale."""
     draws: int = 1
-    """Draws of each image's latents at which training measures a mixture."""
+    """Draws of each image's latents on which training evaluates a mixture."""
     evaluation_draws: int = 100
-    """Draws of each image's latents at which evaluation measures a mixture."""
+    """Draws of each image's latents on which evaluation measures a mixture."""
     free_pseudo_images: bool = False
-    """Leave the pseudo-images of vamp unbounded, as in the published program; default: in [0, 1].
-    """
+    """Leave the pseudo-images of vamp unbounded, as in the published program; default: bounded to
+    [0, 1]."""
     ridge: float = 0.0
-    """Added to the variances of the mixture (gmm); the published program has 0.01."""
+    """Number added to the variances of the mixture (gmm). The published program has 0.01."""
     original_fit: bool = False
-    """Fit mixtures as the published program: from few latents, each fit from the last one."""
+    """Fit mixtures as the published program does: to few latents, each fit starting from the last.
+    """
 
     def __post_init__(self) -> None:
         _check_words(self, kind=PriorKind, activation=Activation, scale=ScaleKind)
@@ -84,37 +87,39 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class PriorSchedule:
-    """When the prior learns and rules, and how fast."""
+    """When the prior learns, when it is in use, and how fast it learns."""
 
     warmup_epochs: int = 5
-    """Epochs in which the model trains under N(0, I) in place of its prior."""
+    """Epochs in which the model trains under N(0, I), before the learned prior is in use."""
     prior_from: int | None = None
-    """Epochs after which the prior begins to learn; default: one less than --warmup-epochs, so that
-    the last epoch under N(0, I) already trains it."""
+    """Epochs after which the prior begins to learn; default: one less than
+    --model.schedule.warmup-epochs, so that it learns in the last epoch under N(0, I)."""
     refit_every: int = 1
     """Epochs from one fit of the mixture to the next."""
     refit_samples: int = 20_000
-    """Latents that it is fitted to, one draw for each training image."""
+    """Latents in such a fit, one draw for each training image."""
     alternate: bool = False
-    """Move model, image scale, prior and inner scale one after the other on each batch, each by a
-    pass of its own, as the published program does."""
+    """Optimise model, image scale, prior and inner scale by alternating steps on each batch, as the
+    published program does; default: by one pass."""
     train_model: bool = True
-    """Whether encoder, decoder and image scale learn."""
+    """Train encoder, decoder and image scale; False: they are frozen."""
     train_prior: bool = True
-    """Whether the prior learns and its mixture is fitted."""
+    """Train the prior and fit its mixture; False: it is frozen."""
     mask_from: int | None = None
-    """Epochs after which collapsed latents, whose mean posterior deviation over the training images
-    is above --mask-above, get a factor N(0, 1) in place of the inner VAE's; default: never."""
+    """Epochs after which collapsed latents get a factor N(0, 1) in place of the inner VAE's;
+    default: never."""
     mask_above: float = 0.9
-    """The deviation that makes a latent a collapsed one."""
+    """Mean posterior deviation over the training images above which a latent counts as collapsed.
+    """
     scale_rate: float = 5 / 3
-    """Learning rate of a trained image scale, as a factor of --lr."""
+    """Learning rate of a learned image scale, as a factor of --lr."""
     prior_rate: float = 1.0
     """Learning rate of the prior, as a factor of --lr."""
     prior_scale_rate: float = 2 / 3
-    """Learning rate of a trained inner scale, as a factor of --lr."""
+    """Learning rate of a learned inner scale, as a factor of --lr."""
     prior_decay: float = 1.0
-    """Factor of the last two after each epoch, in place of --lr-decay; 1: they are constant."""
+    """Factor of the prior's and the inner scale's learning rates after each epoch, in place of
+    --lr-decay; 1: constant rates."""
 
     def __post_init__(self) -> None:
         for name in ("refit_every", "refit_samples"):
@@ -144,21 +149,22 @@ class LaDDerConfig:
     image_shape: tuple[int, int, int] = (1, 28, 28)
     """Channels, height and width of the images."""
     architecture: Architecture = "digit"
-    """Published networks: digit and fashion are for 28x28 pixels, celeba for 128x128."""
+    """Published networks: digit and fashion for 28x28 pixels, celeba for 128x128."""
     width: int = 256
-    """Channels of their widest layers."""
+    """Channels of the widest layers."""
     dim: int = 16
     """Number of latents z."""
     posterior_std: PosteriorStd = "softplus"
-    """What makes deviations of posteriors positive; relu, as published, leaves some stuck."""
+    """Function that makes posterior deviations positive. With relu, as published, some get stuck.
+    """
     output: Output = "relu"
-    """What the decoder ends in: relu as published for digit and fashion, linear for celeba, or
-    sigmoid, which keeps images in [0, 1]."""
+    """Last activation of the decoder: relu, as published for digit and fashion; linear, as for
+    celeba; sigmoid, which keeps images in [0, 1]."""
     image_scale: ImageScale = "profile"
-    """Scale of the Laplace distribution of the pixels: profile: the mean absolute error of the
-    batch; max_floor: at least that, otherwise trained, as published; fixed."""
+    """Scale of the Laplace distribution of the pixels: profile, the mean absolute error of the
+    batch; max_floor, learned with that as its floor, as published; fixed."""
     start_scale: float = 0.5
-    """Where a trained scale begins, and the value of a fixed one."""
+    """Initial value of a learned scale, or value of a fixed one."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     schedule: PriorSchedule = field(default_factory=PriorSchedule)
 

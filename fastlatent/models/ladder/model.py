@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastlatent.models.base import NATS, LatentModel
-from fastlatent.models.capabilities import Group, Turn, draw_latents
+from fastlatent.models.capabilities import AlternatingStep, Group, draw_latents
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
@@ -29,15 +29,16 @@ class LaDDer(LatentModel):
     `forward` returns "loss", "elbo" = R - Q + P and its parts, "reconstruction" = -R = -log p(x|z),
     "log_posterior" = Q = E log q(z|x) and "log_prior" = P = E log p(z) or a lower bound on it, "kl"
     = Q - P, and for all images alike "image_scale", "latent_std" (the mean of q's deviations),
-    "active_units" (latents whose mean varies over the images). Where an inner VAE rules: the parts
-    of P, "inner_reconstruction", "inner_entropy" and "inner_log_prior", and "prior_scale", tau.
-    In evaluation also "bits_per_dim": -elbo, its pixels in 8 bits, in bits per pixel and channel.
+    "active_units" (latents whose mean varies over the images). Where an inner VAE is the prior in
+    use: the parts of P, "inner_reconstruction", "inner_entropy" and "inner_log_prior", and
+    "prior_scale", tau. In evaluation also "bits_per_dim": -elbo, its pixels in 8 bits, in bits per
+    pixel and channel.
 
     In the first epochs p(z) is N(0, I). The last of them already trains the prior, whose loss is
     -P of its own then, with no gradient for the encoder.
     """
 
-    rules: Tensor  # () bool, whether the learned prior is the prior
+    rules: Tensor  # () bool, whether the learned prior is in use; weights are stored by this name
 
     def __init__(self, config: LaDDerConfig):
         super().__init__()
@@ -57,26 +58,26 @@ class LaDDer(LatentModel):
         self._encoder_apart = False
 
     @property
-    def ruling(self) -> bool:
-        """Whether the learned prior is the prior, and no more N(0, I)."""
+    def uses_learned_prior(self) -> bool:
+        """Whether the learned prior is the prior in use, and no longer N(0, I)."""
         # In training not by the buffer, which would wait for the device.
-        return bool(self.rules) if self._epoch is None else self._rules_in(self._epoch)
+        return bool(self.rules) if self._epoch is None else self._uses_learned_prior_in(self._epoch)
 
     @property
     def prior_kind(self) -> PriorKind:
-        return self.config.prior.kind if self.ruling else "normal"
+        return self.config.prior.kind if self.uses_learned_prior else "normal"
 
     @contextmanager
     def under(self, prior: Prior) -> Iterator[None]:
         """The model with another prior, until the end of the block."""
-        own, ruling = self.prior, self.rules.clone()
+        own, in_use = self.prior, self.rules.clone()
         self.prior = prior
         self.rules.fill_(True)
         try:
             yield
         finally:
             self.prior = own
-            self.rules.copy_(ruling)
+            self.rules.copy_(in_use)
 
     def untrained_prior(self, kind: PriorKind, dim: int) -> Prior:
         """A prior of that kind for `dim` latents, with the settings of the model's own."""
@@ -87,8 +88,8 @@ class LaDDer(LatentModel):
 
     @property
     def latent_prior(self) -> Prior:
-        """The prior as it is now."""
-        return self.prior if self.ruling else self.standard
+        """The prior in use."""
+        return self.prior if self.uses_learned_prior else self.standard
 
     @property
     def _learning(self) -> bool:
@@ -96,7 +97,7 @@ class LaDDer(LatentModel):
         schedule = self.config.schedule
         return schedule.train_prior and (self._epoch or 0) >= schedule.learns_after
 
-    def _rules_in(self, epoch: int) -> bool:
+    def _uses_learned_prior_in(self, epoch: int) -> bool:
         return epoch >= self.config.schedule.warmup_epochs or self.config.prior.kind == "normal"
 
     # How it trains
@@ -104,7 +105,7 @@ class LaDDer(LatentModel):
     def begin_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch = epoch
-            self.rules.fill_(self._rules_in(epoch))
+            self.rules.fill_(self._uses_learned_prior_in(epoch))
 
     def idle_in(self, epochs: float) -> str | None:
         warmup, kind = self.config.schedule.warmup_epochs, self.config.prior.kind
@@ -125,7 +126,7 @@ class LaDDer(LatentModel):
         )
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
+    def alternating_steps(self) -> tuple[AlternatingStep, ...]:
         if not self.config.schedule.alternate:
             return ()
         weights, scales = self._prior_weights()
@@ -136,7 +137,7 @@ class LaDDer(LatentModel):
             "prior_scale": (scales,),
         }
         return tuple(
-            Turn(name, modules)
+            AlternatingStep(name, modules)
             for name, modules in parts.items()
             if any(True for module in modules for _ in module.parameters())
         )
@@ -149,7 +150,7 @@ class LaDDer(LatentModel):
         return nn.ParameterList(weights), nn.ParameterList(scales)
 
     @property
-    def resting(self) -> tuple[nn.Module, ...]:
+    def frozen(self) -> tuple[nn.Module, ...]:
         model = () if self.config.schedule.train_model else self._outer
         return (*model, *(() if self._learning else (self.prior,)))
 
@@ -158,7 +159,7 @@ class LaDDer(LatentModel):
         return (self.encoder, self.decoder, self.likelihood)
 
     def train(self, mode: bool = True) -> "LaDDer":
-        """What is not to learn stays in evaluation mode."""
+        """Frozen parts stay in evaluation mode."""
         super().train(mode)
         schedule = self.config.schedule
         kept = () if schedule.train_model else self._outer
@@ -220,10 +221,10 @@ class LaDDer(LatentModel):
         x: Tensor,
         target: Tensor | None = None,
         noise: Noise | None = None,
-        turn: str | None = None,
+        alternating_step: str | None = None,
         features: Sequence[Tensor] | None = None,  # where they are known
     ) -> dict[str, Tensor]:
-        """Per-image values; those of a turn have the loss of its weights.
+        """Per-image values; those of an alternating step hold the loss that it minimises.
 
         Raises ValueError without `noise`, as latents are always drawn.
         """
@@ -233,12 +234,13 @@ class LaDDer(LatentModel):
             raise ValueError("LaDDer: noise must be given, the latents are drawn at random")
         mean, std = self.encoder(x) if features is None else features
         z = mean + std * self._normal(noise, mean)
-        if turn in ("prior", "prior_scale"):
+        if alternating_step in ("prior", "prior_scale"):
             return {"loss": -self._apart_log_prior(mean, std, z, noise)}
         image = self.decoder(z)
         error = None
         if self.likelihood.training:
-            error = self.likelihood.observe(image, target, keep=turn in (None, "model"))
+            keep = alternating_step in (None, "model")
+            error = self.likelihood.observe(image, target, keep=keep)
         scale = self.likelihood.scale(error)
         reconstruction = -self.likelihood.log_prob(image, target, scale)
         log_posterior = -entropy(std)
@@ -255,7 +257,8 @@ class LaDDer(LatentModel):
             **parts,
             **self._spread(mean, std, scale),
         }
-        if turn is None and self.training and self._learning and not self.ruling:
+        warming_up = self._learning and not self.uses_learned_prior
+        if alternating_step is None and self.training and warming_up:
             values["loss"] = loss - self._apart_log_prior(mean, std, z, noise)
         if not self.training:
             pixels = self.likelihood.binned_log_prob(image, target, scale)
@@ -341,7 +344,7 @@ class LaDDer(LatentModel):
         return self.decoder(z).clamp(0, 1)
 
     def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
-        """Latents from the prior as it is now (n, d); see Prior.sample for `noise`."""
+        """Latents from the prior in use (n, d); see Prior.sample for `noise`."""
         return self.latent_prior.sample(n, noise=noise, generator=generator)
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,7 +355,7 @@ class LaDDer(LatentModel):
         """Mean and deviation of the posterior: (n, c, h, w) -> (n, d) each."""
         return self.gaussian_posterior(x)
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:

@@ -20,11 +20,11 @@ class LVAEConfig:
     image_shape: tuple[int, int, int] = (1, 28, 28)
     """Channels, height and width of the images."""
     likelihood: LikelihoodName = "bernoulli"
-    """Distribution of the pixels given the latents; the discretized ones are of 8-bit images."""
+    """Distribution of the pixels given the latents. The discretized ones are for 8-bit images."""
     zdims: tuple[int, ...] = (32, 32, 32)
-    """Channels of each stochastic layer, the bottom one, nearest the image, first."""
+    """Channels of each stochastic layer, from the bottom one, nearest the image, to the top."""
     downsample: tuple[int, ...] = (1, 1, 1)
-    """How many times each layer halves the size; the bottom one first."""
+    """How many times each layer halves the size, from bottom to top."""
     blocks: int = 4
     """Residual blocks of each layer, on the way up and on the way down."""
     filters: int = 64
@@ -32,31 +32,34 @@ class LVAEConfig:
     batch_norm: bool = True
     """Batch normalisation in the residual blocks."""
     skip: bool = True
-    """Lead the deterministic features around each stochastic layer."""
+    """Let deterministic features bypass each stochastic layer."""
     gated: bool = True
-    """A gate at the end of each residual block; merging blocks always have one."""
+    """End each residual block with a gate. Merging blocks always have one."""
     learn_top_prior: bool = True
-    """Learn mean and variance of the top prior instead of keeping N(0, I)."""
+    """Learn mean and variance of the top prior, in place of N(0, I)."""
     residual: ResidualLayout = "bacdbacd"
-    """Order inside residual blocks: batch norm, activation, convolution, dropout."""
+    """Order inside residual blocks: batch norm (b), activation (a), convolution (c), dropout (d).
+    """
     merge: MergeKind = "residual"
-    """How a layer's posterior joins what comes from below and from above."""
+    """How a layer's posterior merges features from below and from above."""
     analytical_kl: bool = False
-    """Train with the closed-form KL instead of its one-sample estimate."""
+    """Train with the closed-form KL, in place of its one-sample estimate."""
     free_bits: float = 0.5
-    """Nats of KL of each layer and image below which the training loss takes no notice of it."""
+    """Nats of KL, for each layer and image, that the training loss does not count."""
     beta_anneal: int = 0
     """Steps over which the weight of the KL in the training loss grows from 0 to 1; 0: always 1."""
     data_dependent_init: bool = True
-    """Normalise every convolution's output on a batch of training images before training."""
+    """Before training, normalise every convolution's output on a batch of training images."""
     initial_downscaling: bool = True
-    """Halve the size of the image in the first convolution, double it before the last blocks."""
+    """Halve the size of the image in the first convolution, and double it before the last blocks.
+    """
     nonlinearity: Nonlinearity = "elu"
-    """Activation everywhere."""
+    """Activation function of all blocks."""
     log_variance_bound: float | None = None
-    """Bend log-variances v of latents and of Gaussian pixels to b tanh(v / b), between -b and b."""
+    """Bound b of log-variances v of latents and Gaussian pixels, which become b tanh(v / b);
+    default: none."""
     dropout: float = 0.2
-    """Probability that training blanks a channel after a convolution of a residual block."""
+    """Probability with which training drops a channel, after a convolution of a residual block."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, expectation: str) -> None:

@@ -147,9 +147,9 @@ class LadderVAE(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior means, each layer's given those above: (n, c, h, w) -> (n, d)."""
-        return self.code_of(self.features(x))
+        return self.latents_from(self.features(x))
 
-    def code_of(self, features: Sequence[Tensor]) -> Tensor:
+    def latents_from(self, features: Sequence[Tensor]) -> Tensor:
         return self.posterior(features).latents
 
     def decode(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One code for each training image: the region they live in, and the table that holds them."""
+"""The latents of training images: their region, and the table that holds them."""
 
 import os
 import tempfile
@@ -34,8 +34,8 @@ def arithmetic(
     return project(plus.mean(0) - minus.mean(0) + other.mean(0), region)
 
 
-class CodeTable:
-    """The codes of N images (N, d), float32, contiguous, of which a step touches a batch's rows.
+class LatentTable:
+    """The latents of N images (N, d), float32, contiguous. A step touches the rows of its batch.
 
     Of `world` processes the one of `rank` holds images rank, rank + world, ...; indices are those
     of all images. Nothing is ever as large as the table but the table.
@@ -48,8 +48,8 @@ class CodeTable:
         own = len(range(rank, count, world))
         if values.dim() != 2 or len(values) != own or values.dtype != torch.float32:
             raise ValueError(
-                f"CodeTable: values must be float32 ({own}, d), the rows of rank {rank} of {world} "
-                f"out of {count}; got {values.dtype} of shape {tuple(values.shape)}"
+                f"LatentTable: values must be float32 ({own}, d), the rows of rank {rank} of "
+                f"{world} out of {count}; got {values.dtype} of shape {tuple(values.shape)}"
             )
         self.values, self.region = values, region
         self.count, self.rank, self.world = count, rank, world
@@ -64,34 +64,34 @@ class CodeTable:
         scratch: Path | None = None,  # a folder: the rows lie in a file there that has no name
         rank: int = 0,
         world: int = 1,
-    ) -> "CodeTable":
-        """Room for codes; OSError where the disk has none."""
+    ) -> "LatentTable":
+        """Room for latents; OSError where the disk has none."""
         own = len(range(rank, count, world))
         values = (
             torch.empty(own, dim, device=device) if scratch is None else mapped(own, dim, scratch)
         )
-        return CodeTable(values, region, count=count, rank=rank, world=world)
+        return LatentTable(values, region, count=count, rank=rank, world=world)
 
     @property
     def dim(self) -> int:
-        """Numbers in a code."""
+        """Numbers in a latent vector."""
         return self.values.shape[1]
 
     def rows(self, index: Tensor, device: torch.device | str | None = None) -> Tensor:
-        """The codes of the images at `index` (k,) as a tensor of their own: (k, d).
+        """The latents of the images at `index` (k,) as a tensor of their own: (k, d).
 
         Raises ValueError, as the next two do, for images that another rank holds.
         """
         return self.values.index_select(0, self._place(index)).to(device or self.values.device)
 
-    def write(self, index: Tensor, codes: Tensor) -> None:
-        """Put in the codes (k, d) of the images at `index` (k,), no two of them the same."""
-        self.values.index_copy_(0, self._place(index), codes.to(self.values.device))
+    def write(self, index: Tensor, latents: Tensor) -> None:
+        """Put in the latents (k, d) of the images at `index` (k,), no two of them the same."""
+        self.values.index_copy_(0, self._place(index), latents.to(self.values.device))
 
     @torch.no_grad()
-    def move(self, index: Tensor, codes: Tensor, gradient: Tensor, rate: float) -> None:
-        """Bring the codes (k, d) at `index` (k,) down their gradient (k, d) and into the region."""
-        self.write(index, project(torch.sub(codes, gradient, alpha=rate), self.region))
+    def move(self, index: Tensor, latents: Tensor, gradient: Tensor, rate: float) -> None:
+        """Gradient step of the latents (k, d) at `index` (k,), with projection into the region."""
+        self.write(index, project(torch.sub(latents, gradient, alpha=rate), self.region))
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of this rank's part, some megabytes at a time, without copying."""
@@ -102,7 +102,7 @@ class CodeTable:
     def moments(
         self, total: Callable[[Tensor], Tensor] = lambda sums: sums
     ) -> tuple[Tensor, Tensor]:  # (d,), (d, d), float64
-        """Mean and covariance (divisor N - 1) of all codes; `total` adds up over the ranks."""
+        """Mean and covariance (divisor N - 1) of all latents; `total` adds up over the ranks."""
         mean = torch.zeros(self.dim, dtype=torch.float64, device=self.values.device)
         for _, rows in self.chunks():
             mean += rows.double().sum(0)
@@ -121,7 +121,7 @@ class CodeTable:
         if not bool((index % self.world == self.rank).all()):
             other = int(index[index % self.world != self.rank][0])
             raise ValueError(
-                f"CodeTable: rank {self.rank} of {self.world} holds the codes of images "
+                f"LatentTable: rank {self.rank} of {self.world} holds the latents of images "
                 f"{self.rank}, {self.rank + self.world}, ...; got index {other}"
             )
         return torch.div(index, self.world, rounding_mode="floor")
