@@ -400,7 +400,7 @@ def test_no_gpu_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
         (interpolate, ["{run}", "--steps", "100000"], 1, "a picture holds at most 40,000 images"),
         (sample, ["{run}", "--method", "gaussian"], 2, "--method"),
         (sample, ["{run}", "--method", "prior"], 1, "use copula or random"),
-        (sample, [], 2, "PATH"),
+        (sample, [], 2, "RUN"),
         (sample, ["nowhere"], 1, "nowhere is not a run folder"),
         (reconstruct, ["{run}", "--split", "validation"], 2, "--split"),
         (interpolate, ["{run}", "--from", "1"], 2, "--from and --to go together"),
