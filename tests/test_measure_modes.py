@@ -57,6 +57,8 @@ MEASURES = {
         metrics.PRDCurve(*(part.sigmoid() for part in (x[:, 0], y[:, 0], x.T, y.T)))
     ),
     "prd_of_histograms": lambda x, y: metrics.prd_of_histograms(x.exp(), y.exp(), 11),
+    "fid": lambda x, y: metrics.fid(x, y)[:2],
+    "kid": lambda x, y: metrics.kid(x, y)[:2],
     "precision_recall": metrics.precision_recall,
     "realism": metrics.realism,
     "score": lambda x, y: list(metrics.score(x, y).metrics.values()),

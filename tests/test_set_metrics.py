@@ -544,6 +544,8 @@ METRICS = {
     ],
 )
 def test_sets_that_cannot_be_compared(name, change, error, message):
+    if name == "precision_recall" and "ndarray" in message:
+        pytest.skip("takes arrays, and sets of images, too: tests/test_compared.py")
     with pytest.raises(error, match=f"^{name}: {message}"):
         METRICS[name](features(30, 4, 0), change(features(30, 4, 1)))
 

@@ -1,6 +1,7 @@
 """Measures of how good a model or its samples are."""
 
 from fastlatent.estimate import Estimate
+from fastlatent.metrics.compared import Distance, fid, kid, precision_recall
 from fastlatent.metrics.features import (
     Classifier,
     dinov2,
@@ -30,7 +31,6 @@ from fastlatent.metrics.precision_recall import (
     Neighbourhoods,
     PrecisionRecall,
     density_coverage,
-    precision_recall,
     realism,
 )
 from fastlatent.metrics.samples import MomentError, moment_error, nearest_distance
@@ -40,6 +40,7 @@ from fastlatent.metrics.statistics import FeatureStatistics
 __all__ = [
     "Classifier",
     "DensityCoverage",
+    "Distance",
     "Estimate",
     "Extrapolated",
     "FeatureStatistics",
@@ -56,6 +57,7 @@ __all__ = [
     "dinov2",
     "distance_name",
     "extract",
+    "fid",
     "frechet_distance",
     "frechet_from_features",
     "frechet_infinity",
@@ -63,6 +65,7 @@ __all__ = [
     "importance_log_likelihood",
     "inception",
     "kernel_distance",
+    "kid",
     "moment_error",
     "nearest_distance",
     "prd_curve",

@@ -84,8 +84,18 @@ def inception(
     return Inception(network, found == WEIGHTS_SHA256).eval()
 
 
+def _place() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", os.path.basename(WEIGHTS_URL))
+
+
+def stored_weights() -> Path | None:
+    """The file of weights that an earlier download has left; None where there is none."""
+    path = _place()
+    return path if path.is_file() else None
+
+
 def _downloaded() -> Path:
-    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(WEIGHTS_URL))
+    path = _place()
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
