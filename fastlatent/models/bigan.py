@@ -1,7 +1,7 @@
 """Bidirectional GAN: a generator, an encoder, and a discriminator of pairs (image, latents).
 
 J. Donahue, P. Krähenbühl, T. Darrell, "Adversarial Feature Learning", ICLR 2017, arXiv 1605.09782;
-layers and settings of M. P. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space
+layers and settings of M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space
 of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663.
 """
 

@@ -1,6 +1,6 @@
 """Spectrally normalised layers and the small convolutional networks that VAE and BiGAN share.
 
-Layers as those of M. P. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of
+Layers as those of M. Y. Michelis and Q. Becker, "On Linear Interpolation in the Latent Space of
 Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663. Images here lie in [-1, 1].
 """
 

@@ -1,6 +1,6 @@
 """Variational autoencoder with convolutional networks and, after training, a variance of its own.
 
-Its latent geometry is what M. P. Michelis and Q. Becker study in "On Linear Interpolation in the
+Its latent geometry is what M. Y. Michelis and Q. Becker study in "On Linear Interpolation in the
 Latent Space of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663. While it trains,
 all pixels have one fixed variance; then fastlatent.models.precision is fitted to what is left.
 """
