@@ -103,7 +103,7 @@ _DIGITS_SEED = replace(
 GLO_PRESETS = (
     _preset(
         "1,797 handwritten digits, 16 latents, a quarter of the published width; needs no files. "
-        " Laplacian L1 of test images 0.048, of training images 0.082, in under 2 minutes.",
+        "Laplacian L1 of test images 0.048, of training images 0.082, in under 2 minutes.",
         _DIGITS,
         _DIGITS_SEED,
     ),

@@ -240,6 +240,7 @@ class TrainedRun(OpenedRun):
         limit: int | None = None,
         reference: str | os.PathLike[str] | None = None,
         jpeg: bool = False,
+        closed_balls: bool = False,
         repair: Repair = "clip",
     ) -> dict[str, Any]:
         """What the command `evaluate` measures, prints and stores in the run, as JSON values.
@@ -250,7 +251,8 @@ class TrainedRun(OpenedRun):
         their `feature_weights`; "none" leaves that out. `samples` are draws for the
         importance-weighted bound on the log-likelihood, `limit` is the number of images, evenly
         spread, and `reference` a folder or .npz file to compare with in place of the split. `jpeg`
-        stores images as JPEG before features are taken.
+        stores images as JPEG before features are taken. With `closed_balls`, precision, recall,
+        density and coverage count a sample on the surface of a ball as inside.
 
         Raises ValueError for options that do not fit the model or each other, OSError where the
         data set is not there.
@@ -272,7 +274,7 @@ class TrainedRun(OpenedRun):
                 f"{features!r}"
             )
         weights, place = (None if p is None else Path(p) for p in (feature_weights, reference))
-        chosen = Chosen(features, weights, jpeg=jpeg)
+        chosen = Chosen(features, weights, jpeg=jpeg, closed_balls=closed_balls)
         return evaluate_run(
             self, split, chosen, samples, limit, place, Reading(), repair, results=None
         )
