@@ -1,6 +1,7 @@
 """The model contract and the Latent Bernoulli Autoencoder."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,15 @@ import torch.nn.functional as F
 from original_lbae import IMAGE_SHAPE, original_checkpoint
 from torch import Tensor
 
+from fastlatent import film
 from fastlatent.models import MODELS, LBAEConfig, build
 from fastlatent.models.lbae import Decoder, gaussian_kl
 from fastlatent.models.published.lbae import convert_original
 from fastlatent.nn import ResampleStage, bernoulli_nll, seeded, squared_error
 from fastlatent.noise import Noise
+from fastlatent.plots import tiles
+from fastlatent.presets import PRESETS
+from fastlatent.runs import Run
 
 SMALL = {"width": 0.125, "dim": 12}
 ARCHITECTURES = ("mnist", "cifar10", "celeba")
@@ -138,7 +143,18 @@ def test_contract(architecture, latent):
 def test_every_family_is_built_from_its_default_configuration():
     for family, (config, model) in MODELS.items():
         assert config().family == family
-        assert isinstance(build(config(), seed=0), model)
+        built = build(config(), seed=0)
+        assert isinstance(built, model)
+        assert config().image_shape == built.image_shape
+
+
+@pytest.mark.parametrize("preset", ["lbae-mnist", "lbae-celeba", "glo-mnist"])
+def test_the_images_of_a_film_are_read_as_they_were_written(preset, tmp_path):
+    config = replace(PRESETS[preset].config, film_images=5)
+    images = torch.randint(256, (5, *config.model.image_shape)).float() / 255
+    tiles(images).save(tmp_path / "sheet.png")
+    found = film.images_of(Run(tmp_path, config), tmp_path / "sheet.png")
+    torch.testing.assert_close(found, images, rtol=0, atol=0)
 
 
 def test_reconstruction_losses_at_one_half():

@@ -86,6 +86,10 @@ class LBAEConfig:
     test_corruption_strength: float = 0.0
     """Strength of that, as --model.corruption-strength."""
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:  # (c, h, w)
+        return ARCHITECTURES[self.architecture].image_shape
+
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, expectation: str) -> None:
             if not condition:
@@ -173,7 +177,7 @@ class LBAE(LatentModel):
         super().__init__()
         architecture = ARCHITECTURES[config.architecture]
         self.config = config
-        self.image_shape = architecture.image_shape
+        self.image_shape = config.image_shape
         self.latent_dim = config.dim
         self.latent_kind = "bits" if config.latent == "bits" else "real"
         self.loss_unit = {
