@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -18,10 +18,6 @@ from fastlatent.models.features import (
 from fastlatent.runs import Run, Weights
 from fastlatent.runs.files import read_tensors, write_tensors
 from fastlatent.runs.trained import TrainedRun
-
-if TYPE_CHECKING:
-    pass
-
 
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 OptionalRun = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]")]

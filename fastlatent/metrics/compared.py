@@ -24,7 +24,7 @@ from fastlatent.metrics.frechet import (
 from fastlatent.metrics.kernel import kernel_distance
 from fastlatent.metrics.precision_recall import PrecisionRecall
 from fastlatent.metrics.sets import SEED
-from fastlatent.metrics.statistics import FeatureStatistics
+from fastlatent.metrics.statistics import FeatureStatistics, Given, count_of, moments_of
 
 AS_GIVEN = "features as given"
 Network = Callable[[Tensor], Tensor]
@@ -53,8 +53,8 @@ class NamedPrecisionRecall(PrecisionRecall):
 class _Sets(NamedTuple):
     """Two sets by features, or by the moments of such."""
 
-    real: Tensor | FeatureStatistics
-    fake: Tensor | FeatureStatistics
+    real: Given
+    fake: Given
     name: str  # of a Frechet distance
     features: str
 
@@ -98,16 +98,14 @@ def fid(
     Raises ValueError, TypeError or FileNotFoundError for sets that cannot be compared, naming them.
     """
     sets = _compared("fid", a, b, features, weights, size, batch, device)
-    counts = tuple(
-        len(x) if isinstance(x, Tensor) else x.known_count for x in (sets.real, sets.fake)
-    )
     if isinstance(sets.real, Tensor) and isinstance(sets.fake, Tensor):
         value = float(frechet_from_features(sets.real, sets.fake))
         error = float(frechet_standard_error(sets.real, sets.fake))
     else:
-        moments = (_moments(sets.real), _moments(sets.fake))
-        value, error = float(frechet_distance(*moments[0], *moments[1])), float("nan")
-    return Distance(value, error, sets.name, sets.features, (counts[0], counts[1]))
+        distance = frechet_distance(*moments_of(sets.real), *moments_of(sets.fake))
+        value, error = float(distance), float("nan")
+    counts = count_of(sets.real), count_of(sets.fake)
+    return Distance(value, error, sets.name, sets.features, counts)
 
 
 @torch.no_grad()
@@ -183,7 +181,7 @@ def _compared(
 ) -> _Sets:
     network, about = _network(function, features, weights, device)
     used = False
-    found: list[Tensor | FeatureStatistics] = []
+    found: list[Given] = []
     for name, given in (("a", a), ("b", b)):
         source = _source(given, batch)
         if isinstance(source, FeatureStatistics):
@@ -278,12 +276,3 @@ def _items(data: Any, batch: int) -> Iterator[Tensor]:
 def _holds_images(source: Any) -> bool:
     """Whether a network is needed, as far as that is known before batches are read."""
     return isinstance(source, Path) or (isinstance(source, Tensor) and source.dim() == 4)
-
-
-def _moments(found: Tensor | FeatureStatistics) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d)."""
-    if isinstance(found, Tensor):
-        statistics = FeatureStatistics(found.shape[1], found.device)
-        statistics.update(found)
-        found = statistics
-    return found.mu, found.sigma

@@ -202,3 +202,20 @@ class FeatureStatistics:
         self._spread.addr_(apart, apart, alpha=own * n / (own + n))
         self._mean += apart * (n / (own + n))
         self._count = own + n
+
+
+Given = Tensor | FeatureStatistics  # features (n, d), or the moments of some
+
+
+def count_of(found: Given) -> int | None:
+    """Of how many samples; None where a file of moments does not say."""
+    return len(found) if isinstance(found, Tensor) else found.known_count
+
+
+def moments_of(found: Given) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d)."""
+    if isinstance(found, Tensor):
+        statistics = FeatureStatistics(found.shape[1], found.device)
+        statistics.update(found)
+        found = statistics
+    return found.mu, found.sigma

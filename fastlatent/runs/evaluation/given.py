@@ -21,9 +21,9 @@ from fastlatent.jobs.progress import say, track
 from fastlatent.metrics import FeatureStatistics, Scores, frechet_distance, score
 from fastlatent.metrics.features import extract
 from fastlatent.metrics.features.sources import Source, array_source, open_source, read_stored
+from fastlatent.metrics.statistics import Given, moments_of
 from fastlatent.runs.evaluation.extractors import Extractor, check_labels
 
-Given = Tensor | FeatureStatistics  # features (n, d), or the moments of some
 FOLDER_BATCH = 64  # images at a time
 NO_NETWORK = (
     "name the network whose features are compared, by --features, or by --data the data set whose "
@@ -178,19 +178,5 @@ def compare(
     """All metrics of two sets of features, or the Frechet distance where one is moments."""
     if isinstance(real, Tensor) and isinstance(fake, Tensor):
         return score(real, fake, seed, paired=paired, closed_balls=closed_balls)
-    distance = float(frechet_distance(*_moments(real), *_moments(fake)))
+    distance = float(frechet_distance(*moments_of(real), *moments_of(fake)))
     return Scores({"frechet_distance": Estimate(distance, math.nan)}, None, [MOMENTS_ONLY])
-
-
-def count_of(found: Given) -> int | None:
-    """Of how many samples; None where a file of moments does not say."""
-    return len(found) if isinstance(found, Tensor) else found.known_count
-
-
-def _moments(found: Given) -> tuple[Tensor, Tensor]:
-    """Mean and covariance."""
-    if isinstance(found, Tensor):
-        statistics = FeatureStatistics(found.shape[1], found.device)
-        statistics.update(found)
-        found = statistics
-    return found.mu, found.sigma

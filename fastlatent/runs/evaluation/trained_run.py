@@ -16,15 +16,14 @@ from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import is_main_process
 from fastlatent.metrics import Weighing
+from fastlatent.metrics.statistics import Given, count_of
 from fastlatent.models.capabilities import CountsPixels, LearnedPrior
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.runs.evaluation.extractors import Chosen, Kind
 from fastlatent.runs.evaluation.given import (
-    Given,
     Opened,
     Reading,
     compare,
-    count_of,
     open_set,
     take_features,
 )

@@ -8,12 +8,12 @@ import torch
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.metrics.sets import SEED
+from fastlatent.metrics.statistics import count_of
 from fastlatent.runs.evaluation.extractors import Chosen, classifier_of
 from fastlatent.runs.evaluation.given import (
     Reading,
     at_size_of,
     compare,
-    count_of,
     open_set,
     own_folder,
     take_features,
