@@ -101,6 +101,11 @@ def task_of(
     elif chosen.out is not None:
         raise UsageError("--out does not go with --resume: the run stays in its folder")
     run = Run.open(out)
+    if run.path != out:
+        raise UsageError(
+            f"{out} names trained weights, which have no checkpoint to resume from; "
+            "give a run folder"
+        )
     changed = check_changes(run.config, config)
     held.enter_context(locked(out))  # already here, as another process may drop what is read
     state = run.load(chosen.from_step)

@@ -132,6 +132,7 @@ def test_a_pure_python_wheel_works_and_says_so(tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     assert (site / "fastlatent" / "py.typed").is_file()  # its types are for others' checkers, too
+    assert (site / "fastlatent" / "weights" / "lbae-digits" / "codes.safetensors").is_file()
     warned, results, message = python(CALL, tmp_path, site).splitlines()
     assert warned == "1" and results == "[[[1.0, -1.0]], [[1.0, -1.0]]]"
     assert "installed without its compiled core (FASTLATENT_CORE=0)" in message

@@ -17,6 +17,7 @@ from fastlatent.models.features import (
 )
 from fastlatent.runs import Run, Weights
 from fastlatent.runs.files import read_tensors, write_tensors
+from fastlatent.runs.named import is_named
 from fastlatent.runs.trained import TrainedRun
 
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -28,7 +29,7 @@ class RunOptions:
     """What every command on a run folder takes."""
 
     run: RunFolder
-    """Run folder, as training or convert left it."""
+    """Run folder, as training or convert left it, or the name of trained weights: lbae-digits."""
     weights: Weights = "last"
     """Weights of the newest checkpoint (last), or those with the lowest test loss (best)."""
     seed: int | None = None
@@ -64,6 +65,15 @@ class Trained(TrainedRun):
             root=options.root,
         )
         self.options = options
+
+    def place(self, out: Path | None, name: str) -> Path:
+        """Where a picture goes: to `out`, by default among the pictures of the run.
+
+        Those of weights that were found by name go to the working directory.
+        """
+        if out is None and is_named(self.path):
+            out = Path(f"{self.path.name}-{name}.png")
+        return super().place(out, name)
 
     @cached_property
     def logistic_regression(self) -> LogisticRegression:

@@ -39,6 +39,7 @@ from fastlatent.priors import CodeStatistics
 from fastlatent.runs.config import read_config, to_json
 from fastlatent.runs.files import fingerprint, link_or_copy, read_tensors, write_json, write_tensors
 from fastlatent.runs.lock import LOCK, is_alive
+from fastlatent.runs.named import named_folder, names
 
 Weights = Literal["last", "best"]
 
@@ -140,9 +141,15 @@ class Run:
 
     @staticmethod
     def open(path: Path) -> "Run":
-        """The run in a folder; RunError when there is none."""
+        """The run in a folder, or that of trained weights by name; RunError when there is none."""
         if not (path / "config.json").is_file():
-            raise RunError(f"{path} is not a run folder: it holds no config.json")
+            folder = named_folder(path)
+            if folder is None:
+                raise RunError(
+                    f"{path} is not a run folder: it holds no config.json; "
+                    f"trained weights are at hand by the names {', '.join(names())}"
+                )
+            path = folder
         return Run(path, read_config(path / "config.json"))
 
     @property

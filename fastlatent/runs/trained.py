@@ -32,6 +32,7 @@ from fastlatent.runs.evaluation.trained_run import evaluate_run
 from fastlatent.runs.fits import fit_and_store
 from fastlatent.runs.folder import WEIGHT_FILES, Run, Weights
 from fastlatent.runs.likely import Density, Likely, LikelyOptions
+from fastlatent.runs.named import named_folder, names
 from fastlatent.runs.opened import OpenedRun
 from fastlatent.runs.saving import save
 
@@ -46,8 +47,10 @@ def load(
     batch: int | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> "TrainedRun":
-    """The run in a folder, as training or convert left it, ready to sample, encode and decode.
+    """A trained run, ready to sample, encode and decode.
 
+    `path` is a run folder, as training or convert left it, or the name of trained weights: those
+    of the package, of weights/ in a checkout, or of a folder that FASTLATENT_WEIGHTS names.
     `weights` are those of the newest checkpoint ("last") or those with the lowest test loss
     ("best"). `device` is by default the GPU if there is one. `batch` images are computed at a time,
     by default the run's test_batch. `root` is the folder that holds the data sets, where it is not
@@ -62,9 +65,13 @@ def load(
         )
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"load: path must be a run folder, as training leaves it with a config.json; got {path}"
-        )
+        named = named_folder(path)
+        if named is None:
+            raise UsageError(
+                "load: path must be a run folder, as training leaves it with a config.json, or one "
+                f"of {', '.join(names())}; got {path}"
+            )
+        folder = named
     if weights not in get_args(Weights):
         raise UsageError(f"load: weights must be 'last' or 'best'; got {weights!r}")
     if not (folder / WEIGHT_FILES[weights]).is_file():

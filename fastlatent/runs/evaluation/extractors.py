@@ -1,6 +1,5 @@
 """Which network turns images into the features that sets are compared by."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlatent.data import DataConfig, Dataset, epoch_order
+from fastlatent.files.cache import cache_folder
 from fastlatent.files.image_files import BACKGROUND
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import main_first
@@ -118,9 +118,3 @@ def check_labels(data: Dataset) -> None:
     """ValueError where there is nothing that a classifier could learn."""
     if data.label_names is None or data.train.labels is None:
         raise ValueError(f"--features classifier needs labels, and {data.name} has none")
-
-
-def cache_folder() -> Path:
-    """Where classifiers are kept: FASTLATENT_CACHE, by default ~/.cache/fastlatent."""
-    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("FASTLATENT_CACHE") or Path(base, "fastlatent")).expanduser()
