@@ -56,11 +56,11 @@ def mean_decay(x, WIDE: tl.constexpr):
         safe = tl.where(x > 0, x, 1.0)
         p = tl.where(x > 0, one_minus_decay(safe, tl.exp(-safe), WIDE) / safe, 1 - x)
     else:
-        p = 1.28380714e-4 * x - 1.29866373e-3
-        p = p * x + 8.27309552e-3
-        p = p * x - 4.16455774e-2
-        p = p * x + 1.66663098e-1
-        p = p * x - 4.99999770e-1
+        p = 1.29313878e-4 * x - 1.30171329e-3  # scripts/minimax.py
+        p = p * x + 8.27692635e-3
+        p = p * x - 4.16478813e-2
+        p = p * x + 1.66663766e-1
+        p = p * x - 4.99999851e-1
         p = p * x + 1
     return p
 
