@@ -38,6 +38,11 @@ LARGE = {  # lists of arguments on the CPU, float32
     "unpack_bits": lambda: [(ops.pack_bits(signs(70, 2500)), 2500, torch.float32)],
     "binary_moments": lambda: [(ops.pack_bits(signs(9000, 70)), 70)],
     "bernoulli_copula_sample": lambda: [(normal(2001, 20), normal(4500, 20), True)],  # two products
+    "binary_entropy": lambda: [(4 * normal(4200, 26), uniform(4200), 2)],
+    "binary_entropy_backward": lambda: [(
+        normal(700), normal(2), normal(2, 512), logits := normal(700, 18), None,
+        ops.binary_entropy(logits, None, 2)[2], 2,
+    )],
     "discretized_logistic_log_prob": lambda: [(
         bins(2, 3, 32, 24), uniform(2, 3, 32, 24), normal(2, 3, 32, 24) - 3, *SINGLE,
     )],

@@ -20,6 +20,7 @@ CALLS = {
     "unpack_bits": ([WORDS], {"d": 5, "dtype": torch.float32}),
     "binary_moments": ([WORDS], {"d": 5}),
     "bernoulli_copula_sample": ([torch.ones(4, 3), torch.ones(6, 3)], {"packed": False}),
+    "binary_entropy": ([torch.zeros(3, 6)], {"groups": 2}),
     "discretized_logistic_log_prob": ([BINS[0, 0, 0], ONE, ONE], GRID),
     "discretized_logistic_mean": ([ONE, ONE], GRID),
     "discretized_logistic_mode": ([ONE, ONE], GRID),

@@ -12,6 +12,7 @@ from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.activation import elu
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.copula import bernoulli_copula_sample
+from fastlatent.ops.entropy import binary_entropy
 from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
 from fastlatent.ops.logistic import (
     discretized_logistic_log_prob,
@@ -42,6 +43,7 @@ __all__ = [
     "activation_jvp",
     "bernoulli_copula_sample",
     "binarize",
+    "binary_entropy",
     "binary_moments",
     "bspline",
     "discretized_logistic_log_prob",

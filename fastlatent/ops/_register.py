@@ -86,8 +86,10 @@ class Op:
     all of them where it is None. `non_differentiable`: indices of floating outputs without
     gradient; `constants`: of floating inputs without. `capturable`: runs in a CUDA graph.
     `backward(arguments, gradients)` returns one gradient for each argument; with `from_outputs` it
-    is given the outputs in place of the arguments, and those alone are kept. `surrogate(gradient,
-    *args)`: the closed form of a surrogate gradient in plain PyTorch.
+    is given the outputs in place of the arguments, and those alone are kept; `keeps` are indices of
+    outputs that it is given after the arguments. `surrogate(gradient, *args)`: the closed form of a
+    surrogate gradient in plain PyTorch. `refuses_nan`: on a CPU the kernel raises ValueError for
+    NaN where other ops give it back.
     """
 
     name: str
@@ -107,6 +109,8 @@ class Op:
     linalg: Kernel | None = None  # made of torch.linalg on any device; its bits are the libraries'
     backward: Callable[[tuple, tuple], tuple] | None = None
     from_outputs: bool = False
+    keeps: tuple[int, ...] = ()
+    refuses_nan: bool = False
     surrogate: Kernel | None = None
     _served: dict[tuple[str, str], Kernel] = field(default_factory=dict)
 
@@ -236,7 +240,7 @@ def _setup_of(op: Op) -> Kernel:
         none = op.gradient == "none"
         fixed = [out for i, out in enumerate(outputs) if none or i in op.non_differentiable]
         ctx.mark_non_differentiable(*fixed)
-        kept = outputs if op.from_outputs else inputs
+        kept = outputs if op.from_outputs else (*inputs, *(outputs[i] for i in op.keeps))
         is_tensor = [isinstance(x, Tensor) for x in kept]
         ctx.save_for_backward(*(x for x, t in zip(kept, is_tensor, strict=True) if t))
         ctx.constants = [None if t else x for x, t in zip(kept, is_tensor, strict=True)]

@@ -6,21 +6,19 @@ belongs to a reference bit that is constantly +1: multiplying by its sign turns 
 it into means (Fajtl et al. 2020, section 4).
 """
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlatent.ops import _check
+from fastlatent.ops._precision import full_precision
 from fastlatent.ops._register import register, stream, threads
 from fastlatent.ops.bits import pack_signs, signs
 
 _DTYPES = (torch.float32, torch.float64)
 _CHUNK_BYTES = 1 << 25  # projections held at a time
-_precision_lock = threading.Lock()
 
 
 def _reference(factor: Tensor, noise: Tensor, packed: bool) -> Tensor:
@@ -72,30 +70,10 @@ def _sample(
     else:
         codes = noise.new_empty((n, d))
     rows = max(1, _CHUNK_BYTES // ((d + 1) * factor.element_size()))
-    with _full_precision(factor.device.type):
+    with full_precision(factor.device.type):
         for start in range(0, n, rows):
             align(noise[start : start + rows] @ factor.mT, codes[start : start + rows])
     return codes
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Keeps float32 products out of TensorFloat-32 and half types, whatever the process allows."""
-    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
-    with torch.no_grad(), torch.autocast(device, enabled=False), _precision_lock:
-        before = backend.matmul.fp32_precision
-        if before in ("none", "ieee"):
-            yield
-            return
-        # What is read may be inherited; put back as a value of its own it would hide later changes.
-        whole = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
-        every = torch.backends.fp32_precision  # type: ignore[attr-defined]
-        inherited = before in (whole.fp32_precision, every)
-        backend.matmul.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            backend.matmul.fp32_precision = "none" if inherited else before
 
 
 _op = register(
