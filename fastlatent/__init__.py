@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlatent import ops as ops
     from fastlatent import paths as paths
     from fastlatent import priors as priors
+    from fastlatent.models import AutoEncoder as AutoEncoder
     from fastlatent.patches import patch as patch
     from fastlatent.runs.trained import load as load
     from fastlatent.training.start import train as train
@@ -23,7 +24,11 @@ __version__ = "0.1.0"
 # What `import fastlatent` alone offers, imported when it is first used; `train` is the command's
 # module, which can be called.
 MODULES = ("data", "geometry", "metrics", "models", "nn", "ops", "paths", "priors", "train")
-FUNCTIONS = {"load": "fastlatent.runs.trained", "patch": "fastlatent.patches"}
+FUNCTIONS = {
+    "AutoEncoder": "fastlatent.models",
+    "load": "fastlatent.runs.trained",
+    "patch": "fastlatent.patches",
+}
 
 
 def _spoken(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

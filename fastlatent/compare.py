@@ -12,6 +12,7 @@ import tyro
 from fastlatent.commands.comparison import columns_of, page, rivals, screen_table, subjects
 from fastlatent.commands.comparison.pictures import Picture, pictures_of
 from fastlatent.commands.console import command, parse
+from fastlatent.commands.trained import named_code
 from fastlatent.files.writing import written_whole
 from fastlatent.jobs.progress import say, track
 from fastlatent.runs.files import RESULTS
@@ -37,6 +38,9 @@ class Options:
     """Run folders, as training or convert left them."""
     out: Path = Path("compare.html")
     """Page to write, an HTML file."""
+    model_from: str | None = None
+    """Python file or installed module of the class, for runs of a model of your own; several with
+    commas between them."""
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in (".html", ".htm"):
@@ -50,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, read the runs, print the table and write the page."""
     options = parse(Options, argv, "compare", DESCRIPTION)
     # What evaluations leave beside the runs, as in runs/*.
-    runs = subjects([path for path in options.runs if path.name != RESULTS])
+    runs = subjects(
+        [path for path in options.runs if path.name != RESULTS], named_code(options.model_from)
+    )
     columns = columns_of(runs)
     labels = [run.label for run in runs]
     say("\n".join(screen_table(columns, labels, screen_width())))

@@ -13,7 +13,9 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from fastlatent.commands.console import command, parse
+from fastlatent.commands.trained import named_code
 from fastlatent.data.config import OWN, with_absolute_paths
+from fastlatent.files.code import Code
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
@@ -23,6 +25,7 @@ from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
 from fastlatent.runs import Run, State, flat, locked, read_config, to_json
 from fastlatent.training import start, train
+from fastlatent.training.learner import Given
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Command:
     from_step: int | None = None
     """With --resume: resume from this checkpoint, in place of the newest. What was trained after it
     is dropped."""
+    model_from: str | None = None
+    """With --resume of a run of a model of your own: Python file or installed module of its
+    class."""
     timeout: float = PATIENCE
     """Seconds without a sign of another process, after which it counts as lost."""
 
@@ -59,6 +65,7 @@ class Task(NamedTuple):
     out: Path
     state: State | None = None
     finished: bool = False  # nothing is left to do
+    code: Code | None = None  # that the user has named
 
 
 # What a resumed run must leave as it is; of the data, only where and how they are read may change.
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with together():
             task = task_of(arguments, held)
         if not gather(task.finished)[0]:
-            train(task.config, task.out, task.state, timeout)
+            train(task.config, task.out, task.state, timeout, given=Given(task.code))
 
 
 def task_of(
@@ -97,7 +104,7 @@ def task_of(
             if is_main_process():
                 Run.check_free(out)
             held.enter_context(locked(out))
-            return Task(config, out)
+            return Task(config, out, code=named_code(chosen.model_from))
     elif chosen.out is not None:
         raise UsageError("--out does not go with --resume: the run stays in its folder")
     run = Run.open(out)
@@ -120,7 +127,7 @@ def task_of(
     if finished:
         option = "--epochs" if config.steps is None else "--steps"
         say(f"{out} is finished at step {state.step}; {option} takes it further")
-    return Task(config, out, state, finished)
+    return Task(config, out, state, finished, named_code(chosen.model_from))
 
 
 def timeout_in(arguments: list[str]) -> float:
@@ -190,7 +197,7 @@ def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
             f"got {new.model.family}"
         )
     before, after = flat(to_json(old)), flat(to_json(new))
-    changes = [name for name in after if before[name] != after[name]]
+    changes = [name for name in after if before.get(name) != after[name]]
     own = old.data.kind in OWN and new.data.kind in OWN
     free = FREE_DATA | ({"data.name"} if own else set())  # the same images in another place
     fixed = [
@@ -200,7 +207,7 @@ def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
     ]
     if fixed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-        had, got = (", ".join(str(x[name]) for name in fixed) for x in (before, after))
+        had, got = (", ".join(str(x.get(name)) for name in fixed) for x in (before, after))
         raise UsageError(f"{options} cannot change in a resumed run: had {had}; got {got}")
     return [f"{name} from {before[name]} to {after[name]}" for name in changes]
 

@@ -62,6 +62,9 @@ class Options:
     """Where to compute; auto: on the GPU if there is one."""
     root: Path | None = None
     """Folder that holds the data sets; default: the one each run was trained with."""
+    model_from: str | None = None
+    """Python file or installed module of the class, for runs of a model of your own; several with
+    commas between them."""
     out: Path = Path("walks.csv")
     """Table to write, a CSV."""
 
@@ -96,6 +99,7 @@ def compare_walks(options: Options, path: Path) -> list[Row]:
         batch=options.batch,
         device=options.device,
         root=options.root,
+        model_from=options.model_from,
     )
     trained = Trained(chosen)
     joined = join(trained, chosen)

@@ -106,7 +106,7 @@ def test_train_is_the_function_and_the_module_of_the_command(first, monkeypatch)
     ("given", "error", "words"),
     [
         ({"config": "lbae-digit"}, ValueError, "did you mean 'lbae-digits'"),
-        ({"config": 3}, TypeError, "config must be the name of a preset or a TrainConfig; got int"),
+        ({"config": 3}, TypeError, "config must be the name of a preset, .* model .*; got int"),
         ({"epoch": 3}, TypeError, "no setting 'epoch'; did you mean 'epochs'"),
         ({"epochs": "3"}, ValueError, "epochs must be of type int; got '3'"),
         ({"epochs": 0}, ValueError, "epochs must be at least 1; got 0"),

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import operator
 import textwrap
 import typing
@@ -113,6 +114,26 @@ def plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
         return isinstance(value, kind) if kind in KINDS else value in choices.values()
 
     return PrimitiveConstructorSpec(1, metavar, read, fits, lambda value: [str(value)])
+
+
+@REGISTRY.primitive_rule
+def json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A dictionary, written as JSON."""
+    if get_origin(info.type) is not dict:
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            value = json.loads(words[0])
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a JSON object; got {words[0]!r}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        1, "JSON", read, lambda value: isinstance(value, dict), lambda value: [json.dumps(value)]
+    )
 
 
 @REGISTRY.primitive_rule

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from fastlatent.files.code import Code
 from fastlatent.files.reading import load_weights, read_checkpoint, reading
 from fastlatent.inference.devices import Device, choose_device
+from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.models.features import (
     LogisticRegression,
@@ -40,6 +42,8 @@ class RunOptions:
     """Where to compute; auto: on the GPU if there is one."""
     root: Path | None = None
     """Folder that holds the data sets; default: the one the run was trained with."""
+    model_from: str | None = None
+    """Python file or installed module of the class, for a run of a model of your own."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "n", "steps"):
@@ -52,12 +56,22 @@ class RunOptions:
             raise ValueError(f"--out must end in .png, the format of pictures; got {out}")
 
 
+def named_code(model_from: str | None) -> Code | None:
+    """The code that --model-from names; UsageError where it cannot be loaded."""
+    if model_from is None:
+        return None
+    try:
+        return Code.read(model_from)
+    except ValueError as error:
+        raise UsageError(f"--model-from: {error}") from error
+
+
 class Trained(TrainedRun):
     """The run that the options of a command name, and what only commands do with it."""
 
     def __init__(self, options: RunOptions):
         super().__init__(
-            Run.open(options.run),
+            Run.open(options.run, named_code(options.model_from)),
             options.weights,
             choose_device(options.device),
             seed=options.seed,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastlatent.files.reading import read_json, reading
-from fastlatent.models import MODELS
+from fastlatent.models import MODELS, OwnConfig
 from fastlatent.presets import TrainConfig
 
 Config = TypeVar("Config")
@@ -71,6 +71,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         good, expected = False, "a list"
     elif is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
+    elif origin is dict:
+        good, expected = isinstance(value, dict), "a JSON object"
     elif hint is Path:
         if isinstance(value, str):
             return Path(value)
@@ -90,7 +92,7 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     if isinstance(value, dict) and "family" in value:
-        families = {name: form for name, (form, _) in MODELS.items()}
+        families = {name: form for name, (form, _) in MODELS.items()} | {"own": OwnConfig}
         if value["family"] not in families:
             raise ValueError(
                 f"{where}: family must be one of {', '.join(families)}; got {value['family']!r}"

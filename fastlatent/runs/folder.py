@@ -29,10 +29,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastlatent.files.code import Code
 from fastlatent.files.reading import load_weights, read_json, reading
 from fastlatent.files.writing import flush_to_disk
 from fastlatent.jobs.errors import RunError, UsageError
-from fastlatent.models import LatentModel, build
+from fastlatent.models import LatentModel, OwnConfig, build
 from fastlatent.models.capabilities import LearnsLatents
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import CodeStatistics
@@ -77,6 +78,7 @@ class Run:
 
     path: Path
     config: TrainConfig
+    code: Code | None = None  # that the user has named, for a model of their own
 
     @property
     def title(self) -> str:
@@ -140,7 +142,7 @@ class Run:
         self._drop_frames(0)
 
     @staticmethod
-    def open(path: Path) -> "Run":
+    def open(path: Path, code: Code | None = None) -> "Run":
         """The run in a folder, or that of trained weights by name; RunError when there is none."""
         if not (path / "config.json").is_file():
             folder = named_folder(path)
@@ -150,7 +152,7 @@ class Run:
                     f"trained weights are at hand by the names {', '.join(names())}"
                 )
             path = folder
-        return Run(path, read_config(path / "config.json"))
+        return Run(path, read_config(path / "config.json"), code)
 
     @property
     def film(self) -> Path:
@@ -178,12 +180,18 @@ class Run:
         Raises RunError when the weights are missing, ValueError when they do not fit.
         """
         path = self.weights_file(which)
-        with reading(self.path / "config.json", "describes a model that cannot be built"):
-            model = build(self.config.model, self.config.seed)
+        model = self.fresh_model()
         load_weights(model, read_tensors(path)[0], path)
         if isinstance(model, LearnsLatents):
             model.latents = self.latents(which, model.latent_dim)
         return model.to(device).eval()
+
+    def fresh_model(self) -> LatentModel:
+        """The model with seeded weights, on the CPU; ValueError where it cannot be built."""
+        if isinstance(self.config.model, OwnConfig):
+            return build(self.config.model, self.config.seed, self.code)
+        with reading(self.path / "config.json", "describes a model that cannot be built"):
+            return build(self.config.model, self.config.seed)
 
     def latents(self, which: Weights, dim: int) -> Tensor:  # (N, d)
         """The latents learned for the training images, mapped from their file.

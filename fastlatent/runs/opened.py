@@ -16,7 +16,7 @@ from fastlatent.inference.latents import Repair, unit_images
 from fastlatent.inference.passes import evaluating, gather_codes
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.models import LatentModel
+from fastlatent.models import LatentModel, model_title
 from fastlatent.models.capabilities import gaussian_posterior, geometric_decoder, latents_of
 from fastlatent.presets import TrainConfig
 from fastlatent.priors import BernoulliCopula, CodeStatistics, Prior, PriorKind
@@ -48,7 +48,7 @@ class OpenedRun:
         self._copulas: dict[Repair, BernoulliCopula] = {}
 
     def __repr__(self) -> str:
-        family, weights = self.config.model.family, self.weights
+        family, weights = model_title(self.config.model), self.weights
         return f"<run {self.path}: {family}, {weights} weights, on {self.device}>"
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from fastlatent.files.code import Code
 from fastlatent.inference.devices import device_of
 from fastlatent.inference.inputs import images_for, latents_for
 from fastlatent.inference.latents import (
@@ -24,6 +25,7 @@ from fastlatent.inference.latents import (
 from fastlatent.inference.passes import evaluating
 from fastlatent.inference.walking import Walking, walk, walkings
 from fastlatent.jobs.errors import UsageError
+from fastlatent.models.own import code_of
 from fastlatent.priors import Prior, PriorKind, PriorSettings
 from fastlatent.runs.config import from_json
 from fastlatent.runs.evaluation.extractors import Chosen, Kind
@@ -46,6 +48,8 @@ def load(
     *,
     batch: int | None = None,
     root: str | os.PathLike[str] | None = None,
+    model_from: str | os.PathLike[str] | None = None,
+    model: Any = None,
 ) -> "TrainedRun":
     """A trained run, ready to sample, encode and decode.
 
@@ -55,6 +59,10 @@ def load(
     ("best"). `device` is by default the GPU if there is one. `batch` images are computed at a time,
     by default the run's test_batch. `root` is the folder that holds the data sets, where it is not
     the one trained with.
+
+    A run of a model of one's own takes its class: from the Python file or installed module
+    `model_from`, which is run, or as `model`, which is the class, several classes or a module made
+    of them.
 
     Raises ValueError for a folder that holds no run or not these weights, and for damaged files;
     TypeError for a path that is none.
@@ -83,7 +91,10 @@ def load(
     if batch is not None and (type(batch) is not int or batch < 1):
         raise UsageError(f"load: batch must be a whole number from 1 up; got {batch!r}")
     at = None if root is None else Path(root)
-    return TrainedRun(Run.open(folder), weights, device_of("load", device), batch=batch, root=at)
+    code = Code() if model_from is None else Code.read(model_from)
+    code = code if model is None else code | code_of(model)
+    device = device_of("load", device)
+    return TrainedRun(Run.open(folder, code), weights, device, batch=batch, root=at)
 
 
 Self = TypeVar("Self", bound="TrainedRun")

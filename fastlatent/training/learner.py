@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastlatent.data import Batch, Dataset, Split
+from fastlatent.files.code import Code
 from fastlatent.files.reading import load_weights
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import unit_images
@@ -160,6 +161,13 @@ class Best(NamedTuple):
     loss: float
 
 
+class Given(NamedTuple):
+    """What the caller knows of a model of their own."""
+
+    code: Code | None = None  # that it is built with
+    weights: Mapping[str, Tensor] | None = None  # to begin with, in place of seeded ones
+
+
 class Learner:
     """One model being trained, the same on every rank.
 
@@ -167,18 +175,29 @@ class Learner:
     rank 0 are the ones evaluated and saved.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: "Accelerator", split: Split, place: Path):
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: "Accelerator",
+        split: Split,
+        place: Path,
+        given: Given = Given(),  # noqa: B008
+    ):
         """A model with seeded weights, and room for the latents of the split if it learns any.
 
-        The folder `place` is for files that need not last.
+        The folder `place` is for files that need not last. Of given weights, all ranks take those
+        of rank 0.
         """
         from accelerate.utils import set_seed
 
         self.config = config
         self.accelerator = accelerator
         set_seed(config.seed, device_specific=True)
-        model = build(config.model, config.seed)
+        model = build(config.model, config.seed, given.code)
         device = accelerator.device
+        self._given = given.weights is not None
+        if given.weights is not None:
+            model.load_state_dict(given.weights)
         layout = torch.channels_last
         if isinstance(model, LaidOut):
             layout = model.memory_format(device)
@@ -232,13 +251,14 @@ class Learner:
         are any."""
         if self.learned is not None:
             self.learned.initialise()
-        if isinstance(self.model, DataDependent) and self.model.data_dependent:
+        dependent = isinstance(self.model, DataDependent) and self.model.data_dependent
+        if dependent:
             chosen = split.spread(self.config.batch)
             images = unit_images(split, chosen, self.accelerator.device)
             self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
-            if dist.is_initialized():
-                for tensor in (*self.model.parameters(), *self.model.buffers()):
-                    dist.broadcast(tensor.data, 0)
+        if (dependent or self._given) and dist.is_initialized():
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                dist.broadcast(tensor.data, 0)
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
 

@@ -35,6 +35,7 @@ from fastlatent.training.callbacks import Moment
 from fastlatent.training.learner import (
     AGREE_EVERY,
     Diverged,
+    Given,
     Learner,
     accelerated,
     check_bound,
@@ -54,6 +55,7 @@ def train(
     resume: State | None = None,
     timeout: float = PATIENCE,
     callbacks: Sequence[Any] = (),  # with on_step or on_epoch, as Callback has them
+    given: Given = Given(),  # noqa: B008
 ) -> None:
     """Train as configured in the run folder `out`, from the beginning or from a checkpoint.
 
@@ -73,7 +75,7 @@ def train(
             agreed = what_ranks_share(config, data, resume) if world() > 1 else {}
         check_agreement(agreed)
         with accelerated(config) as accelerator, Signals() as signals:
-            training = Training(config, data, accelerator, out, resume, signals, callbacks)
+            training = Training(config, data, accelerator, out, resume, signals, callbacks, given)
             try:
                 training.learn()
                 with signals.at_once():
@@ -112,6 +114,7 @@ class Training:
         resume: State | None,
         signals: Signals,
         callbacks: Sequence[Any],
+        given: Given,
     ):
         self.signals, self.callbacks = signals, callbacks
         device, self.main = accelerator.device, accelerator.is_main_process
@@ -120,7 +123,7 @@ class Training:
         # What progress is measured on: the test images only where none are set apart for it.
         self.test = (data.validation or data.test).to(device)
         number, count = accelerator.process_index, accelerator.num_processes
-        self.learner = Learner(config, accelerator, self.train, out.parent)
+        self.learner = Learner(config, accelerator, self.train, out.parent, given)
         owned = isinstance(self.learner.model, LearnsLatents)
         self.plan = Plan(config, len(self.train), device, number, count, owned)
         check_shapes(self.learner.model, data)
@@ -139,12 +142,14 @@ class Training:
             self.due = set(resume.values.get("due", ()))
         self.first = self.done
         # Nothing is written before all that can be wrong with the settings has been seen.
-        self.run = Run(out, config)
+        self.run = Run(out, config, given.code)
         self.log: Log | None = None
         with together():
             if self.main:
                 self._open(resume)
-        self.command = f"{launcher()} fastlatent.train --resume {out}"
+        # How commands name the code of a model of the user's own.
+        self.naming = "" if given.code is None else given.code.option
+        self.command = f"{launcher()} fastlatent.train --resume {out}{self.naming}"
         where_it_breaks_off(self.breaks_off)
 
     def _open(self, resume: State | None) -> None:

@@ -133,15 +133,16 @@ def next_steps(training: "Training", model: LatentModel) -> list[str]:
     """Commands that go on from a finished run."""
     steps, epochs = training.config.steps, training.config.epochs
     more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
+    run = f"{training.out}{training.naming}"
     geometry = (
-        f"python -m fastlatent.geodesics {training.out} --pairs 20",
-        f"python -m fastlatent.interpolate {training.out} --method geodesic",
+        f"python -m fastlatent.geodesics {run} --pairs 20",
+        f"python -m fastlatent.interpolate {run} --method geodesic",
     )
     studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
     return [
-        f"python -m fastlatent.sample {training.out} --n 100",
-        f"python -m fastlatent.reconstruct {training.out}",
-        f"python -m fastlatent.interpolate {training.out}",
+        f"python -m fastlatent.sample {run} --n 100",
+        f"python -m fastlatent.reconstruct {run}",
+        f"python -m fastlatent.interpolate {run}",
         *([f"python -m fastlatent.film {training.out}"] if training.run.film.is_dir() else []),
         *(geometry if studied else ()),
         f"{training.command} {more}",

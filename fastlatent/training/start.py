@@ -7,22 +7,30 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastlatent.data import DataConfig
+from fastlatent.data import load as load_data
 from fastlatent.data.config import with_absolute_paths
 from fastlatent.data.given import arrays_of, keep_images, shape_of
 from fastlatent.inference.devices import choose_device
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.ranks import is_main_process, joined, main_first
+from fastlatent.models import AutoEncoder
+from fastlatent.models.own import check_attributes, recorded, run_name, twin_of
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.runs import Run, from_json, to_json
 from fastlatent.runs.folder import DATA
 from fastlatent.runs.trained import TrainedRun, load
 from fastlatent.training import loop
 from fastlatent.training.callbacks import NAMES
+from fastlatent.training.learner import Given
+
+BATCH = 128  # images in a step of a model of the caller's own
 
 
 def train(
-    config: str | TrainConfig = DEFAULT_PRESET,
+    config: str | TrainConfig | nn.Module = DEFAULT_PRESET,
     data: Any = None,
     out: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Any] = (),
@@ -30,9 +38,15 @@ def train(
 ) -> TrainedRun:
     """Train a model and return its run, which lies in the folder `out`, by default runs/NAME.
 
-    `config` is the name of a preset or a whole configuration, and `settings` are what is to be
-    different in it: fields of TrainConfig, such as `epochs=20`, `batch=64` or `device="cpu"`, those
-    of the model as `model={"dim": 16}`.
+    `config` is the name of a preset, a whole configuration or a model of your own, and `settings`
+    are what is to be different in it: fields of TrainConfig, such as `epochs=20`, `batch=64` or
+    `device="cpu"`, those of a preset's model as `model={"dim": 16}`.
+
+    A model of your own is a fastlatent.models.AutoEncoder around two modules, a LatentModel, or any
+    module with `image_shape` (c, h, w), `latent_dim`, `encode`, `decode` and a `forward(x)` that
+    returns the losses of the images, (n,). Training begins with its weights and leaves it as it
+    is; the returned run has the trained one. The run folder records its class, as module:Class, and
+    the arguments that it was built with, each of which the model keeps as an attribute.
 
     `data` takes the place of the preset's: the name of a data set such as "mnist" or
     "folder:photos", a DataConfig, or settings such as {"per_class": 20}; images as a tensor or an
@@ -53,13 +67,20 @@ def train(
                 f"train: callbacks must have {', '.join(NAMES[:-1])} or {NAMES[-1]}; got "
                 f"{type(callback).__name__}"
             )
-    chosen = _configured(config)
     held = not (data is None or isinstance(data, (str, DataConfig, Mapping)))
     arrays = arrays_of(data) if held else {}
-    if held:
-        chosen = _fitted(chosen, shape_of(arrays))
-    elif data is not None:
-        chosen = replace(chosen, data=_named(chosen.data, data))
+    given = Given()
+    if isinstance(config, nn.Module):
+        if "model" in settings:
+            raise TypeError("train: model is given already, as the first argument")
+        named = DataConfig() if held or data is None else _named(DataConfig(), data)
+        chosen, given = _own(config, named, shape_of(arrays) if held else None)
+    else:
+        chosen = _configured(config)
+        if held:
+            chosen = _fitted(chosen, shape_of(arrays))
+        elif data is not None:
+            chosen = replace(chosen, data=_named(chosen.data, data))
     chosen = _changed(chosen, settings)
     folder = Path("runs") / chosen.name if out is None else Path(out).expanduser()
     with joined():
@@ -73,8 +94,8 @@ def train(
                     folder.mkdir(parents=True, exist_ok=True)
                     keep_images(arrays, path)
         absolute = replace(chosen, data=with_absolute_paths(chosen.data))
-        loop.train(absolute, folder, callbacks=tuple(callbacks))
-    run = load(folder, device=choose_device(chosen.device))
+        loop.train(absolute, folder, callbacks=tuple(callbacks), given=given)
+    run = load(folder, device=choose_device(chosen.device), model=given.code)
     for callback in callbacks if is_main_process() else ():
         if hasattr(callback, "on_end"):
             callback.on_end(run)
@@ -87,8 +108,8 @@ def _configured(config: str | TrainConfig) -> TrainConfig:
         return config
     if not isinstance(config, str):
         raise TypeError(
-            "train: config must be the name of a preset or a TrainConfig; got "
-            f"{type(config).__name__}"
+            "train: config must be the name of a preset, a TrainConfig or a model of your own; "
+            f"got {type(config).__name__}"
         )
     if config not in PRESETS:
         raise UsageError(
@@ -96,6 +117,22 @@ def _configured(config: str | TrainConfig) -> TrainConfig:
             + _did_you_mean(config, PRESETS)
         )
     return PRESETS[config].config
+
+
+def _own(
+    model: nn.Module,
+    data: DataConfig,
+    shape: tuple[int, int, int] | None,  # of images at hand; None: those of `data`
+) -> tuple[TrainConfig, Given]:
+    """How to train a model of the caller's own: the usual settings, and what builds it again."""
+    if isinstance(model, AutoEncoder) and not hasattr(model, "image_shape"):
+        c, h, w = load_data(data).train.shape if shape is None else shape
+        model = model.shaped((c, h, w))
+    check_attributes(model)
+    config, code = recorded(model)
+    twin = twin_of(model, config, code)
+    weights = {name: tensor.cpu() for name, tensor in twin.state_dict().items()}
+    return TrainConfig(run_name(model), config, data, batch=BATCH), Given(code, weights)
 
 
 def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

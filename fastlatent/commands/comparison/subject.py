@@ -12,13 +12,15 @@ import torch
 
 from fastlatent.commands.comparison.evaluation import Evaluation, read_evaluation
 from fastlatent.data.config import DataConfig
+from fastlatent.files.code import Code
 from fastlatent.jobs.errors import UsageError
-from fastlatent.models import LatentModel, build
+from fastlatent.models import LatentModel, model_title
 from fastlatent.runs import Run, read_metrics
 
 # Settings of the models that say what the loss is; losses compare where these agree.
 LOSS_SETTINGS = (
     "family",
+    "code",
     "image_shape",
     "architecture",
     "likelihood",
@@ -45,12 +47,12 @@ class Subject:
     def read(run: Run, label: str) -> "Subject":
         """The run; RunError or ValueError names the file that is damaged."""
         with torch.device("meta"):
-            model = build(run.config.model, run.config.seed)
+            model = run.fresh_model()
         return Subject(label, run, model, read_log(run.path), read_evaluation(run))
 
     @property
     def family(self) -> str:
-        return self.run.config.model.family
+        return model_title(self.run.config.model)
 
     @property
     def data(self) -> str:
@@ -100,8 +102,8 @@ class Subject:
         return sum((step - before) * batch / rates[step] for before, step in pairwise(steps))
 
 
-def subjects(paths: Sequence[Path]) -> list[Subject]:
-    """The runs in these folders.
+def subjects(paths: Sequence[Path], code: Code | None = None) -> list[Subject]:
+    """The runs in these folders; `code` is what models of the user's own take.
 
     Raises UsageError where one is named twice, RunError or ValueError where one cannot be read.
     """
@@ -109,7 +111,7 @@ def subjects(paths: Sequence[Path]) -> list[Subject]:
     for place in places:
         if places.count(place) > 1:
             raise UsageError(f"the run {place} is named more than once")
-    runs = [Run.open(path.expanduser()) for path in paths]
+    runs = [Run.open(path.expanduser(), code) for path in paths]
     labels = distinct_labels(places)
     return [Subject.read(run, label) for run, label in zip(runs, labels, strict=True)]
 

@@ -25,14 +25,19 @@ LEVELS = 255  # 8-bit images are k / 255
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x | features): images x (n, c, h, w) in [0, 1] given features (n, f, h, w)."""
+    """p(x | features): images x (n, c, h, w) in [0, 1] given features (n, f, h, w).
+
+    Without `filters`, the features are the numbers that describe the pixels.
+    """
 
     parameters_per_channel = 1
 
-    def __init__(self, filters: int, channels: int, log_variance_bound: float | None = None):
+    def __init__(self, filters: int | None, channels: int, log_variance_bound: float | None = None):
         super().__init__()
         self.channels, self.bound = channels, log_variance_bound
-        self.head = nn.Conv2d(filters, self.parameter_count, 3, padding=1)
+        self.head: nn.Module = nn.Identity()
+        if filters is not None:
+            self.head = nn.Conv2d(filters, self.parameter_count, 3, padding=1)
 
     @property
     def parameter_count(self) -> int:
