@@ -15,7 +15,7 @@ import tyro
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.trained import named_code
 from fastlatent.data.config import OWN, with_absolute_paths
-from fastlatent.files.code import Code
+from fastlatent.files.code import Code, registered
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
@@ -165,6 +165,9 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
         path = found.config / "config.json" if found.config.is_dir() else found.config
         return read_config(path), arguments
     if preset is not None and preset not in PRESETS:
+        own = start.registered_settings(preset)
+        if own is not None:
+            return own, arguments
         raise UsageError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     return styled(preset or DEFAULT_PRESET, found.style), arguments
 
@@ -223,6 +226,7 @@ def description() -> str:
             f"PRESET sets the defaults of all options below; without it, {DEFAULT_PRESET} does:",
             *presets,
             "",
+            *registered_models(),
             "Examples:",
             "  python -m fastlatent.train",
             "  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x",
@@ -234,6 +238,17 @@ def description() -> str:
             "Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and stop, with exit code 128 + signal.",
         ]
     )
+
+
+def registered_models() -> list[str]:
+    """What --help says of models that installed packages register."""
+    points = registered(("fastlatent.models",))
+    if not points:
+        return []
+    width = max(map(len, points))
+    lines = (f"  {name:{width}}  {point.value}" for name, point in points.items())
+    return ["Installed packages have models of their own, to be trained by name like a PRESET:",
+            *lines, ""]  # fmt: skip
 
 
 class _CallableModule(ModuleType):

@@ -290,7 +290,7 @@ def test_a_prior_of_ones_own_learns_with_the_model():
     [
         ({"encoder": len}, TypeError, "encoder must be a torch module; got builtin_function"),
         ({"likelihood": "normal"}, ValueError, "likelihood must be one of bernoulli, gaussian"),
-        ({"prior": "gmm"}, ValueError, "prior must be 'normal', 'vamp' or .* by run.fit_prior"),
+        ({"prior": "gmm"}, ValueError, "prior must be 'normal', 'vamp', .* by run.fit_prior"),
         ({"encoder": nn.Flatten(0)}, ValueError, "encoder must give the mean and the log-variance"),
         ({"decoder": nn.Linear(2, 63)}, ValueError, r"decoder must give \(1, 8, 8\) numbers"),
     ],
@@ -299,3 +299,80 @@ def test_modules_that_do_not_fit_are_told(given, error, words):
     whole = {"encoder": encoder(), "decoder": nn.Linear(2, 64), "image_shape": SHAPE} | given
     with pytest.raises(error, match=words):
         AutoEncoder(**whole).decode(torch.zeros(3, 2))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that registers a model and a prior."""
+    text = (
+        Path(FILE)
+        .read_text()
+        .replace("image_shape: tuple[int, int, int],", "image_shape=(1, 28, 28),")
+    )
+    text += "\n\nclass Needs(Stranger):\n    def __init__(self, image_shape):\n        pass\n"
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "__init__.py").write_text(text)
+    (tmp_path / "strange" / "priors.py").write_text(
+        "from fastlatent.priors import Normal\nclass Mine(Normal):\n    pass\n"
+    )
+    info = tmp_path / "strange-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[fastlatent.models]\nodd = strange:Stranger\nwide = strange:Wide\nbad = strange:nn\n"
+        "needs = strange:Needs\n"
+        "[fastlatent.priors]\nmine = strange.priors:Mine\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("strange", "strange.priors"):
+        sys.modules.pop(name, None)
+
+
+def test_registered_models_are_trained_and_opened_by_name(package, capsys):
+    out = package / "run"
+    words = ["odd", "--out", str(out), "--epochs", "1", "--device", "cpu", "--data.per-class", "20"]
+    assert "strange" not in sys.modules
+    assert fastlatent.train.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "strange:Stranger" in said and "strange" not in sys.modules, "nothing imported"
+    assert fastlatent.train.main(words) == 0, capsys.readouterr().err
+    assert "--model-from" not in capsys.readouterr().out
+    assert sample.main([str(out), "--n", "2"]) == 0
+    assert fastlatent.load(out).config.model.code == "strange:Stranger"
+    for name, words in (("wide", "must have forward, encode and decode"),
+                        ("needs", "must be one that is built without arguments"),
+                        ("bad", "must be a class"), ("od", "there is no preset")):  # fmt: skip
+        assert fastlatent.train.main([name]) in (1, 2)
+        assert words in capsys.readouterr().err
+
+
+def test_registered_priors_learn_by_name(package):
+    made = AutoEncoder(encoder(), nn.Linear(2, 64), prior="mine", image_shape=SHAPE)
+    assert type(made.latent_prior).__name__ == "Mine"
+    assert torch.isfinite(made(images(3), noise=fastlatent.noise.Noise(0, 0))["loss"]).all()
+
+
+class Until:
+    """Ends a training at a step, or after an epoch."""
+
+    def __init__(self, step=None):
+        self.step = step
+
+    def on_step(self, moment):
+        return moment.step == self.step
+
+    def on_epoch(self, moment):
+        return self.step is None
+
+
+@pytest.mark.parametrize(("step", "end"), [(2, 2), (None, 3)])
+def test_a_callback_ends_a_training(step, end, tmp_path, capsys):
+    out = tmp_path / "run"
+    settings = QUICK | {"epochs": 4}
+    run = fastlatent.train(Stranger(SHAPE), images(), out, callbacks=[Until(step)], **settings)
+    assert f"a callback ends the training at step {end} of 12" in capsys.readouterr().out
+    assert run.folder.latest() == end and run.metrics[-1]["step"] == end
+    assert run.metrics[-1]["kind"] == "test" and (out / "images" / "loss.png").is_file()
+    assert fastlatent.train.main(["--resume", str(out), "--model-from", FILE]) == 0
+    assert run.metrics[-1]["step"] == 12

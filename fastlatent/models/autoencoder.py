@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fastlatent.files.code import registered
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS
 from fastlatent.nn import at_least_float32, gaussian_kl
@@ -33,9 +34,10 @@ class AutoEncoder(LatentModel):
     log-variances; "discretized_logistic": c means and c log-scales of 8-bit values;
     "discretized_logistic_mixture": as fastlatent.ops has them, in ten components.
 
-    `prior` is "normal" for N(0, I), "vamp" for learned pseudo-images, or a fastlatent.priors.Prior
-    that gradients train with the rest. `image_shape` is (c, h, w); fastlatent.train takes that of
-    the data. `latent_dim` is found by a pass where it is not given.
+    `prior` is "normal" for N(0, I), "vamp" for learned pseudo-images, the name of an entry point of
+    the group fastlatent.priors, whose class takes the number of latents, or a
+    fastlatent.priors.Prior; gradients train it with the rest. `image_shape` is (c, h, w);
+    fastlatent.train takes that of the data. `latent_dim` is found by a pass where it is not given.
 
     `forward` returns "loss" = "reconstruction" + "kl" at one draw of the latents, in nats.
     """
@@ -45,7 +47,7 @@ class AutoEncoder(LatentModel):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: LikelihoodName = "bernoulli",
-        prior: Literal["normal", "vamp"] | Prior = "normal",
+        prior: str | Prior = "normal",
         *,
         image_shape: tuple[int, int, int] | None = None,
         latent_dim: int | None = None,
@@ -61,10 +63,12 @@ class AutoEncoder(LatentModel):
                 f"AutoEncoder: likelihood must be one of {', '.join(get_args(LikelihoodName))}; "
                 f"got {likelihood!r}"
             )
-        if not (isinstance(prior, Prior) or prior in ("normal", "vamp")):
+        known = isinstance(prior, Prior) or prior in ("normal", "vamp")
+        if not (known or prior in registered(("fastlatent.priors",))):
             raise ValueError(
-                "AutoEncoder: prior must be 'normal', 'vamp' or a fastlatent.priors.Prior, which "
-                "learn with the model; others are fitted after training, by run.fit_prior; got "
+                "AutoEncoder: prior must be 'normal', 'vamp', the name of one that a package "
+                "registers, or a fastlatent.priors.Prior, which learn with the model; others are "
+                "fitted after training, by run.fit_prior; got "
                 f"{prior!r}"
             )
         self.encoder, self.decoder = encoder, decoder
@@ -91,6 +95,10 @@ class AutoEncoder(LatentModel):
             self.built_prior: Prior = Normal(self.latent_dim)
         elif self.prior == "vamp":
             self.built_prior = VampPrior(self.latent_dim, image_shape)
+        elif isinstance(self.prior, str):
+            self.built_prior = registered(("fastlatent.priors",))[self.prior].load()(
+                self.latent_dim
+            )
         if self.latent_prior.dim != self.latent_dim:
             raise ValueError(
                 f"AutoEncoder: prior must be over {self.latent_dim} latents, as the encoder gives "

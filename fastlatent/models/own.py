@@ -7,7 +7,7 @@ comes from code that the user names.
 import re
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastlatent import nn as blocks
 from fastlatent import priors
-from fastlatent.files.code import Code, name_of
+from fastlatent.files.code import Code, name_of, registered
 from fastlatent.jobs.errors import UsageError
 from fastlatent.models.base import LatentModel
 from fastlatent.noise import Noise
@@ -57,6 +57,27 @@ def build_own(config: OwnConfig, code: Code) -> LatentModel:
     if not _is_class(form, nn.Module):
         raise UsageError(f"{config.code} must be a class of models; it is {_kind(form)}")
     return builder.made(config.code, completed(form), config.arguments)
+
+
+def registered_config(name: str) -> OwnConfig | None:
+    """The configuration of a model that an installed package registers, as built by default.
+
+    None where nothing is registered by that name; ValueError where it cannot be built so.
+    """
+    point = registered(("fastlatent.models",)).get(name)
+    if point is None:
+        return None
+    form = Code().find(point.value)
+    if not _is_class(form, nn.Module):
+        raise ValueError(f"the model {name}, which {point.value} registers, must be a class")
+    try:
+        model = completed(form)()
+    except TypeError as error:
+        raise ValueError(
+            f"the model {name} must be one that is built without arguments; {error}"
+        ) from error
+    check_attributes(model)
+    return replace(recorded(model)[0], code=point.value)
 
 
 # A model as JSON

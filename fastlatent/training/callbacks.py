@@ -18,13 +18,14 @@ NAMES = ("on_step", "on_epoch", "on_end")
 class Callback:
     """Called while a run is trained; override what is of interest, or hand in any object with one.
 
-    Only the main process calls. What a call raises ends the training.
+    Only the main process calls. What on_step and on_epoch return ends the training if it is True:
+    with a checkpoint, the last measurements and the pictures. What a call raises breaks it off.
     """
 
-    def on_step(self, moment: "Moment") -> None:
+    def on_step(self, moment: "Moment") -> bool | None:
         """After each optimizer step."""
 
-    def on_epoch(self, moment: "Moment") -> None:
+    def on_epoch(self, moment: "Moment") -> bool | None:
         """After each whole pass over the training images, and what is measured after it."""
 
     def on_end(self, run: "TrainedRun") -> None:

@@ -175,7 +175,7 @@ class Training:
         showing.introduce(self)
         if self.fresh:
             self.save()  # whether checkpoints can be written shows now, not after hours
-        last = self.plan.last_step
+        last, stop = self.plan.last_step, False
         watch = Stopwatch()
         with Progress("training", last, min(self.done, last)) as progress:
             if self.due:
@@ -191,10 +191,15 @@ class Training:
                     self.learner.check_losses()
                     watch.pause()
                 self._follow(events | {"checkpoint"} if signal else events, watch, progress)
-                self._call_back()
+                stop |= self._call_back()
                 if signal and self.done < last:
                     raise self._stopped(signal)
                 progress.advance()
+                if self._agree(int(stop) or None, events) and self.done < last:
+                    if "checkpoint" not in events:
+                        self.save()
+                    say(f"a callback ends the training at step {self.done} of {last}")
+                    return
                 watch.go()
 
     def _follow(self, events: set[str], watch: Stopwatch, progress: Progress) -> None:
@@ -227,17 +232,23 @@ class Training:
         if "checkpoint" in events:
             self.save()
 
-    def _call_back(self) -> None:
-        """Tell the caller's callbacks of a step, and of an epoch that it completes."""
+    def _call_back(self) -> bool:
+        """Tell the caller's callbacks of a step, and of an epoch that it completes.
+
+        Whether one of them ends the training.
+        """
         if not (self.callbacks and self.main):
-            return
+            return False
         plan, epoch = self.plan, self.plan.epoch(self.done)
         values, model = self.learner.values, self.learner.model
         moment = Moment(self.done, plan.last_step, epoch, model, self.test_loss, values)
         names = ("on_step", "on_epoch") if epoch.is_integer() else ("on_step",)
-        for name in names:
-            for callback in self.callbacks:
-                getattr(callback, name, lambda _: None)(moment)
+        said = [
+            getattr(callback, name, lambda _: None)(moment)
+            for name in names
+            for callback in self.callbacks
+        ]
+        return any(answer is True for answer in said)
 
     def _stopped(self, signal: int) -> Stopped:
         return Stopped(

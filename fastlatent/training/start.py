@@ -17,7 +17,13 @@ from fastlatent.inference.devices import choose_device
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.ranks import is_main_process, joined, main_first
 from fastlatent.models import AutoEncoder
-from fastlatent.models.own import check_attributes, recorded, run_name, twin_of
+from fastlatent.models.own import (
+    check_attributes,
+    recorded,
+    registered_config,
+    run_name,
+    twin_of,
+)
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.runs import Run, from_json, to_json
 from fastlatent.runs.folder import DATA
@@ -112,6 +118,9 @@ def _configured(config: str | TrainConfig) -> TrainConfig:
             f"got {type(config).__name__}"
         )
     if config not in PRESETS:
+        own = registered_settings(config)
+        if own is not None:
+            return own
         raise UsageError(
             f"train: config must be one of {', '.join(PRESETS)}; got {config!r}"
             + _did_you_mean(config, PRESETS)
@@ -133,6 +142,12 @@ def _own(
     twin = twin_of(model, config, code)
     weights = {name: tensor.cpu() for name, tensor in twin.state_dict().items()}
     return TrainConfig(run_name(model), config, data, batch=BATCH), Given(code, weights)
+
+
+def registered_settings(name: str) -> TrainConfig | None:
+    """How to train a model that an installed package registers; None where there is none."""
+    model = registered_config(name)
+    return None if model is None else TrainConfig(name, model, DataConfig(), batch=BATCH)
 
 
 def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
