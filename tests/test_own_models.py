@@ -10,17 +10,9 @@ from stranger import Stranger, Wide
 from torch import nn
 
 import fastlatent
-from fastlatent import (
-    compare,
-    densities,
-    evaluate,
-    fit_prior,
-    geodesics,
-    interpolate,
-    reconstruct,
-    sample,
-    walks,
-)
+import fastlatent.densities as densities
+import fastlatent.reconstruct as reconstruct
+from fastlatent import compare, evaluate, fit_prior, geodesics, interpolate, sample, walks
 from fastlatent.models import AutoEncoder
 from fastlatent.models.own import build_own, recorded
 from fastlatent.priors import VampPrior
