@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastlatent.data import own, published
-from fastlatent.data.config import DataConfig
+from fastlatent.data.config import DOWNLOADABLE, DataConfig
 from fastlatent.data.images import FileImages, Fit
 from fastlatent.data.source import Images, Source, set_apart, take
 from fastlatent.data.split import Split
+from fastlatent.jobs.errors import sentence_of
 
 # What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
 _RESIDENT_BYTES = 1 << 30
@@ -116,9 +117,14 @@ def _read_source(config: DataConfig) -> Source:
     read = _READERS[config.kind]
     try:
         return read(config)
-    except FileNotFoundError:
-        if not config.download:
+    except FileNotFoundError as error:
+        if config.kind not in DOWNLOADABLE:
             raise
+        if not config.download:
+            raise FileNotFoundError(
+                f"{sentence_of(error)}; train with --data.download to fetch it, in Python with "
+                f'data={{"name": "{config.name}", "download": True}}'
+            ) from None
     _download(config)
     return read(config)
 
@@ -198,7 +204,7 @@ def _download(config: DataConfig) -> None:
     try:
         fetch[config.kind]()
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = sentence_of(error)
         raise OSError(f"{config.name} could not be downloaded into {root}: {reason}") from error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlatent.data.config import DataConfig
+from fastlatent.data.config import DOWNLOADABLE, DataConfig
 from fastlatent.data.formats import (
     check_md5,
     parse_idx,
@@ -316,6 +316,7 @@ def data_root(config: DataConfig) -> Path:
         raise ValueError(
             f"{config.name} needs its files: give the folder that holds them with --data.root "
             "(outside training --root) or the environment variable FASTLATENT_DATA"
+            + ("; --data.download fetches them into it" * (config.kind in DOWNLOADABLE))
         )
     return Path(root).expanduser()
 
