@@ -77,6 +77,17 @@ def test_callbacks_hear_every_step_and_epoch_and_the_end(trained):
     assert heard.epochs[-1][1] == pytest.approx(tested)
 
 
+def test_tensorboard_has_the_settings(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    board = EventAccumulator(str(trained[0].path)).Reload()
+    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert found["epochs"].number_value == 2 and found["model.family"].string_value == "vae"
+    assert "test/loss" in board.Tags()["scalars"]
+
+
 def test_commands_open_what_python_trained(trained, tmp_path):
     run, _ = trained
     assert sample.main([str(run.path), "--n", "2", "--out", str(tmp_path / "new.png")]) == 0

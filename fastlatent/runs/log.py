@@ -38,6 +38,10 @@ class Log:
     def picture(self, name: str, step: int, picture: "Image") -> None:
         self._board.call("add_image", name, np.asarray(picture), step, dataformats="HWC")
 
+    def settings(self, values: dict[str, Any]) -> None:
+        """The settings of the run by name, for TensorBoard's table of hyper-parameters."""
+        self._board.settings(values)
+
     def flush_to_disk(self) -> int:
         """The length in bytes of metrics.jsonl, all of it safely on the disk."""
         self._file.flush()
@@ -72,6 +76,20 @@ class Board:
                 getattr(self._writer, method)(*arguments, **options)
             except Exception as error:  # of its own thread, from an earlier call
                 self._give_up(error)
+
+    def settings(self, values: dict[str, Any]) -> None:
+        """Hyper-parameters, beside the test loss that each run is to be ordered by."""
+        if self._writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in values.items()}
+        for summary in hparams(plain, {"test/loss": 0.0}):
+            try:
+                self._writer.file_writer.add_summary(summary)
+            except Exception as error:
+                self._give_up(error)
+                return
 
     def close(self) -> None:
         self.call("close")

@@ -28,7 +28,7 @@ from fastlatent.models.capabilities import (
     LearnsLatents,
 )
 from fastlatent.presets import TrainConfig
-from fastlatent.runs import Log, Run, State, locked
+from fastlatent.runs import Log, Run, State, flat, locked, to_json
 from fastlatent.training import measuring, showing
 from fastlatent.training.agreement import check_resumable, what_ranks_share
 from fastlatent.training.callbacks import Moment
@@ -157,6 +157,7 @@ class Training:
         if resume is None:
             self.run.create()
             self.log = Log(self.out)
+            self.log.settings(flat(to_json(self.config)))
         else:
             self.run.rewind(resume.step)
             self.log = Log(self.out, self.done, resume.values["metrics_bytes"])
