@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from fastlatent import __version__
+from fastlatent.jobs.spelling import did_you_mean
 
 COMMANDS = {
     "train": "train a model; without a preset: handwritten digits, offline, in two minutes",
@@ -16,7 +17,7 @@ COMMANDS = {
     "film": "make a film of the reconstructions during training",
     "densities": "draw the density of two latents next to their prior",
     "layers": "show what each layer of a Ladder VAE holds",
-    "fit_prior": "fit a prior to the latents of a trained model",
+    "fit_prior": "fit a prior to the latents of a trained model (also fit-prior)",
     "evaluate": "measure a trained model, or compare two sets of images",
     "compare": "compare runs, in a table and a page for the browser",
     "convert": "convert published weights into a run folder",
@@ -27,7 +28,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names; its exit code, 2 for an unknown word."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    word = arguments.pop(0) if arguments else "--help"
+    given = arguments.pop(0) if arguments else "--help"
+    word = given if given.startswith("-") else given.replace("-", "_")
     if word in ("-h", "--help"):
         print("usage: fastlatent COMMAND [-h] [OPTIONS]\n")
         for name, meaning in COMMANDS.items():
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if word not in COMMANDS:
         known = ", ".join(COMMANDS)
-        print(f"error: there is no command {word!r}; choose from {known}", file=sys.stderr)
+        guess = did_you_mean(word, COMMANDS) or f"; choose from {known}"
+        print(f"error: there is no command {given!r}{guess}", file=sys.stderr)
         return 2
     try:
         run = importlib.import_module(f"fastlatent.{word}").main
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     if argv is None:
-        sys.argv = [f"{sys.argv[0]} {word}", *arguments]
+        sys.argv = [f"{sys.argv[0]} {given}", *arguments]
         return run()
     return run(arguments)
 

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import PATIENCE, gather, is_main_process, joined, together
+from fastlatent.jobs.spelling import did_you_mean
 from fastlatent.models.capabilities import ChoosesPrior
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastlatent.priors import PriorKind
@@ -56,6 +58,33 @@ class Command:
     class."""
     timeout: float = PATIENCE
     """Seconds without a sign of another process, after which it counts as lost."""
+    list: tyro.conf.FlagCreatePairsOff[bool] = False
+    """List the presets, those with measured results first, and do nothing else."""
+
+
+DESCRIPTION = f"""Train a model. Its weights, numbers and pictures go into a run folder.
+
+PRESET sets the defaults of all options; without it, {DEFAULT_PRESET} does.
+--list shows all presets. --help shows the options that are used most, --help-all every option.
+
+Examples:
+  python -m fastlatent.train
+  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x
+  python -m fastlatent.train ladder-digits --prior gmm
+  python -m fastlatent.train --resume runs/x --epochs 200
+  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data
+  python -m fastlatent.train lbae-mnist --out runs/x --resume-or-start
+
+Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and stop, with exit code 128 + signal."""
+
+# The options that plain --help shows, by the last part of their names.
+COMMON = frozenset(
+    {"style", "out", "prior", "config", "resume", "resume_or_start", "list", "model_from"}
+    | {"name", "seed", "epochs", "steps", "batch", "lr", "precision", "device", "compile"}
+    | {"eval_every", "pictures_every", "checkpoint_every"}
+    | {"dim", "root", "size", "classes", "download"}
+)
+INDENT = " " * 6
 
 
 class Task(NamedTuple):
@@ -77,6 +106,9 @@ FREE_DATA = {"data.root", "data.resident", "data.workers", "data.download"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--list" in arguments:
+        say("\n".join(listing()))
+        return
     check_launch()
     timeout = timeout_in(arguments)
     with joined(patience=timeout), ExitStack() as held:
@@ -92,7 +124,9 @@ def task_of(
 ) -> Task:
     """What the command line asks for."""
     start, arguments = starting_point(arguments)
-    chosen = parse(Command, arguments, "train [PRESET]", description(), Command(start))
+    chosen = parse(
+        Command, arguments, "train [PRESET]", description(), Command(start), common=COMMON
+    )
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
     if chosen.prior is not None:
         config = with_prior(config, chosen.prior, rename=chosen.resume is None)
@@ -168,7 +202,8 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
         own = start.registered_settings(preset)
         if own is not None:
             return own, arguments
-        raise UsageError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
+        guess = did_you_mean(preset, PRESETS) or f"; choose from {', '.join(PRESETS)}"
+        raise UsageError(f"there is no preset {preset!r}{guess}")
     return styled(preset or DEFAULT_PRESET, found.style), arguments
 
 
@@ -217,27 +252,22 @@ def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 def description() -> str:
     """The head of --help."""
-    width = max(map(len, PRESETS))
-    presets = (f"  {name:{width}}  {preset.description}" for name, preset in PRESETS.items())
-    return "\n".join(
-        [
-            "Train a model. Its weights, numbers and pictures go into a run folder.",
-            "",
-            f"PRESET sets the defaults of all options below; without it, {DEFAULT_PRESET} does:",
-            *presets,
-            "",
-            *registered_models(),
-            "Examples:",
-            "  python -m fastlatent.train",
-            "  python -m fastlatent.train lbae-mnist --data.root ~/data --epochs 100 --out runs/x",
-            "  python -m fastlatent.train ladder-digits --prior gmm",
-            "  python -m fastlatent.train --resume runs/x --epochs 200",
-            "  torchrun --nproc-per-node 2 -m fastlatent.train lbae-celeba --data.root ~/data",
-            "  python -m fastlatent.train lbae-mnist --out runs/x --resume-or-start",
-            "",
-            "Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and stop, with exit code 128 + signal.",
-        ]
-    )
+    return "\n".join([DESCRIPTION, "", *registered_models()]).rstrip()
+
+
+def listing() -> list[str]:
+    """All presets with what is known of them, those with measured results first."""
+    lines: list[str] = []
+    for title, measured in (("Measured:", True), ("Not measured yet:", False)):
+        lines += ["", title] if lines else [title]
+        for name, preset in PRESETS.items():
+            if bool(preset.result) == measured:
+                lines.append(f"  {name}{' (default)' if name == DEFAULT_PRESET else ''}")
+                text = f"{preset.description} {preset.result}".rstrip()
+                if len(preset.styles) > 1:
+                    text += f" Styles: {', '.join(preset.styles)}."
+                lines += textwrap.wrap(text, 92, initial_indent=INDENT, subsequent_indent=INDENT)
+    return lines
 
 
 def registered_models() -> list[str]:

@@ -310,9 +310,13 @@ def test_convert_damaged(whole_zip: bool, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["lbae-foo"], 2, "there is no preset 'lbae-foo'; choose from lbae-digits"),
-        (["--foo", "3"], 2, "Unrecognized options: --foo"),
-        (["--data.nme", "x"], 2, "Unrecognized options: --data.nme"),
+        (["resnet"], 2, "there is no preset 'resnet'; choose from lbae-digits"),
+        (["lbae-digit"], 2, "there is no preset 'lbae-digit'; did you mean 'lbae-digits'?"),
+        (["--foo", "3"], 2, "there is no option --foo (see --help)"),
+        (["--data.nme", "x"], 2, "there is no option --data.nme; did you mean --data.name?"),
+        (["--bach", "3", "--no-compil"], 2, "did you mean --batch and --compile?"),
+        (["lbae-digits", "vae-digits"], 2, "there is no place for vae-digits"),
+        (["--precision", "pf16"], 2, "must be one of fp32, bf16, fp16; got 'pf16'; did you mean"),
         (["--lr", "1 --a --b --c " * 8 + "2"], 2, "got '" + "1 --a --b --c " * 8 + "2'"),
         (["--epochs", "many"], 2, "--epochs"),
         (["--epochs", "0"], 2, "epochs must be at least 1; got 0"),
@@ -437,16 +441,24 @@ def test_help_documents_every_option(command, capsys: pytest.CaptureFixture, mon
 
 def test_help_lists_presets(capsys: pytest.CaptureFixture) -> None:
     assert train.main(["lbae-mnist", "--help"]) == 0
+    assert "(default: 5000)" in capsys.readouterr().out
+    assert train.main(["--list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in PRESETS)
-    assert "(default: 5000)" in said
+    assert all(
+        f"  {name}" in said and preset.result in " ".join(said.split())
+        for name, preset in PRESETS.items()
+    )
 
 
 def test_dispatcher(bits: Path, capsys: pytest.CaptureFixture) -> None:
     assert dispatcher.main([]) == 0
     assert "reconstruct" in capsys.readouterr().out
     assert dispatcher.main(["paint"]) == 2
-    assert_one_sentence(capsys.readouterr().err, "there is no command 'paint'")
+    assert_one_sentence(capsys.readouterr().err, "there is no command 'paint'; choose from train")
+    assert dispatcher.main(["fit-prio"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "'fit-prio'; did you mean 'fit_prior'?")
+    assert dispatcher.main(["fit-prior", "--prior", "copula", str(bits)]) == 2
+    assert_one_sentence(capsys.readouterr().err, "--prior copula is not for fit_prior")
     assert dispatcher.main(["--version"]) == 0
     assert dispatcher.main(["sample", str(bits), "--n", "1", "--no-quality"]) == 0
 

@@ -1,5 +1,6 @@
 """What --help says of options, and what is said of values that do not fit."""
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+from fastlatent import train
 from fastlatent.__main__ import COMMANDS
 from fastlatent.commands.console import parse
 from fastlatent.commands.options import field_docstrings
@@ -88,6 +90,47 @@ def test_a_value_that_does_not_fit_is_one_sentence(words: tuple[str, ...], sente
     with pytest.raises(UsageError) as caught:
         options(*words)
     assert str(caught.value) == f"{sentence} (see --help)"
+
+
+def test_the_help_of_train_fits_two_screens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for preset in ("lbae-digits", "ladder-digits"):
+        assert train.main([preset, "--help"]) == 0
+        short = capsys.readouterr().out
+        assert len(short.splitlines()) <= 100
+        assert "--epochs" in short and "--clip" not in short and "needs no files" not in short
+        assert train.main([preset, "--help-all"]) == 0
+        assert "--clip" in capsys.readouterr().out
+
+
+def test_presets_with_results_are_listed_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--list"]) == 0
+    listed = re.findall(r"^  (\S+)", capsys.readouterr().out, re.MULTILINE)
+    measured = [name for name in PRESETS if PRESETS[name].result]
+    assert listed == measured + [name for name in PRESETS if name not in measured]
+
+
+def test_presets_without_results_are_those_of_the_table() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
+    table = page.partition("## ")[0]
+    without = set()
+    for names, row in re.findall(r"^\| (`.*?) \| (.*)$", table, re.MULTILINE):
+        if re.match(r".*\| not (measured|trained) yet", row):
+            first, *others = re.findall(r"`([\w-]+)`", names)
+            stem = re.sub(r"-\d+$", "", first)
+            without |= {first} | {stem + x if x.startswith("-") else x for x in others}
+        elif "others: not trained yet" in row:
+            without |= {"lvae-static-mnist-6", "lvae-static-mnist-12"}
+    assert without == {name for name, preset in PRESETS.items() if not preset.result}
+
+
+def test_earlier_names_of_options_stand_for_their_new_ones() -> None:
+    renamed = {"--start": "--seed", "--max-kind": "--kind"}
+    given = ["--start=3", "--max_kind", "a", "--sizes", "1"]
+    found = parse(Form, given, "x", "", renamed=renamed)
+    assert (found.seed, found.kind, found.sizes) == (3, "a", (1,))
 
 
 def undocumented(options: object) -> list[str]:

@@ -9,7 +9,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -124,16 +125,24 @@ def parse(
     prog: str,
     description: str,
     default: Parsed | None = None,
+    common: Collection[str] = (),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Parsed:
-    """The command line as a dataclass of type `form`; what does not fit is a UsageError."""
+    """The command line as a dataclass of type `form`; what does not fit is a UsageError.
+
+    --help shows the fields of the names in `common`, --help-all shows all. `renamed` are earlier
+    names of options, such as {"--n": "--images"}, which stand for their new names.
+    """
     import tyro
 
-    from fastlatent.commands.options import REGISTRY
+    from fastlatent.commands.options import REGISTRY, common_fields
 
     complaint = io.StringIO()
     arguments = sys.argv[1:] if argv is None else list(argv)
+    short = common if {"-h", "--help"} & {*arguments} else ()
+    arguments = [_renamed(word, {**renamed, "--help-all": "--help"}) for word in arguments]
     try:
-        with contextlib.redirect_stderr(complaint), REGISTRY:
+        with contextlib.redirect_stderr(complaint), REGISTRY, common_fields(short):
             return tyro.cli(
                 form,
                 prog=f"python -m fastlatent.{prog}",
@@ -150,6 +159,12 @@ def parse(
         raise UsageError(f"{_unboxed(complaint.getvalue())} (see --help)") from None
 
 
+def _renamed(word: str, names: Mapping[str, str]) -> str:
+    """The word of a command line with the option that it names under its new name."""
+    option, equals, value = word.partition("=")
+    return f"{names.get(option.replace('_', '-'), option)}{equals}{value}"
+
+
 def _unboxed(box: str) -> str:
     """The sentence in tyro's framed message, which its rules divide into sections."""
     sections: list[list[str]] = [[]]
@@ -163,5 +178,21 @@ def _unboxed(box: str) -> str:
     if len(sections) < 3:
         return " ".join(box.split())
     message = " ".join(sections[1]).rstrip(".")
+    if message.startswith("Unrecognized options: "):
+        return _unknown(message.partition(": ")[2].split(", "), sections[2:])
     # Of an option tyro names the option, of a whole form its class.
     return re.sub(r"^Error parsing (?:[A-Z]+[a-z]\w*: )?", "", message)
+
+
+def _unknown(words: Sequence[str], hints: Sequence[Sequence[str]]) -> str:
+    """What is said of words that no option takes, by what tyro finds close to each of them."""
+    unknown = [word for word in words if word.startswith("--")]
+    if not unknown:
+        return f"there is no place for {', '.join(words)}"
+    close = sorted(
+        hint[1].split()[0].rstrip(",")
+        for hint in hints  # in no certain order
+        if len(hint) > 1 and hint[0].startswith(("Perhaps you meant", "Arguments similar to"))
+    )
+    guess = f"; did you mean {' and '.join(close)}?" if close else ""
+    return f"there is no option {', '.join(unknown)}{guess}"

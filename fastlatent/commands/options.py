@@ -1,6 +1,7 @@
 """How dataclasses become options: what --help says of them, and how their values are read."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -8,6 +9,8 @@ import json
 import operator
 import textwrap
 import typing
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -24,9 +27,22 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from fastlatent.jobs.spelling import did_you_mean
+
 ARGUMENT = type(tyro.conf.arg())
 REGISTRY = ConstructorRegistry()
+_COMMON: ContextVar[Collection[str]] = ContextVar("_COMMON", default=())
 KINDS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+@contextlib.contextmanager
+def common_fields(names: Collection[str]) -> Iterator[None]:
+    """Offer the fields of these names only as options, or all without any name."""
+    token = _COMMON.set(names)
+    try:
+        yield
+    finally:
+        _COMMON.reset(token)
 
 
 @REGISTRY.struct_rule
@@ -40,6 +56,9 @@ def dataclass_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     for field in dataclasses.fields(info.type):
         kind = with_hint(types[field.name])
         default = default_of(field, info.default)
+        common = _COMMON.get()
+        if common and field.name not in common and not dataclasses.is_dataclass(default):
+            kind = tyro.conf.Suppress[kind]
         fields.append(StructFieldSpec(field.name, kind, default, texts.get(field.name)))
     return StructConstructorSpec(info.type, tuple(fields))
 
@@ -108,7 +127,8 @@ def plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
         try:
             return kind(word) if kind in KINDS else choices[word]
         except (ValueError, KeyError):
-            raise ValueError(f"must be {expected}; got {word!r}") from None
+            guess = "" if kind in KINDS else did_you_mean(word, choices)
+            raise ValueError(f"must be {expected}; got {word!r}{guess}") from None
 
     def fits(value: Any) -> bool:
         return isinstance(value, kind) if kind in KINDS else value in choices.values()

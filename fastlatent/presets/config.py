@@ -177,3 +177,4 @@ class Preset:
     description: str
     config: TrainConfig
     styles: dict[str, TrainConfig] = field(default_factory=dict)  # other settings by name
+    result: str = ""  # what was measured of it; empty: nothing yet

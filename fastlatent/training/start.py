@@ -1,6 +1,5 @@
 """Training from Python, in one call: `fastlatent.train`."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ from fastlatent.data.given import arrays_of, keep_images, shape_of
 from fastlatent.inference.devices import choose_device
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.ranks import is_main_process, joined, main_first
+from fastlatent.jobs.spelling import did_you_mean
 from fastlatent.models import AutoEncoder
 from fastlatent.models.own import (
     check_attributes,
@@ -123,7 +123,7 @@ def _configured(config: str | TrainConfig) -> TrainConfig:
             return own
         raise UsageError(
             f"train: config must be one of {', '.join(PRESETS)}; got {config!r}"
-            + _did_you_mean(config, PRESETS)
+            + did_you_mean(config, PRESETS)
         )
     return PRESETS[config].config
 
@@ -156,11 +156,11 @@ def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     for name, value in settings.items():
         if name not in values:
             known = [field.name for field in fields(TrainConfig)]
-            raise TypeError(f"train: there is no setting {name!r}{_did_you_mean(name, known)}")
+            raise TypeError(f"train: there is no setting {name!r}{did_you_mean(name, known)}")
         if isinstance(value, Mapping) and isinstance(values[name], dict):
             for inner in value.keys() - values[name].keys():
                 known = list(values[name])
-                guess = _did_you_mean(inner, known)
+                guess = did_you_mean(inner, known)
                 raise TypeError(f"train: there is no setting {inner!r} of {name}{guess}")
             values[name] |= {inner: _plain(x) for inner, x in value.items()}
         else:
@@ -173,11 +173,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _named(own: DataConfig, data: "str | DataConfig | Mapping[str, Any]") -> DataConfig:
