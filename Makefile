@@ -1,4 +1,4 @@
-# setup check test bench train: each makes what it needs, in .venv. ARGS passes words on:
+# setup check test bench train docs: each makes what it needs, in .venv. ARGS passes words on:
 #   make train ARGS="lbae-mnist --data.root ~/data"
 # The install is editable, so Python sources act as they are; it is repeated when the core's sources
 # or settings (FASTLATENT_CUDA=0 and the like) or pyproject.toml change. PYTHON=python3.12 chooses
@@ -10,7 +10,7 @@ RESULT ?= benchmarks/results/cpu.json
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup check test bench train
+.PHONY: setup check test bench train docs
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -30,6 +30,10 @@ bench: $(VENV)/.bench
 
 train: $(VENV)/.train
 	$(BIN)/python -m fastlatent.train $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build $(ARGS)
+	@echo "docs/_build/index.html"
 
 NO_PYTHON := $(PYTHON) was not found: install Python 3.11 or newer, or name it with PYTHON=
 OLD_PYTHON := $(PYTHON) is older than Python 3.11: install a newer one, or name it with PYTHON=

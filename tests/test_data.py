@@ -1100,3 +1100,14 @@ def test_epoch_order_is_a_function_of_seed_and_epoch():
     assert torch.equal(order, epoch_order(1000, seed=7, epoch=2))
     assert not torch.equal(order, epoch_order(1000, seed=7, epoch=3))
     assert not torch.equal(order, epoch_order(1000, seed=8, epoch=2))
+
+
+def test_images_by_a_list_of_indices():
+    split = load(DataConfig("digits")).test
+    expected = split.images(torch.tensor([3, 1]))
+    for index in ([3, 1], (3, 1), np.array([3, 1]), range(3, 0, -2)):
+        assert torch.equal(split.images(index), expected)
+    with pytest.raises(ValueError, match="index must be whole numbers"):
+        split.images([0.5])
+    with pytest.raises(ValueError, match="index must lie in 0 to 299"):
+        split.images([300])

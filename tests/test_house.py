@@ -290,7 +290,7 @@ def test_what_the_documents_tell_to_type_exists():
     text = "".join(path.read_text() for path in DOCUMENTS)
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert targets == {"setup", "check", "test", "bench", "train"}
+    assert targets == {"setup", "check", "test", "bench", "train", "docs"}
     words = set(re.findall(r"\bmake ([a-z]+)", text))
     commands = set(re.findall(r"python -m fastlatent\.([a-z_]+)", text))
     files = set(re.findall(r"\b(?:fastlatent|csrc|tests|benchmarks)/[\w./]+\.\w+", text))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -112,11 +113,16 @@ class Split:
             )
         return torch.tensor([place[name] for name in wanted], dtype=torch.int64)
 
-    def images(self, index: Tensor) -> Tensor:
+    def images(self, index: Tensor | Sequence[int]) -> Tensor:
         """The samples at `index` (k,), in the order given: uint8 (k, c, h, w) on `device`.
 
-        Raises ValueError for an index outside the split.
+        Raises ValueError for an index outside the split, and for one that is no list of integers.
         """
+        if not isinstance(index, Tensor):
+            rows = list(index)
+            if not all(type(row) is int or isinstance(row, np.integer) for row in rows):
+                raise ValueError(f"index must be whole numbers; got {rows}")
+            index = torch.tensor(rows, dtype=torch.int64)
         self._check_index("index", index)
         return _read(self._images, index)
 

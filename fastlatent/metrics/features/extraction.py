@@ -99,14 +99,15 @@ def extract(
     """Features (n, d) of images, in batches and in bounded memory; to be iterated over.
 
     `source` is one of
-    * features (n, d), passed through as they are, or images (n, c, h, w): uint8, bool or floats in
+
+    - features (n, d), passed through as they are, or images (n, c, h, w): uint8, bool or floats in
       [0, 1];
-    * an .npz file of features or images (see `read_npz`; `key` names the array);
-    * a folder of image files, with all folders below it if `recursive`. They must agree in size
+    - an .npz file of features or images (see `read_npz`; `key` names the array);
+    - a folder of image files, with all folders below it if `recursive`. They must agree in size
       unless `size` (side, or height and width) brings all to one. They are turned upright by
       EXIF, transparent pixels are laid on the `background` (white, black or #rrggbb), and only the
       first picture of an animation is read. See `find_images` for what is left out;
-    * an iterable of batches: tensors, tuples that start with one, or objects with `images`.
+    - an iterable of batches: tensors, tuples that start with one, or objects with `images`.
 
     uint8 images of 0 and 1 alone are black and white, as bool ones are, and `notes` say so; batches
     are judged by the first that is not all black. Give floats where 1 is nearly black.
