@@ -21,8 +21,8 @@ def arrays_of(data: Any) -> Arrays:
 
     `data` is images as a tensor or an array, (n, h, w), (n, c, h, w) or (n, h, w, c), uint8, bool
     or floats in [0, 1]; a map-style torch Dataset of images, or of tuples that begin with an image
-    and perhaps a class; or a pair of such, for training and for testing. Of a single one every
-    tenth image is held out for testing. Images become uint8.
+    and perhaps a class; or a pair of such, for training and for testing. Every tenth image of a
+    single set is held out for testing. Images become uint8.
 
     Raises TypeError for anything else, ValueError for images of another shape or range.
     """

@@ -123,7 +123,7 @@ def _apart(x: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Dense(Affine):
-    """Of the elements of each point: (n, i) -> (n, o), seen as (n, *shape)."""
+    """For the elements of each point: (n, i) -> (n, o), seen as (n, *shape)."""
 
     weight: Tensor  # (o, i)
     bias: Tensor | None  # (o,)

@@ -180,7 +180,7 @@ def measured(
 ) -> WalkMeasures:
     """How long the walks are, decoded with 8 chords between two steps, and how likely.
 
-    The chords join points between the steps' latents. Of bits there is nothing between: their
+    The chords join points between the steps' latents. There is nothing between bits: their
     length is that of the steps.
     """
     z = path.latents

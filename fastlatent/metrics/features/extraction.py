@@ -119,8 +119,8 @@ def extract(
     uint8 where it `takes` that. A module runs in evaluation mode, on its own device unless `device`
     is given, without gradients. `transform`, such as `to_uint8` or `jpeg_round_trip`, is applied to
     the images (after `size`) before that. With a `limit` only so many are taken: evenly spread over
-    what has a length, for files may be sorted by class, and the first of batches. Of `world` ranks
-    each takes every world-th batch.
+    what has a length, for files may be sorted by class, and the first of batches. Each of `world`
+    ranks takes every world-th batch.
 
     Raises, here or on the way, ValueError, TypeError or FileNotFoundError, which name the file or
     the batch: images of another range or shape, unreadable, not of one size; none at all; features

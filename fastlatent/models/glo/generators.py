@@ -19,7 +19,7 @@ SEED_SIDE = 32  # what five doublings make of one pixel
 class PaperGenerator(nn.Sequential):
     """DCGAN's generator: transposed 4x4 convolutions without bias, batch norm, ReLU; tanh.
 
-    A. Radford, L. Metz, S. Chintala, arXiv 1511.06434. Of 64x64 images its maps have 512, 256, 128
+    A. Radford, L. Metz, S. Chintala, arXiv 1511.06434. For 64x64 images its maps have 512, 256, 128
     and 64 channels; each halving of the side leaves out the last of them.
     """
 

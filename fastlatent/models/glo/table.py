@@ -37,7 +37,7 @@ def arithmetic(
 class LatentTable:
     """The latents of N images (N, d), float32, contiguous. A step touches the rows of its batch.
 
-    Of `world` processes the one of `rank` holds images rank, rank + world, ...; indices are those
+    Rank `rank` of `world` processes holds images rank, rank + world, ...; indices are those
     of all images. Nothing is ever as large as the table but the table.
     """
 
