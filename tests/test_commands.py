@@ -727,3 +727,10 @@ def test_a_command_keeps_memory_that_it_frees():
     called, started = map(int, run.stdout.split())  # MiB of new pages
     assert called > 600
     assert started < 100
+
+
+def test_progress_of_training_shows_the_epoch(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("fastlatent.jobs.progress.PLAIN_SECONDS", 0.0)
+    options = ("--data.per-class", "16", "--batch", "16", "--model.width", "0.1", "--steps", "2")
+    assert train.main([*options, "--eval-every", "never", "--out", str(tmp_path / "run")]) == 0
+    assert "training, epoch 0.10: step 1/2" in capsys.readouterr().out

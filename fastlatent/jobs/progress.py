@@ -73,7 +73,11 @@ class Progress:
             self._add_bar()
         if self._task is not None:
             Progress._screen.update(
-                self._task, completed=self.done, note=self.note, left=f"{self._left()} left"
+                self._task,
+                description=printable(self.title),
+                completed=self.done,
+                note=self.note,
+                left=f"{self._left()} left",
             )
         elif self._active and time.monotonic() - self.spoke >= PLAIN_SECONDS:
             self.spoke = time.monotonic()

@@ -195,6 +195,7 @@ class Training:
                 stop |= self._call_back()
                 if signal and self.done < last:
                     raise self._stopped(signal)
+                progress.title = f"training, epoch {self.plan.epoch(self.done):.2f}"
                 progress.advance()
                 if self._agree(int(stop) or None, events) and self.done < last:
                     if "checkpoint" not in events:
