@@ -18,7 +18,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery/*.ipynb", "**/sg_execution_times.rst"]
+exclude_patterns = ["_build", "jupyter_execute", "gallery/*.ipynb", "**/sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # of what the gallery is drawn by
 html_theme = "furo"
 html_title = "fastlatent"
