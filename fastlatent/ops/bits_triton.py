@@ -1,15 +1,12 @@
 """Triton kernels of the bits family; `fastlatent.ops.bits` is the definition."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops.bits import SURROGATES
-from fastlatent.ops.elementary_triton import OPTIONS, POINTERS, wide, wide_pointer
+from fastlatent.ops.elementary_triton import OPTIONS, wide
 
 
 @triton.jit
@@ -245,30 +242,3 @@ def binary_moments(words: Tensor, d: int) -> tuple[Tensor, Tensor]:
             )
     ones = both.diagonal().clone()
     return ones, n - ones[:, None] - ones[None, :] + 2 * both
-
-
-_SHAPE = {"n": "i32", "d": "i32"}
-_STRIDES = {"row_stride": "i32", "column_stride": "i32"}
-
-
-def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype, p in POINTERS.items():
-        width = wide(dtype)
-        for surrogate in ("identity", "tanh"):
-            types = {"x": p, "codes": p, "error": wide_pointer(dtype)} | _SHAPE
-            constants = {"TANH": surrogate == "tanh", "WIDE": width, "ROWS": 2, "COLUMNS": 1024}
-            yield "binarize", binarize_kernel, types, constants
-        for kind in range(len(SURROGATES)):
-            types = {"grad": p, "x": p, "out": p, "count": "i32"}
-            constants = {"KIND": kind, "WIDE": width, "BLOCK": 1024}
-            yield "binarize_backward", binarize_backward_kernel, types, constants
-        types = {"codes": p, "words": "*i64"} | _SHAPE | {"width": "i32"} | _STRIDES
-        yield "pack_bits", pack_bits_kernel, types, {"ROWS": 16}
-        types = {"words": "*i64", "codes": p, "count": "i32", "d": "i32"} | _STRIDES
-        yield "unpack_bits", unpack_bits_kernel, types, {"BLOCK": 1024}
-    types = {"words": "*i64", "both": "*i64"} | _SHAPE | _STRIDES | {"rows_per_program": "i32"}
-    yield "binary_moments", binary_moments_kernel, types, {"DEPTH": 64}
-
-
-SIGNATURES = tuple(_signatures())
-"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""

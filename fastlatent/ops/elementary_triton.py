@@ -8,21 +8,11 @@ import triton.language as tl
 
 # Fused multiply-add is named because Triton's default for it changes between versions.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
-POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-}
 
 
 def wide(dtype: torch.dtype) -> Any:
     """What kernels compute in: float32, or float64 for that."""
     return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def wide_pointer(dtype: torch.dtype) -> str:
-    return "*fp64" if dtype == torch.float64 else "*fp32"
 
 
 @triton.jit

@@ -1,16 +1,11 @@
 """Triton kernels of the jacobian family; `fastlatent.ops.jacobian` is the definition."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlatent.ops.elementary_triton import OPTIONS, POINTERS, exp, log1p, one_minus_decay, wide
-from fastlatent.ops.jacobian.cases import DTYPES
-from fastlatent.ops.jacobian.kinds import KINDS
+from fastlatent.ops.elementary_triton import OPTIONS, exp, log1p, one_minus_decay, wide
 from fastlatent.ops.jacobian.layout import Layout
 
 _BLOCK = 256
@@ -379,33 +374,3 @@ def jacobian_gram(jacobian: Tensor, weight: Tensor | None) -> Tensor:
                 **OPTIONS,
             )
     return out
-
-
-def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype in DTYPES:
-        p = POINTERS[dtype]
-        width = {"WIDE": wide(dtype)}
-        sizes = dict.fromkeys(("t", "length", "channels", "inner", "x_stride"), "i32")
-        sizes |= dict.fromkeys(("sample_stride", "tangent_stride"), "i32")
-        inputs = dict.fromkeys(("x", "tangents", "scale", "shift"), p)
-        constants = width | {"BELOW": 0.01, "SCALED": True, "SHIFTED": True, "BLOCK": _BLOCK}
-        types = inputs | dict.fromkeys(("y", "dy"), p) | sizes
-        for kind in KINDS:
-            variant = constants | {"KIND": kind, "TANGENTS": _TANGENTS}
-            yield "activation_jvp", activation_jvp_kernel, types, variant
-        grads = ("grad_y", "grad_dy", "by_x", "by_tangents", "by_scale", "by_shift")
-        strides = dict.fromkeys(("grad_sample_stride", "grad_tangent_stride"), "i32")
-        types = inputs | dict.fromkeys(grads, p) | sizes | strides
-        for kind, summed in (("relu", False), ("elu", True), ("gelu", False)):
-            variant = constants | {"KIND": kind, "SUMMED": summed}
-            yield "activation_jvp_backward", activation_jvp_backward_kernel, types, variant
-        sizes = dict.fromkeys(("rows", "d", "sample_stride", "row_stride", "column_stride"), "i32")
-        sizes |= dict.fromkeys(("weight_sample_stride", "weight_row_stride"), "i32")
-        types = dict.fromkeys(("jacobian", "weight", "out"), p) | sizes
-        for weighted in (False, True):
-            constants = width | {"WEIGHTED": weighted, "ROWS": _ROWS, "COLUMNS": _COLUMNS}
-            yield "jacobian_gram", jacobian_gram_kernel, types, constants
-
-
-SIGNATURES = tuple(_signatures())
-"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""

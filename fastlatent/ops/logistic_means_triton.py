@@ -3,21 +3,16 @@
 One program takes a block of elements, or of pixels of one image.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops.elementary_triton import (
-    POINTERS,
     exp,
     log1p,
     one_minus_decay,
     tanh,
-    wide_pointer,
 )
 from fastlatent.ops.logistic.grid import Grid, on_grid
 from fastlatent.ops.logistic.mixture import components
@@ -26,7 +21,6 @@ from fastlatent.ops.logistic_planes_triton import (
     clamped,
     component_sums,
     confined,
-    constants_of,
     log_prob_of,
     mean_plane,
     plane,
@@ -34,7 +28,6 @@ from fastlatent.ops.logistic_planes_triton import (
     run_on_elements,
     run_on_pixels,
     store_plane,
-    strides_of,
     tied_cell,
     top_logit,
     upcast,
@@ -168,23 +161,23 @@ def mode_kernel(
 @triton.jit
 def _clipped_colours(
     i,
-    params,  # of the block's pixels, first plane
-    params_plane,
+    parameters,  # of the block's pixels, first plane
+    parameters_plane,
     inside,
     K,
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Of the coupled channels of component i: values, derivatives, and tanh with its slope."""
-    t0, slope0 = tanh(plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
-    t1, slope1 = tanh(plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
-    t2, slope2 = tanh(plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-    m0 = mean_plane(params, K + i, params_plane, inside, WIDE) * GRID.gamma
-    m1 = mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GRID.gamma
-    m2 = mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GRID.gamma
-    s0 = plane(params, 2 * K + i, params_plane, inside, WIDE)
-    s1 = plane(params, 5 * K + i, params_plane, inside, WIDE)
-    s2 = plane(params, 8 * K + i, params_plane, inside, WIDE)
+    t0, slope0 = tanh(plane(parameters, 3 * K + i, parameters_plane, inside, WIDE), WIDE)
+    t1, slope1 = tanh(plane(parameters, 6 * K + i, parameters_plane, inside, WIDE), WIDE)
+    t2, slope2 = tanh(plane(parameters, 9 * K + i, parameters_plane, inside, WIDE), WIDE)
+    m0 = mean_plane(parameters, K + i, parameters_plane, inside, WIDE) * GRID.gamma
+    m1 = mean_plane(parameters, 4 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+    m2 = mean_plane(parameters, 7 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+    s0 = plane(parameters, 2 * K + i, parameters_plane, inside, WIDE)
+    s1 = plane(parameters, 5 * K + i, parameters_plane, inside, WIDE)
+    s2 = plane(parameters, 8 * K + i, parameters_plane, inside, WIDE)
     y0, by_m0, by_s0 = _clipped(m0, s0, GRID, WIDE)
     y1, by_m1, by_s1 = _clipped(tl.fma(t0, y0, m1), s1, GRID, WIDE)
     blue = tl.fma(t2, y1, tl.fma(t1, y0, m2))
@@ -195,22 +188,24 @@ def _clipped_colours(
 
 
 @triton.jit
-def _prior_sum(params, params_plane, inside, K, top, WIDE: tl.constexpr):
+def _prior_sum(parameters, parameters_plane, inside, K, top, WIDE: tl.constexpr):
     z = tl.zeros(inside.shape, WIDE)
     for i in range(K):
-        z += exp(plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE) - top, WIDE)
+        z += exp(
+            plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE) - top, WIDE
+        )
     return z
 
 
 @triton.jit
 def mixture_mean_kernel(
-    params,  # (n, p, pixels)
+    parameters,  # (n, p, pixels)
     out,  # (n, C, pixels) contiguous
     pixels,
     K,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     C: tl.constexpr,
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
@@ -220,19 +215,19 @@ def mixture_mean_kernel(
     pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     out += image * C * pixels + pixel
-    top = top_logit(params, params_plane, inside, K, WIDE)
-    z = _prior_sum(params, params_plane, inside, K, top, WIDE)
+    top = top_logit(parameters, parameters_plane, inside, K, WIDE)
+    z = _prior_sum(parameters, parameters_plane, inside, K, top, WIDE)
     if GRID.coupled:
         red = tl.zeros((BLOCK,), WIDE)
         green = tl.zeros((BLOCK,), WIDE)
         blue = tl.zeros((BLOCK,), WIDE)
         for i in range(K):
-            logit = plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE)
+            logit = plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE)
             prior = exp(logit - top, WIDE)
             y0, y1, y2, _, _, _, _, _, _, _, _, _, _, _, _ = _clipped_colours(
-                i, params, params_plane, inside, K, GRID, WIDE
+                i, parameters, parameters_plane, inside, K, GRID, WIDE
             )
             red += prior * y0
             green += prior * y1
@@ -244,9 +239,9 @@ def mixture_mean_kernel(
         for c in range(C):
             total = tl.zeros((BLOCK,), WIDE)
             for i in range(K):
-                logit = plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE)
-                centre = mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
-                ls = plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
+                logit = plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE)
+                centre = mean_plane(parameters, K + 2 * K * c + i, parameters_plane, inside, WIDE)
+                ls = plane(parameters, 2 * K + 2 * K * c + i, parameters_plane, inside, WIDE)
                 y, _, _ = _clipped(centre * GRID.gamma - GRID.shift, ls, GRID, WIDE)
                 total += exp(logit - top, WIDE) * y
             tl.store(out + c * pixels, (total / z + GRID.shift) / GRID.gamma, inside)
@@ -255,16 +250,16 @@ def mixture_mean_kernel(
 @triton.jit
 def mixture_mean_backward_kernel(
     grad,  # (n, C, pixels)
-    params,
-    out,  # like params
+    parameters,
+    out,  # like parameters
     pixels,
     K,
     grad_image,
     grad_plane,
     grad_pixel,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     out_image,
     out_plane,
     out_pixel,
@@ -279,16 +274,18 @@ def mixture_mean_backward_kernel(
     inside = pixel < pixels
     grad += image * grad_image + pixel * grad_pixel
     grad_plane = tl.cast(grad_plane, tl.int64)
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     out += image * out_image + pixel * out_pixel
-    top = top_logit(params, params_plane, inside, K, WIDE)
-    z = _prior_sum(params, params_plane, inside, K, top, WIDE)
+    top = top_logit(parameters, parameters_plane, inside, K, WIDE)
+    z = _prior_sum(parameters, parameters_plane, inside, K, top, WIDE)
     # A logit gets pi (q - sum_j pi_j q_j), where q = sum_c g_c y_c: q is computed twice, not kept.
     middle = tl.zeros((BLOCK,), WIDE)
     for step in range(2 * K):
         i = step % K
         last = step >= K
-        share = exp(plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE) - top, WIDE)
+        share = exp(
+            plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE) - top, WIDE
+        )
         share /= z
         q = tl.zeros((BLOCK,), WIDE)
         if GRID.coupled:
@@ -296,7 +293,7 @@ def mixture_mean_backward_kernel(
             g1 = tl.load(grad + grad_plane, inside, other=0) / GRID.gamma
             g2 = tl.load(grad + 2 * grad_plane, inside, other=0) / GRID.gamma
             y0, y1, y2, by_m0, by_m1, by_m2, by_s0, by_s1, by_s2, t0, t1, t2, sl0, sl1, sl2 = (
-                _clipped_colours(i, params, params_plane, inside, K, GRID, WIDE)
+                _clipped_colours(i, parameters, parameters_plane, inside, K, GRID, WIDE)
             )
             q += g0 * y0 + g1 * y1 + g2 * y2
             if last:
@@ -317,8 +314,8 @@ def mixture_mean_backward_kernel(
         else:
             for c in range(C):
                 g = tl.load(grad + c * grad_plane, inside, other=0) / GRID.gamma
-                centre = mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
-                ls = plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
+                centre = mean_plane(parameters, K + 2 * K * c + i, parameters_plane, inside, WIDE)
+                ls = plane(parameters, 2 * K + 2 * K * c + i, parameters_plane, inside, WIDE)
                 y, by_mean, by_scale = _clipped(centre * GRID.gamma - GRID.shift, ls, GRID, WIDE)
                 q += g * y
                 if last:
@@ -333,13 +330,13 @@ def mixture_mean_backward_kernel(
 
 @triton.jit
 def candidates_kernel(
-    params,  # (n, p, pixels)
+    parameters,  # (n, p, pixels)
     out,  # (n, J, C, pixels) contiguous, J = K, or K + 2 with one channel
     pixels,
     K,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     C: tl.constexpr,
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
@@ -350,7 +347,7 @@ def candidates_kernel(
     pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     count = K + 2 if C == 1 else K
     out += image * count * C * pixels + pixel
     each: tl.constexpr = 3 if GRID.coupled else 2
@@ -359,14 +356,16 @@ def candidates_kernel(
         x1 = tl.zeros((BLOCK,), WIDE)
         for c in tl.static_range(C):
             at = K + each * K * c + i
-            centre = mean_plane(params, at, params_plane, inside, WIDE) * GRID.gamma - GRID.shift
-            ls = plane(params, at + K, params_plane, inside, WIDE)
+            centre = (
+                mean_plane(parameters, at, parameters_plane, inside, WIDE) * GRID.gamma - GRID.shift
+            )
+            ls = plane(parameters, at + K, parameters_plane, inside, WIDE)
             if GRID.coupled and c == 1:
-                t0, _ = tanh(plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
+                t0, _ = tanh(plane(parameters, 3 * K + i, parameters_plane, inside, WIDE), WIDE)
                 centre = tl.fma(t0, x0, centre)
             if GRID.coupled and c == 2:
-                t1, _ = tanh(plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
-                t2, _ = tanh(plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
+                t1, _ = tanh(plane(parameters, 6 * K + i, parameters_plane, inside, WIDE), WIDE)
+                t2, _ = tanh(plane(parameters, 9 * K + i, parameters_plane, inside, WIDE), WIDE)
                 centre = tl.fma(t2, x1, tl.fma(t1, x0, centre))
             k = _holding(centre, GRID) if C == 1 else _likeliest(centre, ls, GRID, WIDE)
             tl.store(out + tl.cast(i * C + c, tl.int64) * pixels, k, inside)
@@ -383,13 +382,13 @@ def candidates_kernel(
 @triton.jit
 def choose_kernel(
     candidates,  # (n, J, C, pixels) contiguous
-    params,  # (n, p, pixels)
+    parameters,  # (n, p, pixels)
     out,  # (n, C, pixels) contiguous
     pixels,
     K,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     C: tl.constexpr,
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
@@ -400,7 +399,7 @@ def choose_kernel(
     pixels = tl.cast(pixels, tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     count = K + 2 if C == 1 else K
     candidates += image * count * C * pixels + pixel
     out += image * C * pixels + pixel
@@ -409,12 +408,12 @@ def choose_kernel(
     known = tl.zeros((BLOCK,), WIDE)
     each: tl.constexpr = 10 if GRID.coupled else 1 + 2 * C
     for p in range(K * each):
-        parameter = plane(params, tl.cast(p, tl.int32), params_plane, inside, WIDE)
+        parameter = plane(parameters, tl.cast(p, tl.int32), parameters_plane, inside, WIDE)
         known = tl.where(parameter == parameter, known, parameter)
     for j in range(count):
         bins = candidates + tl.cast(j * C, tl.int64) * pixels
         top, most, total, _ = component_sums(
-            bins, params, pixels, params_plane, inside, K, C, GRID, WIDE,
+            bins, parameters, pixels, parameters_plane, inside, K, C, GRID, WIDE,
         )  # fmt: skip
         score = most + tl.log(total)
         known = tl.where(score == score, known, score)
@@ -479,30 +478,3 @@ def discretized_logistic_mixture_mode(params: Tensor, channels: int, grid: Grid)
     run_on_pixels(candidates_kernel, (planes, candidates), *rest)
     run_on_pixels(choose_kernel, (candidates, planes, out), *rest)
     return out
-
-
-def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype, p in POINTERS.items():
-        w, one = wide_pointer(dtype), constants_of(Grid.of(256, "centred", -7.0), dtype)
-        inputs = {"mean": p, "log_scale": p, "count": "i32"}
-        yield "discretized_logistic_mean", mean_kernel, inputs | {"out": w}, one
-        types = inputs | {"grad": w, "mean_grad": p, "log_scale_grad": p}
-        yield "discretized_logistic_mean_backward", mean_backward_kernel, types, one
-        yield "discretized_logistic_mode", mode_kernel, inputs | {"out": "*u8"}, one
-        for channels in (3, 1):
-            grid = Grid.of(256, "centred", -7.0, channels == 3)
-            constants = constants_of(grid, dtype) | {"C": channels}
-            types = {"params": p, "pixels": "i32", "K": "i32"} | strides_of("params")
-            name = "discretized_logistic_mixture_mean"
-            yield name, mixture_mean_kernel, types | {"out": w}, constants
-            more = {"grad": w, "out": p, "grad_plane": "i32"} | strides_of("grad", "out")
-            name = "discretized_logistic_mixture_mean_backward"
-            yield name, mixture_mean_backward_kernel, types | more, constants
-            name = "discretized_logistic_mixture_mode"
-            yield name, candidates_kernel, types | {"out": "*u8"}, constants
-            more = {"candidates": "*u8", "out": "*u8"}
-            yield name, choose_kernel, types | more, constants
-
-
-SIGNATURES = tuple(_signatures())
-"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""

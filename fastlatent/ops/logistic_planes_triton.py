@@ -129,13 +129,13 @@ def log_prob_of(decay, weight, edges, narrow, missing):
 
 
 @triton.jit
-def plane(params, index, stride, inside, WIDE: tl.constexpr):
-    return tl.load(params + index.to(tl.int64) * stride, inside, other=0).to(WIDE)
+def plane(parameters, index, stride, inside, WIDE: tl.constexpr):
+    return tl.load(parameters + index.to(tl.int64) * stride, inside, other=0).to(WIDE)
 
 
 @triton.jit
-def mean_plane(params, index, stride, inside, WIDE: tl.constexpr):
-    return confined(plane(params, index, stride, inside, WIDE), WIDE)
+def mean_plane(parameters, index, stride, inside, WIDE: tl.constexpr):
+    return confined(plane(parameters, index, stride, inside, WIDE), WIDE)
 
 
 @triton.jit
@@ -147,10 +147,10 @@ def block_of(pixels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def top_logit(params, plane_stride, inside, K, WIDE: tl.constexpr):
-    top = tl.load(params, inside, other=0).to(WIDE)
+def top_logit(parameters, plane_stride, inside, K, WIDE: tl.constexpr):
+    top = tl.load(parameters, inside, other=0).to(WIDE)
     for i in range(1, K):
-        top = tl.maximum(top, plane(params, tl.cast(i, tl.int32), plane_stride, inside, WIDE))
+        top = tl.maximum(top, plane(parameters, tl.cast(i, tl.int32), plane_stride, inside, WIDE))
     return top
 
 
@@ -158,9 +158,9 @@ def top_logit(params, plane_stride, inside, K, WIDE: tl.constexpr):
 def joint(
     i,
     bins,  # of the block's pixels, first channel
-    params,  # of the block's pixels, first plane
+    parameters,  # of the block's pixels, first plane
     bins_plane,
-    params_plane,
+    parameters_plane,
     inside,
     K,
     C: tl.constexpr,
@@ -174,15 +174,15 @@ def joint(
         blue = tl.load(bins + 2 * bins_plane, inside, other=0).to(tl.int32)
         x0 = (2 * red - (GRID.n - 1)).to(WIDE)
         x1 = (2 * green - (GRID.n - 1)).to(WIDE)
-        t0, _ = tanh(plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
-        t1, _ = tanh(plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
-        t2, _ = tanh(plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-        m0 = mean_plane(params, K + i, params_plane, inside, WIDE)
-        m1 = mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GRID.gamma
-        m2 = mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GRID.gamma
-        s0 = plane(params, 2 * K + i, params_plane, inside, WIDE)
-        s1 = plane(params, 5 * K + i, params_plane, inside, WIDE)
-        s2 = plane(params, 8 * K + i, params_plane, inside, WIDE)
+        t0, _ = tanh(plane(parameters, 3 * K + i, parameters_plane, inside, WIDE), WIDE)
+        t1, _ = tanh(plane(parameters, 6 * K + i, parameters_plane, inside, WIDE), WIDE)
+        t2, _ = tanh(plane(parameters, 9 * K + i, parameters_plane, inside, WIDE), WIDE)
+        m0 = mean_plane(parameters, K + i, parameters_plane, inside, WIDE)
+        m1 = mean_plane(parameters, 4 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+        m2 = mean_plane(parameters, 7 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+        s0 = plane(parameters, 2 * K + i, parameters_plane, inside, WIDE)
+        s1 = plane(parameters, 5 * K + i, parameters_plane, inside, WIDE)
+        s2 = plane(parameters, 8 * K + i, parameters_plane, inside, WIDE)
         d0, w0, n0, f0, _, _, _, _ = free_cell(red, m0, s0, GRID, WIDE)
         d1, w1, n1, f1, _, _, _, _ = tied_cell(green, tl.fma(t0, x0, m1), s1, GRID, WIDE)
         d2, w2, n2, f2, _, _, _, _ = tied_cell(
@@ -193,8 +193,8 @@ def joint(
     weight = exponent + 1
     for c in range(C):
         k = tl.load(bins + c * bins_plane, inside, other=0).to(tl.int32)
-        m = mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
-        ls = plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
+        m = mean_plane(parameters, K + 2 * K * c + i, parameters_plane, inside, WIDE)
+        ls = plane(parameters, 2 * K + 2 * K * c + i, parameters_plane, inside, WIDE)
         decay, w, near, far, _, _, _, _ = free_cell(k, m, ls, GRID, WIDE)
         exponent -= decay
         weight *= w / (near * far)
@@ -207,9 +207,9 @@ def joint(
 @triton.jit
 def component_sums(
     bins,
-    params,
+    parameters,
     bins_plane,
-    params_plane,
+    parameters_plane,
     inside,
     K,
     C: tl.constexpr,
@@ -217,7 +217,7 @@ def component_sums(
     WIDE: tl.constexpr,
 ):
     """Largest logit and exponent, and the sums over the components around them."""
-    top = top_logit(params, params_plane, inside, K, WIDE)
+    top = top_logit(parameters, parameters_plane, inside, K, WIDE)
     # Not infinity, from which -infinity can't be taken.
     least: tl.constexpr = -1.7976931348623157e308 if tl.float64 == WIDE else -3.4028234663852886e38
     most = tl.full(inside.shape, least, WIDE)
@@ -225,9 +225,9 @@ def component_sums(
     z = tl.zeros(inside.shape, WIDE)
     for i in range(K):
         exponent, weight = joint(
-            i, bins, params, bins_plane, params_plane, inside, K, C, GRID, WIDE,
+            i, bins, parameters, bins_plane, parameters_plane, inside, K, C, GRID, WIDE,
         )  # fmt: skip
-        logit = plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE) - top
+        logit = plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE) - top
         exponent += logit
         highest = tl.maximum(most, exponent)
         total = total * tl.exp(most - highest) + weight * tl.exp(exponent - highest)
@@ -294,11 +294,3 @@ def put_back(planes: Tensor, out: Tensor) -> Tensor:
 
 def upcast(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def strides_of(*names: str) -> dict[str, str]:
-    return {
-        f"{name}_{part}": "i32"
-        for name in names
-        for part in (("image", "pixel") if name == "grad" else ("image", "plane", "pixel"))
-    }

@@ -3,15 +3,12 @@
 `fastlatent.ops.logistic` is the definition, `logistic_planes_triton` what the kernels are made of.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlatent.ops.elementary_triton import POINTERS, exp, log1p, tanh, wide_pointer
+from fastlatent.ops.elementary_triton import exp, log1p, tanh
 from fastlatent.ops.logistic.grid import Grid, on_grid
 from fastlatent.ops.logistic_planes_triton import (
     block_of,
@@ -19,7 +16,6 @@ from fastlatent.ops.logistic_planes_triton import (
     clamped,
     component_sums,
     confined,
-    constants_of,
     free_cell,
     joint,
     log_prob_of,
@@ -29,7 +25,6 @@ from fastlatent.ops.logistic_planes_triton import (
     run_on_elements,
     run_on_pixels,
     store_plane,
-    strides_of,
     tied_cell,
     top_logit,
     upcast,
@@ -83,16 +78,16 @@ def single_backward_kernel(
 @triton.jit
 def mixture_kernel(
     bins,  # (n, C, pixels)
-    params,  # (n, p, pixels)
+    parameters,  # (n, p, pixels)
     out,  # (n, pixels), or (n, blocks) sums where SUM
     pixels,
     K,
     bins_image,
     bins_plane,
     bins_pixel,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     C: tl.constexpr,
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
@@ -104,8 +99,8 @@ def mixture_kernel(
     inside = pixel < pixels
     _, most, total, z = component_sums(
         bins + image * bins_image + pixel * bins_pixel,
-        params + image * params_image + pixel * params_pixel,
-        bins_plane, params_plane, inside, K, C, GRID,
+        parameters + image * parameters_image + pixel * parameters_pixel,
+        bins_plane, parameters_plane, inside, K, C, GRID,
         WIDE,
     )  # fmt: skip
     value = most + (tl.log(total) - tl.log(z))
@@ -120,8 +115,8 @@ def mixture_kernel(
 def mixture_backward_kernel(
     grad,  # (n,) or (n, pixels)
     bins,
-    params,
-    out,  # like params
+    parameters,
+    out,  # like parameters
     pixels,
     K,
     grad_image,
@@ -129,9 +124,9 @@ def mixture_backward_kernel(
     bins_image,
     bins_plane,
     bins_pixel,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     out_image,
     out_plane,
     out_pixel,
@@ -144,17 +139,17 @@ def mixture_backward_kernel(
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     bins += image * bins_image + pixel * bins_pixel
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     out += image * out_image + pixel * out_pixel
     top, most, total, z = component_sums(
-        bins, params, bins_plane, params_plane, inside, K, C, GRID, WIDE,
+        bins, parameters, bins_plane, parameters_plane, inside, K, C, GRID, WIDE,
     )  # fmt: skip
     g = tl.load(grad + image * grad_image + pixel * grad_pixel, inside, other=0)
     for i in range(K):
         exponent, weight = joint(
-            i, bins, params, bins_plane, params_plane, inside, K, C, GRID, WIDE,
+            i, bins, parameters, bins_plane, parameters_plane, inside, K, C, GRID, WIDE,
         )  # fmt: skip
-        logit = plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE) - top
+        logit = plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE) - top
         share = g * (weight * tl.exp(exponent + logit - most) / total)
         store_plane(out, tl.cast(i, tl.int32), out_plane, share - g * (tl.exp(logit) / z), inside)
         if GRID.coupled:
@@ -163,15 +158,15 @@ def mixture_backward_kernel(
             blue = tl.load(bins + 2 * bins_plane, inside, other=0).to(tl.int32)
             x0 = (2 * red - (GRID.n - 1)).to(WIDE)
             x1 = (2 * green - (GRID.n - 1)).to(WIDE)
-            t0, slope0 = tanh(plane(params, 3 * K + i, params_plane, inside, WIDE), WIDE)
-            t1, slope1 = tanh(plane(params, 6 * K + i, params_plane, inside, WIDE), WIDE)
-            t2, slope2 = tanh(plane(params, 9 * K + i, params_plane, inside, WIDE), WIDE)
-            m0 = mean_plane(params, K + i, params_plane, inside, WIDE)
-            m1 = mean_plane(params, 4 * K + i, params_plane, inside, WIDE) * GRID.gamma
-            m2 = mean_plane(params, 7 * K + i, params_plane, inside, WIDE) * GRID.gamma
-            s0 = plane(params, 2 * K + i, params_plane, inside, WIDE)
-            s1 = plane(params, 5 * K + i, params_plane, inside, WIDE)
-            s2 = plane(params, 8 * K + i, params_plane, inside, WIDE)
+            t0, slope0 = tanh(plane(parameters, 3 * K + i, parameters_plane, inside, WIDE), WIDE)
+            t1, slope1 = tanh(plane(parameters, 6 * K + i, parameters_plane, inside, WIDE), WIDE)
+            t2, slope2 = tanh(plane(parameters, 9 * K + i, parameters_plane, inside, WIDE), WIDE)
+            m0 = mean_plane(parameters, K + i, parameters_plane, inside, WIDE)
+            m1 = mean_plane(parameters, 4 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+            m2 = mean_plane(parameters, 7 * K + i, parameters_plane, inside, WIDE) * GRID.gamma
+            s0 = plane(parameters, 2 * K + i, parameters_plane, inside, WIDE)
+            s1 = plane(parameters, 5 * K + i, parameters_plane, inside, WIDE)
+            s2 = plane(parameters, 8 * K + i, parameters_plane, inside, WIDE)
             _, _, _, _, _, _, by_m0, by_s0 = free_cell(red, m0, s0, GRID, WIDE)
             _, _, _, _, _, _, by_m1, by_s1 = tied_cell(green, tl.fma(t0, x0, m1), s1, GRID, WIDE)
             _, _, _, _, _, _, by_m2, by_s2 = tied_cell(
@@ -190,8 +185,8 @@ def mixture_backward_kernel(
         else:
             for c in range(C):
                 k = tl.load(bins + c * bins_plane, inside, other=0).to(tl.int32)
-                m = mean_plane(params, K + 2 * K * c + i, params_plane, inside, WIDE)
-                ls = plane(params, 2 * K + 2 * K * c + i, params_plane, inside, WIDE)
+                m = mean_plane(parameters, K + 2 * K * c + i, parameters_plane, inside, WIDE)
+                ls = plane(parameters, 2 * K + 2 * K * c + i, parameters_plane, inside, WIDE)
                 _, _, _, _, _, _, by_mean, by_scale = free_cell(k, m, ls, GRID, WIDE)
                 store_plane(out, K + 2 * K * c + i, out_plane, share * by_mean, inside)
                 store_plane(out, 2 * K + 2 * K * c + i, out_plane, share * by_scale, inside)
@@ -199,14 +194,14 @@ def mixture_backward_kernel(
 
 @triton.jit
 def sample_kernel(
-    params,
+    parameters,
     uniforms,  # (n, 1 + C, pixels)
     out,  # (n, C, pixels) contiguous
     pixels,
     K,
-    params_image,
-    params_plane,
-    params_pixel,
+    parameters_image,
+    parameters_plane,
+    parameters_pixel,
     uniforms_image,
     uniforms_plane,
     uniforms_pixel,
@@ -219,18 +214,20 @@ def sample_kernel(
     image, block = block_of(pixels, BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    params += image * params_image + pixel * params_pixel
+    parameters += image * parameters_image + pixel * parameters_pixel
     uniforms += image * uniforms_image + pixel * uniforms_pixel
     out += image * C * pixels + pixel
-    top = top_logit(params, params_plane, inside, K, WIDE)
+    top = top_logit(parameters, parameters_plane, inside, K, WIDE)
     z = tl.zeros((BLOCK,), WIDE)
     for i in range(K):
-        z += exp(plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE) - top, WIDE)
+        z += exp(
+            plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE) - top, WIDE
+        )
     threshold = tl.load(uniforms, inside, other=0) * z
     total = tl.zeros((BLOCK,), WIDE)
     component = tl.zeros((BLOCK,), tl.int32)
     for i in range(K - 1):
-        logit = plane(params, tl.cast(i, tl.int32), params_plane, inside, WIDE)
+        logit = plane(parameters, tl.cast(i, tl.int32), parameters_plane, inside, WIDE)
         total += exp(logit - top, WIDE)
         component += tl.where(total > threshold, 0, 1)
 
@@ -239,15 +236,15 @@ def sample_kernel(
     second = tl.zeros((BLOCK,), WIDE)
     for c in tl.static_range(C):
         at = K + each * K * c + component
-        mean = mean_plane(params, at, params_plane, inside, WIDE)
-        log_scale = plane(params, at + K, params_plane, inside, WIDE)
+        mean = mean_plane(parameters, at, parameters_plane, inside, WIDE)
+        log_scale = plane(parameters, at + K, parameters_plane, inside, WIDE)
         y = mean * GRID.gamma - GRID.shift
         if GRID.coupled and c == 1:
-            t0, _ = tanh(plane(params, 3 * K + component, params_plane, inside, WIDE), WIDE)
+            t0, _ = tanh(plane(parameters, 3 * K + component, parameters_plane, inside, WIDE), WIDE)
             y = tl.fma(t0, first, y)
         if GRID.coupled and c == 2:
-            t1, _ = tanh(plane(params, 6 * K + component, params_plane, inside, WIDE), WIDE)
-            t2, _ = tanh(plane(params, 9 * K + component, params_plane, inside, WIDE), WIDE)
+            t1, _ = tanh(plane(parameters, 6 * K + component, parameters_plane, inside, WIDE), WIDE)
+            t2, _ = tanh(plane(parameters, 9 * K + component, parameters_plane, inside, WIDE), WIDE)
             y = tl.fma(t2, second, tl.fma(t1, first, y))
         u = tl.load(uniforms + (1 + c) * uniforms_plane, inside, other=0.5)
         u = tl.where(u < 2.0**-25, 2.0**-25, tl.where(u > 1 - 2.0**-24, 1 - 2.0**-24, u))
@@ -333,33 +330,3 @@ def _sample(
     out = torch.empty((n, c - 1, h, w), dtype=dtype, device=params.device)
     run_on_pixels(sample_kernel, (*both, out), both, both[0], c - 1, grid, **quantized)
     return out
-
-
-def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for dtype, p in POINTERS.items():
-        w, one = wide_pointer(dtype), constants_of(Grid.of(256, "centred", -7.0), dtype)
-        types = {"bins": "*u8", "mean": p, "log_scale": p, "out": w, "count": "i32"}
-        yield "discretized_logistic_log_prob", single_kernel, types, one
-        types = {"grad": w, "bins": "*u8", "mean": p, "log_scale": p, "count": "i32"}
-        types |= {"mean_grad": p, "log_scale_grad": p}
-        yield "discretized_logistic_backward", single_backward_kernel, types, one
-        sizes = {"pixels": "i32", "K": "i32"}
-        for channels in (3, 1):
-            grid = Grid.of(256, "centred", -7.0, channels == 3)
-            constants = constants_of(grid, dtype) | {"C": channels}
-            types = {"bins": "*u8", "params": p, "out": w} | sizes | strides_of("bins", "params")
-            name = "discretized_logistic_mixture_log_prob"
-            yield name, mixture_kernel, types, constants | {"SUM": channels == 3}
-            types = {"grad": w, "bins": "*u8", "params": p, "out": p} | sizes
-            types |= strides_of("grad", "bins", "params", "out")
-            name = "discretized_logistic_mixture_backward"
-            yield name, mixture_backward_kernel, types, constants
-            types = {"params": p, "uniforms": w} | sizes | strides_of("params", "uniforms")
-            name = "discretized_logistic_mixture_bins"
-            yield name, sample_kernel, types | {"out": "*u8"}, constants | {"QUANTIZED": True}
-            name = "discretized_logistic_mixture_values"
-            yield name, sample_kernel, types | {"out": w}, constants | {"QUANTIZED": False}
-
-
-SIGNATURES = tuple(_signatures())
-"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""

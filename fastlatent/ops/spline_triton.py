@@ -4,9 +4,6 @@ Weights of a block of places lie in a matrix with a column for each control poin
 step of the recursion needs each column's left neighbour, which a masked sum fetches.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -342,30 +339,3 @@ def _rows(points: Tensor) -> Tensor:
 def _tile(d: int) -> dict[str, int]:
     width = min(256, triton.next_power_of_2(max(d, 1)))
     return {"ROWS": min(64, 2048 // width), "WIDTH": width}
-
-
-_SHAPE = {"k": "i32", "m": "i32", "d": "i32"}
-
-
-def _signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
-    for p in ("*fp32", "*fp64"):
-        for degree, order in [(1, 0), (3, 0), (3, 1), (7, 2), (31, 0)]:
-            count, rows = _sizes(degree)
-            basis = {"DEGREE": degree, "ORDER": order, "COUNT": count}
-            places = {"t": p, "knots": p, "t_stride": "i32", "knots_stride": "i32"} | _SHAPE
-            types = {"control": p, "out": p} | places
-            yield "bspline", bspline_kernel, types, basis | {"ROWS": rows, "WIDTH": 32}
-            types = {"grad": p, "out": p} | places
-            tile = {"PLACES": min(rows, 16), "ROWS": 16, "WIDTH": 16}
-            yield "bspline_backward", bspline_backward_kernel, types, basis | tile
-        for name, energy in (("polyline_length", False), ("polyline_energy", True)):
-            types = {"m": "i32", "d": "i32", "line_stride": "i64", "step": "i32"}
-            types |= {"points": p, "out": p}
-            for d in (2, 784):
-                constants = {"ENERGY": energy} | _tile(d)
-                yield name, polyline_kernel, types, constants
-                yield f"{name}_backward", polyline_backward_kernel, {"grad": p} | types, constants
-
-
-SIGNATURES = tuple(_signatures())
-"""Op, kernel, argument types and constants of every variant: what `triton.compile` needs."""
