@@ -11,6 +11,7 @@ wrongly.
 from fastlatent.ops._register import OPS, KernelMissing, Serving, table, use
 from fastlatent.ops.activation import elu
 from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
+from fastlatent.ops.codes import bernoulli_log_prob, code_indices
 from fastlatent.ops.copula import bernoulli_copula_sample
 from fastlatent.ops.entropy import binary_entropy
 from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
@@ -42,10 +43,12 @@ __all__ = [
     "Serving",
     "activation_jvp",
     "bernoulli_copula_sample",
+    "bernoulli_log_prob",
     "binarize",
     "binary_entropy",
     "binary_moments",
     "bspline",
+    "code_indices",
     "discretized_logistic_log_prob",
     "discretized_logistic_mean",
     "discretized_logistic_mixture_log_prob",
