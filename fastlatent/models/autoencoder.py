@@ -10,7 +10,7 @@ from fastlatent.files.code import registered
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.lvae.likelihoods import LIKELIHOODS
 from fastlatent.nn import at_least_float32, gaussian_kl
-from fastlatent.noise import Noise, uncompiled
+from fastlatent.noise import Noise
 from fastlatent.priors import Normal, Prior, VampPrior
 from fastlatent.priors.gaussian import entropy
 
@@ -162,12 +162,12 @@ class AutoEncoder(LatentModel):
         if noise is None:
             raise ValueError("AutoEncoder: noise must be given, the latents are drawn at random")
         std = (log_variance / 2).exp()
-        z = mean + std * self._normal(noise, mean)
+        z = mean + std * self._latent_noise(noise, mean)
         reconstruction = -self.pixels.log_prob(self._pixels(z), target)
         if self.prior == "normal":
             kl = gaussian_kl(mean, log_variance)
         else:
-            stream = self._stream(noise, mean)
+            stream = self._prior_stream(noise, mean)
             log_prior = self.latent_prior.expected_log_prob(mean, std, z, generator=stream)
             kl = -entropy(std) - log_prior
         return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
@@ -212,26 +212,16 @@ class AutoEncoder(LatentModel):
         """log p(x|z) + log p(z) - log q(z|x) of one draw of z for each image: (n,) nats."""
         mean, log_variance = features
         std = (log_variance / 2).exp()
-        drawn = self._normal(noise, mean)
+        drawn = self._latent_noise(noise, mean)
         z = mean + std * drawn
         log_posterior = Normal(self.latent_dim).to(z).log_prob(drawn) - std.log().sum(1)
-        log_prior = self.latent_prior.log_prob(z, generator=self._stream(noise, mean))
+        log_prior = self.latent_prior.log_prob(z, generator=self._prior_stream(noise, mean))
         return self.pixels.log_prob(self._pixels(z), x) + log_prior - log_posterior
 
     leaves_noise_out = True
 
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         return self.latent_prior.sample(n, generator=generator)
-
-    @uncompiled
-    def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
-        """Standard normal numbers, as many as there are means (n, d)."""
-        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
-
-    @uncompiled
-    def _stream(self, noise: Noise, mean: Tensor) -> torch.Generator:
-        """What a prior draws by, where its density takes random numbers."""
-        return noise.stream("prior", mean.device)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastlatent.noise import Noise
+from fastlatent.noise import Noise, uncompiled
 
 NATS = "nats per image"
 
@@ -53,6 +53,16 @@ class LatentModel(nn.Module, ABC):
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)): (n, c, h, w) -> (n, c, h, w)."""
         return self.decode(self.encode(x))
+
+    @uncompiled
+    def _latent_noise(self, noise: Noise, mean: Tensor) -> Tensor:
+        """Standard normal numbers, as many as there are means (n, d)."""
+        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
+
+    @uncompiled
+    def _prior_stream(self, noise: Noise, mean: Tensor) -> torch.Generator:
+        """What a prior draws by, where its density takes random numbers."""
+        return noise.stream("prior", mean.device)
 
     def _check_images(self, name: str, images: Tensor) -> None:
         expected = f"{type(self).__name__}: {name} must be floating-point images in [0, 1]"

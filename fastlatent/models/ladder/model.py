@@ -15,7 +15,7 @@ from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
 from fastlatent.models.ladder.likelihood import Laplace
 from fastlatent.models.ladder.networks import Decoder, Encoder
 from fastlatent.models.ladder.prior import build_prior, start_scale_
-from fastlatent.noise import Noise, uncompiled
+from fastlatent.noise import Noise
 from fastlatent.priors import Hierarchical, Normal, Prior, PriorKind
 from fastlatent.priors.gaussian import entropy
 from fastlatent.untouched import slots
@@ -233,7 +233,7 @@ class LaDDer(LatentModel):
         if noise is None:
             raise ValueError("LaDDer: noise must be given, the latents are drawn at random")
         mean, std = self.encoder(x) if features is None else features
-        z = mean + std * self._normal(noise, mean)
+        z = mean + std * self._latent_noise(noise, mean)
         if alternating_step in ("prior", "prior_scale"):
             return {"loss": -self._apart_log_prior(mean, std, z, noise)}
         image = self.decoder(z)
@@ -271,7 +271,7 @@ class LaDDer(LatentModel):
         """E log p(z) over q, or a lower bound on it at the draw that is decoded."""
         settings = self.config.prior
         draws = settings.draws if self.training else settings.evaluation_draws
-        stream = self._stream(noise, mean)
+        stream = self._prior_stream(noise, mean)
         if not isinstance(prior, Hierarchical):
             return prior.expected_log_prob(mean, std, z, draws, generator=stream), {}
         bound = prior.bound(z, draws, generator=stream)
@@ -364,17 +364,9 @@ class LaDDer(LatentModel):
         An inner VAE puts its own weight log p(z|t) + log p(t) - log q(t|z) in place of log p(z).
         """
         mean, std = features
-        drawn = self._normal(noise, mean)
+        drawn = self._latent_noise(noise, mean)
         z = mean + std * drawn
         log_q = -(0.5 * drawn.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
-        log_p = self.latent_prior.log_prob(z, 1, generator=self._stream(noise, mean))
+        log_p = self.latent_prior.log_prob(z, 1, generator=self._prior_stream(noise, mean))
         image = self.decoder(z)
         return self.likelihood.log_prob(image, x, self.likelihood.scale()) + log_p - log_q
-
-    @uncompiled
-    def _normal(self, noise: Noise, mean: Tensor) -> Tensor:
-        return noise.normal("latent", mean.shape, mean.device, mean.dtype)
-
-    @uncompiled
-    def _stream(self, noise: Noise, mean: Tensor) -> torch.Generator:
-        return noise.stream("prior", mean.device)
