@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+import fastlatent
 from fastlatent.__main__ import COMMANDS
 from fastlatent.models import MODELS
 from fastlatent.presets import PRESETS
@@ -343,3 +345,12 @@ def test_the_version_is_written_once():
     cmake = (ROOT / "CMakeLists.txt").read_text()
     (arguments,) = re.findall(r"^project\(([^)]*)\)", cmake, re.MULTILINE)
     assert not re.search(r"VERSION\s+\d", arguments)
+
+
+def test_the_citation_is_complete_and_of_this_version():
+    """Citation File Format 1.2.0, whose required keys are these four."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"] and citation["title"] and citation["authors"]
+    assert citation["version"] == fastlatent.__version__
+    assert citation["license"] == "MIT"
