@@ -21,10 +21,12 @@ def exp(x, WIDE: tl.constexpr):
     if tl.float64 == WIDE:
         y = tl.exp(x)
     else:
-        x = tl.where(x < -150, -150.0, x)
+        # Beyond these every result is 0 or infinite; n must stay finite for r to be a number.
+        x = tl.where(x < -150, -150.0, tl.where(x > 150, 150.0, x))
         n = tl.floor(x * 1.4426950408889634 + 0.5)
         r = (x - n * 0.693145751953125) - n * 1.42860682030941723212e-6
-        y = tl.exp2(n) * tl.exp(r)
+        # 2^n is infinite at n = 128, from x = 88.38 on, where e^x is finite up to 88.72.
+        y = tl.exp2(n - 1) * (2 * tl.exp(r))
     return y
 
 
