@@ -354,3 +354,27 @@ def test_the_citation_is_complete_and_of_this_version():
     assert citation["message"] and citation["title"] and citation["authors"]
     assert citation["version"] == fastlatent.__version__
     assert citation["license"] == "MIT"
+
+
+# A source distribution has no workflows.
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_name_actions_by_their_full_commit(path):
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    actions = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert actions
+    assert not [action for action in actions if not re.search(r"@[0-9a-f]{40}$", action)]
+
+
+@pytest.mark.skipif(not WORKFLOWS, reason="a source distribution has no workflows")
+def test_wheels_are_built_for_all_pythons_that_the_package_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = re.findall(r"Python :: 3\.(\d\d)", "\n".join(project["project"]["classifiers"]))
+    assert f">=3.{named[0]}" == project["project"]["requires-python"]
+    built = project["tool"]["cibuildwheel"]["build"]
+    assert built == f"cp3{{{','.join(named)}}}-{{manylinux,macosx}}*"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    matrix = workflow["jobs"]["wheels"]["strategy"]["matrix"]
+    assert matrix["python"] == [f"cp3{minor}" for minor in named]

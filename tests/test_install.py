@@ -45,13 +45,15 @@ def installed(tmp_path_factory) -> Path:
     return site
 
 
-def python(code: str, cwd: Path, site: Path) -> str:
+def python(code: str, cwd: Path, site: Path, **settings: str) -> str:
     """What `code` prints when Python runs in `cwd` and finds packages in `site`."""
     path = os.pathsep.join([str(site), *REQUIREMENTS])
     run = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path, "FASTLATENT_IMPL": "auto", "FASTLATENT_STRICT": "0"},
+        env=os.environ
+        | {"PYTHONPATH": path, "FASTLATENT_IMPL": "auto", "FASTLATENT_STRICT": "0"}
+        | settings,
         capture_output=True,
         text=True,
     )
@@ -101,6 +103,23 @@ def test_a_core_of_other_sources_is_not_used(installed, tmp_path):
     assert warned == "1" and results == "[[[1.0, -1.0]], [[1.0, -1.0]]]"
     assert "was built from other sources than" in message
     assert message.endswith("run `pip install .` again")
+
+
+BARE = """
+import sys
+sys.modules["triton"] = None  # importing it fails, as where it is not installed
+import fastlatent
+offered = [getattr(fastlatent, name) for name in (*fastlatent.MODULES, *fastlatent.FUNCTIONS)]
+print(len(offered), len(fastlatent.load("lbae-digits").sample(2)))
+print(*sorted({row.implementation for row in fastlatent.ops.table()}))
+"""
+
+
+def test_it_works_without_triton_a_compiler_and_a_gpu(installed, tmp_path):
+    settings = {"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    counts, served = python(BARE, tmp_path, installed, **settings).splitlines()
+    assert counts == f"{len(fastlatent.MODULES) + len(fastlatent.FUNCTIONS)} 2"
+    assert served == "cpp linalg"
 
 
 BUILD = """
