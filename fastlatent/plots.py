@@ -143,11 +143,10 @@ def loss_curve(
     alternating = alternating or {}  # their sum says nothing
     whole = figure(6.4 * (2 if alternating else 1), 4)
     loss, *apart = whole.subplots(1, 2 if alternating else 1, squeeze=False)[0]
-    thick = {"marker": ".", "lw": 1.5}
     if not alternating:
         _curve(loss, metrics, "train", "loss", alpha=0.6, lw=1)
     for kind in ("validation", "test"):
-        _curve(loss, metrics, kind, "loss", **thick)
+        _curve(loss, metrics, kind, "loss", marker=".", lw=1.5)
     _finish(loss, f"loss ({unit})")
     for axes in apart:
         for name in alternating:
@@ -240,7 +239,8 @@ def layer_bars(
     """A bar for each layer."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = figure().add_subplot()
+    whole = figure()
+    axes = whole.add_subplot()
     axes.bar(range(len(values)), values, yerr=errors, color="tab:blue", ecolor="0.2", capsize=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer, from the bottom (nearest the image) to the top")
@@ -248,19 +248,20 @@ def layer_bars(
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    return drawn(axes.figure)
+    return drawn(whole)
 
 
 def prd_curves(curves: dict[str, tuple[Tensor, Tensor]], title: str) -> "Image":
     """Precision over recall for each set: (angles,) of recall and of precision."""
-    axes = figure(4.8, 4.8 + 0.25 * -(-len(curves) // 2)).add_subplot()
+    whole = figure(4.8, 4.8 + 0.25 * -(-len(curves) // 2))
+    axes = whole.add_subplot()
     for name, (recall, precision) in curves.items():
         axes.plot(recall.tolist(), precision.tolist(), label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title=title)
     axes.set_aspect("equal")
     axes.grid(alpha=0.3)
-    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return drawn(axes.figure)
+    whole.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return drawn(whole)
 
 
 def figure(width: float = 6.4, height: float = 4) -> "Figure":

@@ -83,7 +83,8 @@ class FileImages:
         for k, row in enumerate(rows):
             path = self.paths[row]
             pixels = decode(path, self.channels, self.background)
-            self._check(path, self._fitted_size(path, tuple(pixels.shape[1:])))
+            _, height, width = pixels.shape
+            self._check(path, self._fitted_size(path, (height, width)))
             out[k] = self.fit(pixels[None])[0]
         return out
 

@@ -48,7 +48,7 @@ class DecoderEmbedding(Embedding):
         self._function = function
         self._wanted = analytic
         self._map: Map | None = None
-        self._kind: tuple[torch.dtype, torch.device] | None = None
+        self._kind: tuple[torch.dtype, torch.device]  # of the latents that the map was made for
         self._trial: Trial | None = None  # until the gradients of derivatives are tried, too
         self.obstacle: str | None = None if analytic else "not asked for"
 

@@ -62,16 +62,16 @@ class Minimiser:
             step = torch.cholesky_solve(gradient.mT, mean_metric[rows]).mT
             return torch.cholesky_solve(step / 2, stiffness.expand(len(rows), -1, -1))
 
-        def descend(x: Tensor, rows: Tensor) -> Minimum:
-            def part(x: Tensor, some: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-                return energy(x, rows[some], gradient)
+        def descend(x: Tensor, chosen: Tensor) -> Minimum:
+            def part(x: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+                return energy(x, chosen[rows], gradient)
 
             if self.method == "adam":
                 limit = self.max_iterations or 200
-                return adam(part, x, axis[rows].norm(dim=1), self.tolerance, limit)
+                return adam(part, x, axis[chosen].norm(dim=1), self.tolerance, limit)
             limit = self.max_iterations or 20
             return lbfgs(
-                part, x, lambda g, some: precondition(g, rows[some]), self.tolerance, limit
+                part, x, lambda g, rows: precondition(g, chosen[rows]), self.tolerance, limit
             )
 
         rows = torch.arange(len(curves), device=curves.control.device)

@@ -322,8 +322,8 @@ def _checked_starts(
     """From where to search: the line first, each once."""
     who = "likelihood_path"
     if starts is None:
-        starts = ("bent",) if data is None else ("bent", "graph")
-        starts = () if method == "original" else starts
+        made: tuple[Start, ...] = ("bent",) if data is None else ("bent", "graph")
+        starts = () if method == "original" else made
     unknown = [name for name in starts if name not in get_args(Start)]
     if unknown:
         choices = ", ".join(get_args(Start))

@@ -214,7 +214,7 @@ class Training:
             with self.signals.at_once():
                 show(self)
 
-        doing = {
+        doing: dict[str, Callable[[], None]] = {
             "refit": partial(measuring.fit_between_epochs, self),
             "log": log,
             "eval": partial(measuring.evaluate, self),

@@ -1,6 +1,6 @@
 """What a training step minimises: the model's loss, or one loss after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,7 +96,7 @@ def step_objectives(model: LatentModel, accelerator: "Accelerator") -> list[Step
     return [StepObjective(model, step, accelerator) for step in steps]
 
 
-def total(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def total(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The values of all alternating steps; "loss" is their sum where there are several."""
     values = {name: value for part in parts for name, value in part.items()}
     if "loss" not in values:

@@ -36,7 +36,7 @@ class Metric(NamedTuple):
     """How a number of an image set is headed and read."""
 
     title: str  # with {} for the name of the features
-    better: Better
+    better: Better | None
     note: str
 
 
@@ -52,7 +52,7 @@ METRICS = {
 }
 # Only of the Inception network do these numbers go by the names that papers use.
 INCEPTION = {"frechet_distance": "FID", "kernel_distance": "KID"}
-SETS = {
+SETS: dict[str, str] = {
     "prior": "samples from the prior",
     "copula": "samples by the copula",
     "random": "random bits",

@@ -286,7 +286,8 @@ class LaDDer(LatentModel):
     def _apart_log_prior(self, mean: Tensor, std: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """The same of the learned prior, without a gradient for the encoder."""
         if not self._learning:  # nor is it to note anything
-            return sum(0 * weight.sum() for weight in self.prior.parameters()).expand(len(z))
+            parts = (0 * weight.sum() for weight in self.prior.parameters())
+            return sum(parts, z.new_zeros(())).expand(len(z))
         self._encoder_apart = True
         try:
             mean, std, z = (part.detach() for part in (mean, std, z))

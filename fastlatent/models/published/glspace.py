@@ -64,7 +64,8 @@ def convert_original(
     config = _bigan_config(original) if "G" in parts else _vae_config(original)
     modules = BIGAN_MODULES if "G" in parts else VAE_MODULES
     with torch.device("meta"):
-        expected = (BiGAN if "G" in parts else VAE)(config).state_dict()
+        empty = BiGAN(config) if isinstance(config, BiGANConfig) else VAE(config)
+    expected = empty.state_dict()
     fitted = expected.pop("precision.fitted", None)  # the program does not store whether it is
     names = {ours: _original_name(ours, modules) for ours in expected}
     side = config.image_shape[1]

@@ -1,6 +1,6 @@
 """Checkpoints of the authors' program (github.com/ok1zjf/LBAE)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def convert_original(checkpoint: dict[str, Any]) -> tuple[LBAEConfig, dict[str, 
 
 def _original_config(gen: dict[str, Tensor], enc: dict[str, Tensor]) -> LBAEConfig:
     """What the names and the shapes of the tensors say about the model."""
-    heads = {"l0l.weight": "bits", "l1.weight": "gaussian"}
+    heads: dict[str, Literal["bits", "gaussian"]] = {"l0l.weight": "bits", "l1.weight": "gaussian"}
     found = [name for name in heads if name in enc]
     if len(found) != 1 or enc[found[0]].dim() != 2:
         raise ValueError(
@@ -50,8 +50,9 @@ def _original_config(gen: dict[str, Tensor], enc: dict[str, Tensor]) -> LBAEConf
             "convert_original: enc must hold ec0.weight of shape (64, 1 or 3, 3, 3); "
             f"got {None if stem is None else tuple(stem.shape)}"
         )
-    small = "mnist" if stem.shape[1] == 1 else "cifar10"
-    name = "celeba" if "dc1.weight" in gen else small
+    name: Literal["mnist", "cifar10", "celeba"] = "mnist" if stem.shape[1] == 1 else "cifar10"
+    if "dc1.weight" in gen:
+        name = "celeba"
     latent = heads[found[0]]
     return LBAEConfig(
         architecture=name,
