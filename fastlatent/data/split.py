@@ -78,7 +78,7 @@ class Split:
         hashed = hashlib.blake2b(repr((len(self), self.shape)).encode(), digest_size=16)
         places = spread_to_both_ends(len(self), min(len(self), MARKED))
         for index in places.split(64):
-            hashed.update(self.images(index).cpu().contiguous().numpy())
+            hashed.update(self.images(index).cpu().contiguous().numpy().data)
         return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 
     @property

@@ -47,12 +47,15 @@ def map_array(path: Path, archive: "np.lib.npyio.NpzFile", name: str) -> np.ndar
 
     None where it is compressed, or not as it is used. ValueError where it is damaged.
     """
-    member = f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name
-    info = archive.zip.getinfo(member)
+    files = archive.zip
+    if files is None:
+        raise ValueError(f"{path} is closed")
+    member = f"{name}.npy" if f"{name}.npy" in files.namelist() else name
+    info = files.getinfo(member)
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # encrypted
         return None
     with reading(path, f"is damaged at {name}"):
-        with archive.zip.open(info) as content:  # its checksum is looked at on the way
+        with files.open(info) as content:  # its checksum is looked at on the way
             if content.read(len(MAGIC)) != MAGIC:
                 return None
             blocks = iter(lambda: content.read(BLOCK), b"")

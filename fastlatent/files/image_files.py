@@ -159,7 +159,7 @@ def _is_wide(image: "Image") -> bool:
         return True
     if image.format == "TIFF":
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
-    for codec, _, _, arguments in image.tile:
+    for codec, _, _, arguments in image.tile:  # type: ignore[attr-defined]
         raw, *others = arguments if isinstance(arguments, tuple) else (arguments,)
         # The sample format of PNG and PPM, such as RGB;16B; BGR;16 of BMP is 5, 6 and 5 bits.
         if isinstance(raw, str) and raw.endswith(";16B"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +10,15 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64)
 
 
-def check_whole(name: str, word: str, value: object, least: int) -> None:
+def check_whole(name: str, word: str, value: Any, least: int) -> None:
     """A whole number from `least` up."""
     if not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: {word} must be a whole number, at least {least}; got {value!r}")
 
 
-def check_share(name: str, word: str, value: object) -> None:
+def check_share(name: str, word: str, value: Any) -> None:
     """A number between 0 and 1, both excluded."""
-    if not isinstance(value, Real) or not 0 < value < 1:
+    if not isinstance(value, Real) or not 0 < value < 1:  # type: ignore[operator]
         raise ValueError(f"{name}: {word} must be between 0 and 1; got {value!r}")
 
 
@@ -55,7 +56,7 @@ def check_ends(name: str, start: Tensor, end: Tensor) -> None:
     check_finite(name, "end", end)
 
 
-def check_spans(name: str, spans: object) -> None:
+def check_spans(name: str, spans: Any) -> None:
     """Increasing whole numbers from 1 up, at least one."""
     whole = isinstance(spans, Sequence) and all(isinstance(count, Integral) for count in spans)
     if not whole or list(spans) != sorted(set(spans)) or len(spans) == 0 or spans[0] < 1:

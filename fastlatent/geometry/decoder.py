@@ -162,7 +162,7 @@ class ForwardMode:
         expanded = tangents.expand(len(z), -1, -1)
         role = self._function.role
         try:
-            return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(expanded)
+            return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(expanded)  # type: ignore[arg-type]
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

@@ -67,7 +67,7 @@ def eigenvector_pairs(decoder: Decoder | Metric, start: Tensor, step: float = 1.
 class Summary(NamedTuple):
     """Statistics of a number of values; NaN where there are too few."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides what a tuple has
     mean: float
     sd: float
     low: (

@@ -88,7 +88,7 @@ class FeatureMetric(TiledMetric):
             return self._by_products(self._decoder(z)[0])
 
     def _by_products(self, image: Tensor) -> Tensor:
-        features, pull = torch.func.vjp(lambda x: self._phi(x)[0].flatten(1), image)
+        features, pull = torch.func.vjp(lambda x: self._phi(x)[0].flatten(1), image)[:2]
         total = torch.zeros_like(image)
         for k in range(features.shape[1]):
             unit = torch.zeros_like(features)

@@ -57,7 +57,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def _settings(device: str) -> list[tuple[Any, Any]]:
-    backends = torch.backends
+    backends: Any = torch.backends
     if device == "cuda":
         return [(backends.cudnn, backends.cuda.matmul), (backends.cudnn, backends.cudnn.conv)]
     return [(backends.mkldnn, backends.mkldnn.matmul), (backends.mkldnn, backends.mkldnn.conv)]

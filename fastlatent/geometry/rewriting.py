@@ -5,6 +5,7 @@ Constants are float64 here; they are rounded to the precision of the latents onc
 
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def optimised(graph: Graph, dtype: torch.dtype, device: torch.device) -> Graph:
 
 def _cast(step: Step, dtype: torch.dtype) -> Step:
     """With its constants in that precision, contiguous."""
-    changes = {}
+    changes: dict[str, Any] = {}
     for field in fields(step):
         value = getattr(step, field.name)
         if isinstance(value, Tensor):

@@ -107,7 +107,8 @@ def forward_derivative(
 ) -> tuple[Tensor, Tensor]:
     """The value at x and the derivative along the tangents, by forward mode."""
     _load_forward_rules()
-    return torch.func.jvp(function, tuple(map(_apart, x)), tangents)
+    value, derivative = torch.func.jvp(function, tuple(map(_apart, x)), tangents)[:2]
+    return value, derivative
 
 
 def _apart(x: Tensor) -> Tensor:
@@ -407,4 +408,4 @@ class Opaque(Step):
 
         n = len(x[moving[0]])
         tangents = [dx[i].expand(n, *dx[i].shape[1:]) for i in moving]  # type: ignore[union-attr]
-        return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(*tangents)
+        return torch.func.vmap(along, in_dims=1, out_dims=(None, 1))(*tangents)  # type: ignore[arg-type]

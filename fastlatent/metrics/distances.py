@@ -30,7 +30,7 @@ class Neighbours(NamedTuple):
     """The nearest rows of the same set, without the row itself, nearest first."""
 
     squared: Tensor  # (n, k) float64 squared distance
-    index: Tensor  # (n, k) int64
+    index: Tensor  # type: ignore[assignment]  # (n, k) int64; hides what a tuple has
 
 
 class Block(NamedTuple):

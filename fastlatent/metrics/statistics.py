@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,10 +137,11 @@ class FeatureStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write mu, sigma and, where it is known, their n as .npz, which pytorch-fid reads."""
-        moments = {"mu": self.mu.cpu().numpy(), "sigma": self.sigma.cpu().numpy()}
-        n = {} if self._count is None else {"n": self.count}
+        arrays: dict[str, Any] = {"mu": self.mu.cpu().numpy(), "sigma": self.sigma.cpu().numpy()}
+        if self._count is not None:
+            arrays["n"] = self.count
         with Path(path).open("wb") as file:
-            np.savez(file, **moments, **n)
+            np.savez(file, **arrays)
 
     @staticmethod
     def load(path: str | Path) -> "FeatureStatistics":

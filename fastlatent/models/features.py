@@ -89,6 +89,9 @@ class VGG19Features(nn.Module):
     until `load` is called.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, image_shape: tuple[int, int, int]):
         super().__init__()
         channels, *sides = image_shape

@@ -1,7 +1,7 @@
 """Priors of real latents by name, with what it takes to build and fit them."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fastlatent.priors.base import Prior
 from fastlatent.priors.hierarchical import Hierarchical, Ladder
@@ -66,7 +66,7 @@ class PriorSettings:
         if self.prior == "vamp":
             training = replace(VampPrior.TRAINING, steps=self.trains)
             return VampPrior(dim, image_shape, self.components, two_stage=training)
-        inner = {
+        inner: dict[str, Any] = {
             "width": self.width,
             "depth": self.depth,
             "scale": self.scale,

@@ -53,18 +53,18 @@ def write_tensors(
             flat = tensor.detach().reshape(-1)
             for part in flat.split(max(1, WRITTEN // tensor.element_size())):
                 numbers = part.cpu().contiguous().view(torch.uint8).numpy()
-                content.update(numbers)
+                content.update(numbers.data)
                 file.write(numbers)
         file.seek(0)
         file.write(_head(tensors, metadata, content))  # of the same length
 
 
-def _new_hash() -> "hashlib._Hash":
+def _new_hash() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 
 def _head(
-    tensors: dict[str, Tensor], metadata: dict[str, str] | None, content: "hashlib._Hash"
+    tensors: dict[str, Tensor], metadata: dict[str, str] | None, content: hashlib.blake2b
 ) -> bytes:
     """What a safetensors file begins with: the length of the JSON, the JSON."""
     head: dict[str, Any] = {"__metadata__": (metadata or {}) | {CONTENT: content.hexdigest()}}
@@ -115,7 +115,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = _new_hash()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -91,7 +91,7 @@ def pack_generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors["cuda"] = torch.cuda.get_rng_state()
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return tensors, {
         "python": [version, list(words), gauss],
         "numpy": [kind, position, has_gauss, cached],

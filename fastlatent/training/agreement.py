@@ -34,7 +34,7 @@ def mark_of(state: State) -> str:
     hashed = hashlib.blake2b(json.dumps(state.values, sort_keys=True, default=str).encode())
     for name, tensor in sorted(state.tensors[EVALUATED].items()):
         hashed.update(name.encode())
-        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()[:MARK]
 
 

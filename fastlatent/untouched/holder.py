@@ -14,6 +14,8 @@ from torch import Tensor, nn
 class Holder(nn.Module):
     """Calls a function, and holds the modules it refers to."""
 
+    part0: nn.Module  # the function, where it is a module
+
     def __init__(self, function: Callable[[Tensor], Any]):
         super().__init__()
         # A compiled module can be neither recorded nor transformed; this is what it was made from.

@@ -69,8 +69,9 @@ def read_evaluation(run: Run) -> Evaluation | None:
             units[name] = unit
         if is_number(entry.get("bits_per_dimension")):
             bits[name] = _scaled(measured, entry["bits_per_dimension"])
-        if entry.get("samples") is not None:
-            samples[name] = _count(entry["samples"], path, f"{where}: samples")
+        count = _count(entry.get("samples"), path, f"{where}: samples")
+        if count is not None:
+            samples[name] = count
     return Evaluation(
         split=str(stored.get("split", "test")),
         images=_count(stored.get("images"), path, "images"),

@@ -1,7 +1,7 @@
 """Pictures of latent geometry: improvements, correlations along curves, maps of the metric."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ DASHES = {MEASURED: "--", BY_RULE: ":"}  # two means side by side are told apart
 
 def improvement_histogram(result: Experiment, title: str) -> "Image":
     """Share of the pairs by improvement, under both rules, with the means."""
-    axes = figure(6.4, 4.4).add_subplot()
+    whole = figure(6.4, 4.4)
+    axes = whole.add_subplot()
     values = _improvements(result)
     known = {name: part[np.isfinite(part)] for name, part in values.items()}
     everything = np.concatenate([*known.values()])
@@ -46,7 +47,7 @@ def improvement_histogram(result: Experiment, title: str) -> "Image":
     edges = width * np.arange(first, max(np.ceil(high / width), first + 1) + 1)
     handles: list[Handle] = []
     for name, part in values.items():
-        style = {"fill": True, "alpha": 0.45} if name == MEASURED else {"lw": 1.5}
+        style: dict[str, Any] = {"fill": True, "alpha": 0.45} if name == MEASURED else {"lw": 1.5}
         share = np.histogram(known[name], edges)[0] * (100 / max(len(part), 1))
         label = _known_label(name, part)
         handles.append(axes.stairs(share, edges, color=COLOURS[name], label=label, **style))
@@ -55,12 +56,13 @@ def improvement_histogram(result: Experiment, title: str) -> "Image":
     axes.set_ylabel("share of the pairs (%)")
     axes.set_title(title)
     _legend_below(axes, handles)
-    return drawn(axes.figure)
+    return drawn(whole)
 
 
 def improvement_of_pairs(result: Experiment, title: str) -> "Image":
     """The improvement of each pair under both rules, with the means."""
-    axes = figure(8, 4.4).add_subplot()
+    whole = figure(8, 4.4)
+    axes = whole.add_subplot()
     numbers = 1 + np.flatnonzero(result.counted.cpu().numpy())
     size = 18 if len(numbers) <= 200 else 5
     handles: list[Handle] = []
@@ -75,9 +77,9 @@ def improvement_of_pairs(result: Experiment, title: str) -> "Image":
     axes.set_ylabel("shorter than the straight line by (%)")
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     _legend_below(axes, handles)
-    return drawn(axes.figure)
+    return drawn(whole)
 
 
 def length_history(result: Experiment, title: str) -> "Image":
@@ -85,7 +87,8 @@ def length_history(result: Experiment, title: str) -> "Image":
 
     A step of the axis is a level of the search, of the published procedure a validation.
     """
-    axes = figure(6.4, 4.4).add_subplot()
+    whole = figure(6.4, 4.4)
+    axes = whole.add_subplot()
     history = result.geodesics.history[:, result.counted].double().cpu().numpy()
     share = 100 * history / history[:1]
     steps = np.arange(len(share))
@@ -98,9 +101,9 @@ def length_history(result: Experiment, title: str) -> "Image":
     axes.set_xlabel("level of the search, or validation")
     axes.set_ylabel("length (% of the straight line)")
     axes.set_title(title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", alpha=0.3)
-    return drawn(axes.figure)
+    return drawn(whole)
 
 
 def _mean_line(
@@ -146,7 +149,8 @@ def improvements_of_two(
     """Two bars for each pair of ends, one for each model, with the means over all pairs."""
     n = min(len(first), SHOWN_BARS)
     numbers = pairs[:n].cpu().numpy()
-    axes = figure(max(6.4, 1.5 + 0.22 * n), 4.4).add_subplot()
+    whole = figure(max(6.4, 1.5 + 0.22 * n), 4.4)
+    axes = whole.add_subplot()
     handles: list[Handle] = []
     for k, (name, values, colour, dashes) in enumerate(
         zip(names, (first, second), ("tab:blue", "tab:red"), ("--", ":"), strict=True)
@@ -157,14 +161,14 @@ def improvements_of_two(
         label = _known_label(name, percent)
         handles.append(axes.bar(places, heights, 0.4, color=colour, label=label))
         handles += _mean_line(axes.axhline, percent, colour, dashes)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("pair" + (f" (the first {n} of {len(first)})" if n < len(first) else ""))
     axes.set_ylabel("shorter than the straight line by (%)")
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     _legend_below(axes, handles)
-    return drawn(axes.figure)
+    return drawn(whole)
 
 
 def correlations(
@@ -253,7 +257,7 @@ def _heat(
     axes.set_title(f"{name}\nlines along the {'largest' if largest else 'smallest'} eigenvector")
 
 
-def _shades(axes: "Axes", field: Field, values: np.ndarray, **style: object) -> "AxesImage":
+def _shades(axes: "Axes", field: Field, values: np.ndarray, **style: Any) -> "AxesImage":
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0, 1)
     return axes.imshow(
@@ -268,10 +272,10 @@ def _shades(axes: "Axes", field: Field, values: np.ndarray, **style: object) -> 
 
 
 def _scatter(axes: "Axes", encoded: Encoded) -> None:
-    latents = encoded.latents.cpu().numpy()
+    x, y = encoded.latents.cpu().numpy().T
     axes.set_title("encoded images" + ("" if encoded.labels is None else " by class"))
     if encoded.labels is None:
-        axes.scatter(*latents.T, 4, "tab:blue", alpha=0.6)
+        axes.scatter(x, y, s=4, c="tab:blue", alpha=0.6)
         return
     import matplotlib
 
@@ -281,7 +285,8 @@ def _scatter(axes: "Axes", encoded: Encoded) -> None:
     for k, label in enumerate(classes):
         shade = colours(k if len(classes) <= 10 else k / len(classes))
         name = encoded.names[label] if label < len(encoded.names) else str(label)
-        axes.scatter(*latents[labels == label].T, 4, [shade], alpha=0.7, label=name)
+        rows = labels == label
+        axes.scatter(x[rows], y[rows], s=4, color=shade, alpha=0.7, label=name)
     if len(classes) <= 20:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False)
 
@@ -296,13 +301,13 @@ def _curves(axes: "Axes", field: Field, volume: np.ndarray, result: Experiment |
 
     rows = result.counted.nonzero()[:DRAWN_CURVES, 0]
     percent = 100 * result.improvement[rows].cpu().numpy()
-    scale = {"cmap": "plasma", "clim": (0, max(float(percent.max()), 1e-6))}
+    scale: dict[str, Any] = {"cmap": "plasma", "clim": (0, max(float(percent.max()), 1e-6))}
     for curves, dashes in (
         (result.lines[rows], "dashed"),
         (result.geodesics.curves[rows], "solid"),
     ):
         lines = LineCollection(
-            _polylines(curves), array=percent, linestyles=dashes, lw=1.2, **scale
+            list(_polylines(curves)), array=percent, linestyles=dashes, lw=1.2, **scale
         )
         axes.add_collection(lines)
     axes.figure.colorbar(lines, ax=axes, label="shorter by (%)", shrink=0.85)

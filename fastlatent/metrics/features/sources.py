@@ -28,9 +28,15 @@ class Source(Protocol):
     """Images (k, c, h, w) or features (k, d) in batches of at most `batch`."""
 
     name: str  # for messages
-    count: int | None  # images or features in all; None where only a pass can tell
-    shape: tuple[int, ...] | None  # (c, h, w) of images, or None as above
     notes: list[str]  # what was left out and how the rest is read, in sentences
+
+    @property
+    def count(self) -> int | None:
+        """Images or features in all; None where only a pass can tell."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of an image, (c, h, w); None for features, and as above."""
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         """Every batch whose number is `rank` modulo `world`, in order."""

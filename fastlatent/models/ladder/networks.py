@@ -6,7 +6,7 @@ Weights start Glorot-uniform, biases at zero.
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from fastlatent.nn import at_least_float32, glorot_, upsample_twice
 
 SLOPE = 0.2  # of the leaky ReLU
 LEAST_STD = 1e-3  # of every posterior
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
+BATCH_NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}
 STYLE_LAYERS = 8  # dense layers between the first features and the style vector
 
 

@@ -1,6 +1,7 @@
 """The priors of LaDDer, as configured."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def build_prior(config: LaDDerConfig) -> Prior:
     if settings.kind == "vamp":
         free = settings.free_pseudo_images
         return VampPrior(config.dim, config.image_shape, settings.components, free=free)
-    inner = {
+    inner: dict[str, Any] = {
         "width": settings.width,
         "depth": settings.layers,
         "activation": settings.activation,

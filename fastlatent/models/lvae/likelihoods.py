@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from fastlatent.models.lvae.config import LikelihoodName
 from fastlatent.models.lvae.layers import Normal
 from fastlatent.nn import at_least_float32, bernoulli_nll
 from fastlatent.noise import Noise, uncompiled
@@ -160,7 +161,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return drawn.to(parameters.dtype) / LEVELS
 
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {
+LIKELIHOODS: dict[LikelihoodName, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "discretized_logistic": DiscretizedLogistic,

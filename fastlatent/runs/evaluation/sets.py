@@ -31,7 +31,7 @@ class ImageSet(NamedTuple):
     """Images that are made batch by batch, those of this rank."""
 
     name: str
-    count: int  # of all ranks
+    count: int  # type: ignore[assignment]  # of all ranks; hides what a tuple has
     made: Callable[[], Made]
     copies: bool = False  # each made from the real image of the same place
 
