@@ -322,8 +322,9 @@ def _checked_starts(
     """From where to search: the line first, each once."""
     who = "likelihood_path"
     if starts is None:
-        made: tuple[Start, ...] = ("bent",) if data is None else ("bent", "graph")
-        starts = () if method == "original" else made
+        starts = ()
+        if method != "original":
+            starts = ("bent",) if data is None else ("bent", "graph")
     unknown = [name for name in starts if name not in get_args(Start)]
     if unknown:
         choices = ", ".join(get_args(Start))

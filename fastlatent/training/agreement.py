@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastlatent.data import Dataset, Split
 from fastlatent.jobs.errors import RunError
 from fastlatent.presets import TrainConfig
 from fastlatent.runs import EVALUATED, State, check_values, flat, read_metrics, to_json
+from fastlatent.runs.files import digest
 
 MARK = 8  # hexadecimal digits by which images and checkpoints are told apart
 
@@ -31,11 +30,9 @@ def what_ranks_share(config: TrainConfig, data: Dataset, resume: State | None) -
 
 def mark_of(state: State) -> str:
     """A hash of the weights and numbers of a checkpoint."""
-    hashed = hashlib.blake2b(json.dumps(state.values, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(state.tensors[EVALUATED].items()):
-        hashed.update(name.encode())
-        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hashed.hexdigest()[:MARK]
+    numbers = json.dumps(state.values, sort_keys=True, default=str)
+    both = numbers + digest(state.tensors[EVALUATED])
+    return hashlib.blake2b(both.encode()).hexdigest()[:MARK]
 
 
 def check_resumable(state: State, train: Split, out: Path) -> None:
