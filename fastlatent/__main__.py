@@ -20,6 +20,7 @@ COMMANDS = {
     "fit_prior": "fit a prior to the latents of a trained model (also fit-prior)",
     "evaluate": "measure a trained model, or compare two sets of images",
     "compare": "compare runs, in a table and a page for the browser",
+    "explore": "explore a trained model in the browser",
     "convert": "convert published weights into a run folder",
     "doctor": "show which kernels serve this machine, and test them",
 }

@@ -189,7 +189,7 @@ def test_importing_ops_and_geometry_is_cheap():
 COSTLY = """
 import importlib, sys
 costly = {"torch._dynamo", "torch._inductor", "torchvision", "matplotlib", "accelerate", "h5py"}
-costly |= {"sklearn", "tensorboard", "tyro", "torch.utils.tensorboard"}
+costly |= {"sklearn", "tensorboard", "tyro", "torch.utils.tensorboard", "bokeh"}
 for word in sys.argv[1:]:
     importlib.import_module(f"fastlatent.{word}")
     found = sorted(costly & sys.modules.keys())

@@ -1,6 +1,6 @@
 """Options and steps that the commands on a trained run share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +54,16 @@ class RunOptions:
         out = getattr(self, "out", None)
         if out is not None and out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, the format of pictures; got {out}")
+
+    @property
+    def words(self) -> list[str]:
+        """The words of a command line that open the same run, with the same weights and data."""
+        found = [str(self.run)]
+        for field in fields(RunOptions):
+            value = getattr(self, field.name)
+            if field.name not in ("run", "seed") and value != field.default:
+                found += [f"--{field.name.replace('_', '-')}", str(value)]
+        return found
 
 
 def named_code(model_from: str | None) -> Code | None:

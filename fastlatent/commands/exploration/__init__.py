@@ -1,0 +1,1 @@
+"""What stands behind `explore`: what each view shows, and the page that shows it."""
