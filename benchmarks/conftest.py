@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +33,11 @@ ON_CPU_ALONE = (  # rivals that know no other device
 def pytest_addoption(parser):
     words = {"choices": ("cpu", "cuda"), "default": "cpu", "help": "where the benchmarks run"}
     parser.addoption("--device", **words)
+    parser.addoption(
+        "--contract",
+        type=Path,
+        help="JUnit XML of a contract test that has just run to its end, for it not to run again",
+    )
 
 
 def pytest_configure(config):
@@ -52,6 +58,18 @@ def contract(device: str, *options: str, op: str = "") -> subprocess.CompletedPr
     return subprocess.run([*test, *options], cwd=ROOT, capture_output=True, text=True)
 
 
+def red_of(results: Path, device: str) -> list[str]:
+    """The tests that were red in a contract test, by its JUnit XML."""
+    cases = [case for case in ElementTree.parse(results).iter("testcase")]
+    if not any(device in case.get("name", "") for case in cases):
+        raise pytest.UsageError(f"--contract: {results} holds no test on {device}")
+    return [
+        case.get("name", "")
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+
 @cache
 def red_together(device: str) -> list[str] | None:
     """What fails when all ops are tested in one run; None if that did not come to its end."""
@@ -62,12 +80,14 @@ def red_together(device: str) -> list[str] | None:
 
 
 @cache
-def contract_holds(op: str, device: str) -> bool:
-    """Whether the op's contract test is green on that device.
+def contract_holds(op: str, device: str, results: Path | None = None) -> bool:
+    """Whether the op's contract test is green on that device, by the results of it if given.
 
     On CUDA kernels are compiled first, in several processes for all ops at once; a kernel that
     faults takes the others of its process with it, so what is red there is tested alone.
     """
+    if results is not None:
+        return not any(op in line for line in red_of(results, device))
     if device == "cuda":
         red = red_together(device)
         if red is not None and not any(op in line for line in red):
@@ -76,7 +96,7 @@ def contract_holds(op: str, device: str) -> bool:
 
 
 @pytest.fixture
-def compare(benchmark, device):
+def compare(benchmark, device, request):
     """compare(op, what, size, implementation, run): one timed row of the group "what, size"."""
 
     def measure(
@@ -94,7 +114,7 @@ def compare(benchmark, device):
         if device == "cuda" and implementation in ON_CPU_ALONE:
             pytest.skip(f"{implementation} runs on a CPU")
         if op is not None:
-            check(op, device, implementation)
+            check(op, device, implementation, request.config.getoption("contract"))
         benchmark.group = f"{what}, {size}"
         benchmark.extra_info.update(
             op=op, what=what, size=size, implementation=implementation, share=share
@@ -109,12 +129,12 @@ def compare(benchmark, device):
     return measure
 
 
-def check(op: str, device: str, implementation: str) -> None:
+def check(op: str, device: str, implementation: str, results: Path | None) -> None:
     served = OPS[op].serving(device)
     ours = implementation.startswith("fastlatent") and "reference" not in implementation
     if ours and served.implementation == "torch":
         pytest.fail(f"{op} runs its PyTorch reference on {device}: {served.reason}")
-    if not contract_holds(op, device):
+    if not contract_holds(op, device, results):
         pytest.fail(f"the contract test of {op} is red on {device}: nothing is reported")
 
 
