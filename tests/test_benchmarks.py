@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
+ROOT = Path(__file__).resolve().parent.parent
+PATH, CONFTEST = (ROOT / "benchmarks" / name for name in ("table.py", "conftest.py"))
 COPY = "copy of as many bytes"
 
 
@@ -104,3 +105,39 @@ def test_a_file_of_a_gpu_gets_a_table_whatever_it_lacks(judge, tmp_path):
         "### NVIDIA\n" in table and "| binarize |  | eager | 1e+03 | 1e+03 to 1e+03 |  |" in table
     )
     assert f"| {what},  against {COPY} | 0.7 x | 0.75 x | met |" in table
+
+
+@pytest.fixture(scope="module")
+def guard():
+    spec = importlib.util.spec_from_file_location("benchmarks_conftest", CONFTEST)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CONTRACT = """<testsuites><testsuite>
+<testcase name="test_values[elu-cuda-avx2]"/>
+<testcase name="test_values[elu_backward-cpu]"/>
+<testcase name="test_values[binarize-cuda]"/>
+<testcase name="test_gradients[binarize_backward-cuda]"><failure/></testcase>
+<testcase name="test_values[pack_bits-cuda]"><skipped/></testcase>
+<testcase name="test_values[unpack_bits-cpu]"/>
+<testcase name="test_values[insert_knot-cuda]"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.mark.parametrize(
+    ("op", "green"),
+    [
+        ("elu", True),
+        ("binarize", False),  # its gradient is red
+        ("pack_bits", False),  # skipped
+        ("unpack_bits", False),  # tested on another device
+        ("insert_knot", False),
+        ("bspline", False),  # missing
+    ],
+)
+def test_a_row_needs_a_test_of_its_op_that_passed(guard, tmp_path, op, green):
+    results = tmp_path / "contract.xml"
+    results.write_text(CONTRACT)
+    assert guard.green_in(results, op, "cuda") is green
