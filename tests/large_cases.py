@@ -43,6 +43,14 @@ LARGE = {  # lists of arguments on the CPU, float32
         normal(700), normal(2), normal(2, 512), logits := normal(700, 18), None,
         ops.binary_entropy(logits, None, 2)[2], 2,
     )],
+    "discretized_gaussian_log_prob": lambda: [
+        (bins(70, 700), uniform(70, 700), normal(70, 700) - 3, 256, "centred", cdf)
+        for cdf in ("exact", "tanh")
+    ],
+    "discretized_gaussian_backward": lambda: [
+        (normal(70, 700), bins(70, 700), uniform(70, 700), normal(70, 700) - 3, 256, "unit", cdf)
+        for cdf in ("exact", "tanh")
+    ],
     "discretized_logistic_log_prob": lambda: [(
         bins(2, 3, 32, 24), uniform(2, 3, 32, 24), normal(2, 3, 32, 24) - 3, *SINGLE,
     )],

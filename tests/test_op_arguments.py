@@ -22,6 +22,10 @@ CALLS = {
     "bernoulli_copula_sample": ([torch.ones(4, 3), torch.ones(6, 3)], {"packed": False}),
     "code_indices": ([torch.zeros(3, 6)], {"order": "lsb"}),
     "binary_entropy": ([torch.zeros(3, 6)], {"groups": 2}),
+    "discretized_gaussian_log_prob": (
+        [BINS[0, 0, 0], ONE, ONE],
+        {"n_bins": 256, "grid": "centred", "cdf": "tanh"},
+    ),
     "discretized_logistic_log_prob": ([BINS[0, 0, 0], ONE, ONE], GRID),
     "discretized_logistic_mean": ([ONE, ONE], GRID),
     "discretized_logistic_mode": ([ONE, ONE], GRID),
@@ -33,6 +37,7 @@ CALLS = {
         [PARAMS, torch.full((2, 4, 4, 4), 0.5)],
         MIXTURE | {"kind": "continuous"},
     ),
+    "from_diffusion": ([ONE + 1, ONE, ONE], {"n_bins": 256}),
     "from_pixelcnn": ([torch.ones(2, 3, 4, 4), PARAMS], {"n_bins": 256}),
     "from_vdvae": ([torch.ones(2, 4, 4, 3), PARAMS.permute(0, 2, 3, 1)], {"low_bit": False}),
     "bspline": ([CONTROL, torch.linspace(0, 1, 5)], {"degree": 3, "order": 1}),

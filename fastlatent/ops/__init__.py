@@ -14,6 +14,7 @@ from fastlatent.ops.bits import binarize, binary_moments, pack_bits, unpack_bits
 from fastlatent.ops.codes import bernoulli_log_prob, code_indices
 from fastlatent.ops.copula import bernoulli_copula_sample
 from fastlatent.ops.entropy import binary_entropy
+from fastlatent.ops.gaussian import discretized_gaussian_log_prob, from_diffusion
 from fastlatent.ops.jacobian import activation_jvp, jacobian_gram
 from fastlatent.ops.logistic import (
     discretized_logistic_log_prob,
@@ -49,6 +50,7 @@ __all__ = [
     "binary_moments",
     "bspline",
     "code_indices",
+    "discretized_gaussian_log_prob",
     "discretized_logistic_log_prob",
     "discretized_logistic_mean",
     "discretized_logistic_mixture_log_prob",
@@ -58,6 +60,7 @@ __all__ = [
     "discretized_logistic_mode",
     "discretized_logistic_sample",
     "elu",
+    "from_diffusion",
     "from_pixelcnn",
     "from_vdvae",
     "insert_knot",

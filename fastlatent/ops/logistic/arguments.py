@@ -63,6 +63,20 @@ def check_broadcast(op: str, **values: Tensor) -> None:
         raise ValueError(f"{op}: {names} must have shapes that broadcast; got {shapes}") from None
 
 
+def check_single(op: str, bins: Tensor, mean: Tensor, log_scale: Tensor) -> None:
+    """Bins and the parameters of one distribution for each, all of one shape."""
+    _check.tensor(op, "bins", bins, None, BINS)
+    _check.tensor(op, "mean", mean, None, _check.FLOATING)
+    _check.tensor(op, "log_scale", log_scale, None, _check.FLOATING)
+    _check.alike(op, mean=mean, log_scale=log_scale)
+    for name, other in (("mean", mean), ("log_scale", log_scale)):
+        if other.shape != bins.shape:
+            raise ValueError(
+                f"{op}: {name} must have the shape of bins, {tuple(bins.shape)}; "
+                f"got {tuple(other.shape)}"
+            )
+
+
 def check_bins(op: str, bins: Tensor, params: Tensor, grid: Grid) -> None:
     if bins.device != params.device:
         raise ValueError(

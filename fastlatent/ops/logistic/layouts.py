@@ -31,7 +31,7 @@ def from_pixelcnn(
     _check.tensor("from_pixelcnn", "x", x, 4, _check.FLOATING)
     grid = check_grid("from_pixelcnn", n_bins, "centred", None)
     check_mixture("from_pixelcnn", params, x.shape[1], None, grid)
-    return _centred_bins("from_pixelcnn", x, grid.n), params
+    return centred_bins("from_pixelcnn", x, grid.n), params
 
 
 def from_vdvae(
@@ -59,7 +59,7 @@ def from_vdvae(
     x = x.permute(0, 3, 1, 2)
     if _check.flag("from_vdvae", "low_bit", low_bit):
         return _low_bins(x), planes
-    return _centred_bins("from_vdvae", x, 256), planes
+    return centred_bins("from_vdvae", x, 256), planes
 
 
 def _low_bins(x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _low_bins(x: Tensor) -> Tensor:
     return nearest_bins(expectation, x, half, half, 32)
 
 
-def _centred_bins(op: str, x: Tensor, n_bins: int) -> Tensor:
+def centred_bins(op: str, x: Tensor, n_bins: int) -> Tensor:
     half = (n_bins - 1) / 2
     return nearest_bins(
         f"{op}: x must be 2 k / {n_bins - 1} - 1, from -1 to 1", x, half, half, n_bins

@@ -9,9 +9,9 @@ from torch import Tensor
 from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
-    BINS,
     check_bins,
     check_grid,
+    check_single,
     flat,
 )
 from fastlatent.ops.logistic.cases import bins_and_parameters, upstream_gradient
@@ -127,16 +127,7 @@ def discretized_logistic_log_prob(
     min_log_scale below -60 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
     """
     op = "discretized_logistic_log_prob"
-    _check.tensor(op, "bins", bins, None, BINS)
-    _check.tensor(op, "mean", mean, None, _check.FLOATING)
-    _check.tensor(op, "log_scale", log_scale, None, _check.FLOATING)
-    _check.alike(op, mean=mean, log_scale=log_scale)
-    for name, other in (("mean", mean), ("log_scale", log_scale)):
-        if other.shape != bins.shape:
-            raise ValueError(
-                f"{op}: {name} must have the shape of bins, {tuple(bins.shape)}; "
-                f"got {tuple(other.shape)}"
-            )
+    check_single(op, bins, mean, log_scale)
     of = check_grid(op, n_bins, grid, min_log_scale)
     check_bins(op, bins, mean, of)
     return _single(bins, mean, log_scale, *of.scalars)
