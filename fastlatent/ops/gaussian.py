@@ -203,7 +203,10 @@ def _backward_reference(
     by_mean = by_mean * cell.sign * cell.inverse_scale
     floored = widen(log_scale) < of.floor
     by_log_scale = torch.where(floored, torch.zeros_like(by_log_scale), by_log_scale)
-    return tuple((grad * slope).to(mean.dtype).contiguous() for slope in (by_mean, by_log_scale))
+    by_mean, by_log_scale = (
+        (grad * slope).to(mean.dtype).contiguous() for slope in (by_mean, by_log_scale)
+    )
+    return by_mean, by_log_scale
 
 
 def _kernel(
@@ -214,8 +217,8 @@ def _kernel(
         if not bool(((wide >= 0) & (wide < n_bins)).all()):
             raise ValueError(f"discretized_gaussian_log_prob: bins must be in 0 to {n_bins - 1}")
     out = torch.empty(bins.shape, dtype=widen(mean[:0]).dtype, device=bins.device)
-    for part, *tensors in _tiles(out.view(-1), bins, mean, log_scale):
-        part.copy_(_reference(*tensors, n_bins, grid, cdf))
+    for part, k, m, s in _tiles(out.view(-1), bins, mean, log_scale):
+        part.copy_(_reference(k, m, s, n_bins, grid, cdf))
     return out
 
 
@@ -226,8 +229,8 @@ def _backward_kernel(
         torch.empty(bins.shape, dtype=mean.dtype, device=bins.device) for _ in range(2)
     )
     outs = by_mean.view(-1), by_log_scale.view(-1)
-    for mean_part, scale_part, *tensors in _tiles(*outs, grad, bins, mean, log_scale):
-        slopes = _backward_reference(*tensors, n_bins, grid, cdf)
+    for mean_part, scale_part, g, k, m, s in _tiles(*outs, grad, bins, mean, log_scale):
+        slopes = _backward_reference(g, k, m, s, n_bins, grid, cdf)
         mean_part.copy_(slopes[0])
         scale_part.copy_(slopes[1])
     return by_mean, by_log_scale
