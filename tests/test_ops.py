@@ -21,10 +21,8 @@ SMALL = 400  # elements: what gradcheck and hessians can afford
 # Error allowed against PyTorch's; Triton's interpreter has no fused multiply-add.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SLACK = 4.0 if INTERPRETED else 2.0
-ON_A_GPU_OF_PYTORCH = (
-    "elu",
-    "elu_backward",
-)  # no model calls them there: see fastlatent/nn/blocks.py
+# No model calls them there: see fastlatent/nn/blocks.py.
+ON_A_GPU_OF_PYTORCH = ("elu", "elu_backward")
 
 
 @pytest.fixture(params=DEVICES)
