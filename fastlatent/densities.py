@@ -50,7 +50,7 @@ class Options(RunOptions):
     priors: tuple[PriorKind, ...] = ()
     """Priors to fit to the run's latents now, each sized as the model's own would be; default: the
     model's own."""
-    prior_steps: int | None = None
+    steps: int | None = None
     """Training steps of --priors vamp, hierarchical and ladder; default: 4000 for vamp, 2000 for
     the others."""
     stored: bool = False
@@ -67,8 +67,8 @@ class Options(RunOptions):
         super().__post_init__()
         if self.images < 2:
             raise ValueError(f"--images must be at least 2; got {self.images}")
-        if self.prior_steps is not None and self.prior_steps < 1:
-            raise ValueError(f"--prior-steps must be at least 1; got {self.prior_steps}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps must be at least 1; got {self.steps}")
         for name in ("priors", "stored"):
             if getattr(self, name) and self.others:
                 raise ValueError(f"--{name} goes with a single run")
@@ -83,11 +83,11 @@ class Options(RunOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and draw."""
-    options = parse(Options, argv, "densities", DESCRIPTION)
+    options = parse(Options, argv, "densities", DESCRIPTION, renamed={"--prior-steps": "--steps"})
     runs = [Trained(replace(options, run=path)) for path in (options.run, *options.others)]
     for trained in runs:
         check(trained)
-    priors, steps, stored = options.priors, options.prior_steps, options.stored
+    priors, steps, stored = options.priors, options.steps, options.stored
     columns = [panels_of(trained, options.images, priors, steps, stored) for trained in runs]
     names = [trained.path.name for trained in runs]
     rows = 1 if len(columns) == 1 else 2

@@ -60,7 +60,7 @@ class Options(RunOptions):
     samples: int | None = None
     """Draws of the latents for each image in the importance-weighted bound; default: no such bound.
     """
-    limit: int | None = None
+    images: int | None = None
     """Images to measure on, evenly spread, and images in each set; default: all."""
     features: Kind | Literal["auto", "none"] = "auto"
     """Network whose features sets are compared by; auto: a classifier where the data has labels, or
@@ -112,10 +112,8 @@ class Options(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1; got {value}")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"--samples must be at least 1; got {self.samples}")
         if (self.real is None) != (self.fake is None):
             raise ValueError("--real and --fake go together")
         if (self.run is None) == (self.real is None):
@@ -161,7 +159,7 @@ class Options(RunOptions):
     def reading(self, place: int) -> Reading:
         """How the real set or the reference (place 0), or the other, is read."""
         key = (self.key * 2)[place] if self.key else None
-        limit = None if self.real is None else self.limit
+        limit = None if self.real is None else self.images
         return Reading(self.sides, self.channels, key, self.recursive, self.background, limit)
 
     @property
@@ -176,7 +174,7 @@ class Options(RunOptions):
 @command(shared=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
-    options = parse(Options, argv, "evaluate", DESCRIPTION)
+    options = parse(Options, argv, "evaluate", DESCRIPTION, renamed={"--limit": "--images"})
     check_launch()
     if options.run is not None:
         with joined(choose_device(options.device)):
@@ -185,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options.split,
                 options.chosen,
                 options.samples,
-                options.limit,
+                options.images,
                 options.reference,
                 options.reading(0),
                 options.repair,

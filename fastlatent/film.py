@@ -28,7 +28,7 @@ its option --film-every says.
 
 Examples:
   python -m fastlatent.film runs/glo-digits
-  python -m fastlatent.film runs/glo-digits --n 16 --fps 10 --out film.gif"""
+  python -m fastlatent.film runs/glo-digits --images 16 --fps 10 --out film.gif"""
 
 COLOURS = 64
 HOLD = 10  # times as long as others, the last frame stays
@@ -40,7 +40,7 @@ class Options:
 
     run: RunFolder
     """Run folder, as training left it."""
-    n: int = 32
+    images: int = 32
     """Images to show, at most."""
     frames: int = 50
     """Frames to show, at most, evenly spread over the training. The last one is always shown."""
@@ -50,8 +50,8 @@ class Options:
     """Film to write, a GIF; default: images/film.gif in the run folder."""
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"--n must be at least 1; got {self.n}")
+        if self.images < 1:
+            raise ValueError(f"--images must be at least 1; got {self.images}")
         if self.frames < 1:
             raise ValueError(f"--frames must be at least 1; got {self.frames}")
         if not 0 < self.fps <= 50:
@@ -63,7 +63,7 @@ class Options:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and make the film."""
-    options = parse(Options, argv, "film", DESCRIPTION)
+    options = parse(Options, argv, "film", DESCRIPTION, renamed={"--n": "--images"})
     run = Run.open(options.run)
     found = run.frames()
     if not found:
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     originals = images_of(run, run.film / "originals.png")
     frames = [
         plots.reconstructions(
-            originals[: options.n],
-            images_of(run, path)[: options.n],
+            originals[: options.images],
+            images_of(run, path)[: options.images],
             f"{run.path.name}: training images and their reconstructions, step {step}",
         )
         for step, path in track(found, "frames", len(found))

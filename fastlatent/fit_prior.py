@@ -39,7 +39,7 @@ class Options(PriorSettings, RunOptions):
     """normal: mean and covariance; gmm: a Gaussian mixture; vamp: posteriors of learned
     pseudo-images; hierarchical: a second VAE on the latents; ladder: a second VAE with a mixture
     over its own latents. copula is refused here: sample fits the copula of bits itself."""
-    n: int | None = None
+    images: int | None = None
     """Training images to take latents of, at most; default: all, or 20,000 where the model stores
     latents."""
     means: bool = False
@@ -58,10 +58,10 @@ class Options(PriorSettings, RunOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, fit and store."""
-    options = parse(Options, argv, "fit_prior", DESCRIPTION)
+    options = parse(Options, argv, "fit_prior", DESCRIPTION, renamed={"--n": "--images"})
     trained = Trained(options)
     settings = settings_of(options)
-    found = fit_and_store(trained, settings, options.n, options.means)
+    found = fit_and_store(trained, settings, options.images, options.means)
     report(trained, found.prior, settings, found.held_out, found.seconds)
     say(f"{found.path}{' (in place of the one before)' if found.replaced else ''}")
     say(f"  python -m fastlatent.sample {trained.path} --method {settings.prior}")

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.experiments import pictures
@@ -52,7 +54,7 @@ metric.
 
 Examples:
   python -m fastlatent.geodesics runs/vae-mnist --pairs 100
-  python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --method original
+  python -m fastlatent.geodesics runs/vae-mnist-2d --pairs 1000 --solver original
   python -m fastlatent.geodesics runs/vae-mnist runs/bigan-mnist --pairs 20"""
 
 
@@ -69,7 +71,7 @@ class Options(CurveOptions):
     images, two encoded test images; prior, two draws. Default: eigenvector; for two runs images."""
     step_size: float = 1.0
     """With --ends eigenvector: distance between the ends in latent space."""
-    method: Method = "lbfgs"
+    method: Annotated[Method, tyro.conf.arg(name="solver")] = "lbfgs"
     """How curves are shortened; original: the published procedure."""
     spans: tuple[int, ...] = (2, 8)
     """Polynomial pieces of the curves, level by level."""
@@ -90,7 +92,7 @@ class Options(CurveOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("pairs", 1), ("per_class", 1), ("show", 0)):
+        for name, least in (("per_class", 1), ("show", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 word = name.replace("_", "-")
@@ -115,7 +117,7 @@ class Options(CurveOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, shorten lines and report."""
-    options = parse(Options, argv, "geodesics", DESCRIPTION)
+    options = parse(Options, argv, "geodesics", DESCRIPTION, renamed={"--method": "--solver"})
     if options.other is not None:
         compare_two(options)
         return

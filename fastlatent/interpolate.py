@@ -42,7 +42,7 @@ Methods for real latents:
   It also draws the curves of the search, and over two latents the paths on the density.
 
 Examples:
-  python -m fastlatent.interpolate runs/lbae-digits --n 8 --steps 12
+  python -m fastlatent.interpolate runs/lbae-digits --pairs 8 --steps 12
   python -m fastlatent.interpolate runs/lbae-digits --split test --from 0 7 --to 12 3
   python -m fastlatent.interpolate runs/lbae-digits --set-attribute 4
   python -m fastlatent.interpolate runs/vae-mnist --method geodesic --from -1 --to 1
@@ -108,7 +108,7 @@ class Options(CurveOptions, EndOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and interpolate."""
-    options = parse(Options, argv, "interpolate", DESCRIPTION)
+    options = parse(Options, argv, "interpolate", DESCRIPTION, renamed={"--n": "--pairs"})
     trained = Trained(options)
     choices = walkings(trained.model)
     method = options.method or choices[0]

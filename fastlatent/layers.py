@@ -25,15 +25,15 @@ itself. The layers below are at the mean of their prior.
 
 Examples:
   python -m fastlatent.layers runs/lvae-digits
-  python -m fastlatent.layers runs/lvae-static-mnist-3 --n 8 --layers 1 2 --pixels sample"""
+  python -m fastlatent.layers runs/lvae-static-mnist-3 --images 8 --layers 1 2 --pixels sample"""
 
 
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
 
-    n: int = 12
-    """Rows of a picture, and images in a row."""
+    images: int = 12
+    """Images in a row, and rows of a picture."""
     layers: tuple[int, ...] = ()
     """Layers to show, counted from 0, the one nearest the image; default: all."""
     pixels: Literal["mean", "sample"] = "mean"
@@ -45,7 +45,7 @@ class Options(RunOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and draw the pictures."""
-    options = parse(Options, argv, "layers", DESCRIPTION)
+    options = parse(Options, argv, "layers", DESCRIPTION, renamed={"--n": "--images"})
     trained = Trained(options)
     model = trained.model
     if not isinstance(model, Layered):
@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 <= min(chosen) <= max(chosen) < count:
         listed = " ".join(map(str, options.layers))
         raise UsageError(f"--layers must lie in 0 to {count - 1}; got {listed}")
-    plots.check_count(options.n**2)
+    plots.check_count(options.images**2)
     folder = trained.folder.images if options.folder is None else options.folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
 
     for layer in chosen:
-        rows = track(range(options.n), f"layer {layer}", options.n, unit="row")
+        rows = track(range(options.images), f"layer {layer}", options.images, unit="row")
         with evaluating(model):
             images = torch.cat(
                 [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"each image draws layer {layer} of {count} anew ({channels} x {height} x {width} "
             "latents); a row shares the layers above"
         )
-        picture = plots.grid(images, options.n, caption)
+        picture = plots.grid(images, options.images, caption)
         say(f"layer {layer}: {trained.draw(picture, folder / f'layer-{layer}.png')}")
 
 
 def draw_row(model: Layered, layer: int, options: Options, noise: Noise) -> Tensor:
     """Images (n, c, h, w) that differ in this layer and, by it, in those below."""
     passed = model.sample_prior(
-        options.n,
+        options.images,
         noise,
         mode_layers=range(layer),
         constant_layers=range(layer + 1, len(model.layer_shapes)),

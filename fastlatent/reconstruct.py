@@ -23,7 +23,7 @@ DESCRIPTION = """Show images next to their reconstructions and measure the loss 
 
 Examples:
   python -m fastlatent.reconstruct runs/lbae-digits
-  python -m fastlatent.reconstruct runs/lbae-digits --split train --weights best --n 16
+  python -m fastlatent.reconstruct runs/lbae-digits --split train --weights best --images 16
   python -m fastlatent.reconstruct runs/glo-digits --data-id 3 141 59"""
 
 
@@ -31,7 +31,7 @@ Examples:
 class Options(RunOptions):
     """The command line."""
 
-    n: int = 32
+    images: int = 32
     """Images to show, evenly spread over the split."""
     split: Literal["test", "train"] = "test"
     """Split to reconstruct."""
@@ -48,12 +48,12 @@ class Options(RunOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and reconstruct."""
-    options = parse(Options, argv, "reconstruct", DESCRIPTION)
+    options = parse(Options, argv, "reconstruct", DESCRIPTION, renamed={"--n": "--images"})
     singles = None if options.folder is None else SingleImages(options.folder, "reconstruct")
     trained = Trained(options)
     split = trained.split(options.split)
     chosen = split.find(options.data_id) if options.data_id else None
-    index = split.spread(options.n) if chosen is None else chosen
+    index = split.spread(options.images) if chosen is None else chosen
     plots.check_count(2 * len(index))
     losses = measure_loss(trained.model, split, trained.batch, trained.seed, index=chosen)
     loss = losses.pop("loss")

@@ -42,13 +42,12 @@ Methods for real latents:
 A data set in place of a run writes its first images, the same number of each class, as PNGs into
 --folder.
 
-Single images are raw 8-bit pixels, as programs that measure a Frechet distance read them. Start it
-without torchrun: one process does it all, and torchrun takes --n for its own option.
+Single images are raw 8-bit pixels, as programs that measure a Frechet distance read them.
 
 Examples:
-  python -m fastlatent.sample runs/lbae-digits --n 100 --out samples.png
-  python -m fastlatent.sample runs/lbae-digits --method random --n 1000 --folder single
-  python -m fastlatent.sample mnist --root ~/data --n 500 --folder real"""
+  python -m fastlatent.sample runs/lbae-digits --images 100 --out samples.png
+  python -m fastlatent.sample runs/lbae-digits --method random --images 1000 --folder single
+  python -m fastlatent.sample mnist --root ~/data --images 500 --folder real"""
 
 SHOWN = 400  # samples in the picture, at most
 BATCH = 256  # images of a data set written at a time
@@ -58,7 +57,7 @@ BATCH = 256  # images of a data set written at a time
 class Options(RunOptions):
     """The command line."""
 
-    n: int = 64
+    images: int = 64
     """Images to draw."""
     method: Sampling | None = None
     """How to draw the latents; default: copula for bits, prior for real latents. normal, gmm, vamp,
@@ -86,14 +85,14 @@ class Options(RunOptions):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and sample."""
-    options = parse(Options, argv, "sample", DESCRIPTION)
+    options = parse(Options, argv, "sample", DESCRIPTION, renamed={"--n": "--images"})
     data = data_set(options)
     if data is not None:
         write_real(options, *data)
         return
     trained = Trained(options)
     method = trained.sampling(options.method)
-    parts = trained.draw_latents(options.n, method, noise=options.noise, repair=options.repair)
+    parts = trained.draw_latents(options.images, method, noise=options.noise, repair=options.repair)
     singles = None if options.folder is None else SingleImages(options.folder, "sample")
     first = next(parts)
     shown = first[:SHOWN]
@@ -101,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         decode(trained.model, shown, trained.batch), f"samples: {NAMES[method]}"
     )
     path = trained.draw(picture, trained.place(options.out, f"samples-{method}"))
-    some = "" if len(shown) == options.n else f", the first {len(shown)} of them"
-    say(f"{options.n} samples{some}: {path}")
+    some = "" if len(shown) == options.images else f", the first {len(shown)} of them"
+    say(f"{options.images} samples{some}: {path}")
 
     if singles is not None:
         batches = (batch for part in chain([first], parts) for batch in part.split(trained.batch))
-        for batch in track(batches, "writing", -(-options.n // trained.batch)):
+        for batch in track(batches, "writing", -(-options.images // trained.batch)):
             singles.add(decode(trained.model, batch, trained.batch))
         singles.say()
     if options.quality and trained.model.latent_kind == "bits":
@@ -148,11 +147,11 @@ def write_real(options: Options, config: DataConfig, folder: Path) -> None:
     for note in data.notes:
         say(note)
     split = data.test if options.split == "test" else data.train
-    index = first_of_each_class(split, options.n)
+    index = first_of_each_class(split, options.images)
     batch = options.batch or BATCH
-    for part in track(index.split(batch), "writing", -(-options.n // batch)):
+    for part in track(index.split(batch), "writing", -(-options.images // batch)):
         singles.add(unit_images(split, part, "cpu"))
-    singles.say(f"{options.n:,} {options.split} images of {data.name}")
+    singles.say(f"{options.images:,} {options.split} images of {data.name}")
 
 
 def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
@@ -163,7 +162,7 @@ def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
     if split.labels is None or split.labels.ndim != 1:
         if n > len(split):
             raise UsageError(
-                f"--n must be at most {len(split):,}, all {split.name} images; got {n}"
+                f"--images must be at most {len(split):,}, all {split.name} images; got {n}"
             )
         return torch.arange(n)
     rows = [(split.labels == label).nonzero()[:, 0] for label in split.labels.unique()]
@@ -171,8 +170,8 @@ def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
     for label, found, count in zip(split.labels.unique().tolist(), rows, wanted, strict=True):
         if count > len(found):
             raise UsageError(
-                f"--n {n} asks for {count:,} {split.name} images of each of {len(rows)} classes; "
-                f"class {label} has {len(found):,}"
+                f"--images {n} asks for {count:,} {split.name} images of each of {len(rows)} "
+                f"classes; class {label} has {len(found):,}"
             )
     return torch.cat([found[:count] for found, count in zip(rows, wanted, strict=True)])
 

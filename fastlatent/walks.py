@@ -92,7 +92,7 @@ def compare_walks(options: Options, path: Path) -> list[Row]:
     """The rows of one run."""
     chosen = EndOptions(
         path,
-        n=options.pairs,
+        pairs=options.pairs,
         steps=options.steps,
         split=options.split,
         seed=options.seed,

@@ -231,13 +231,13 @@ def test_both_losses_are_logged(run: Path) -> None:
 
 
 def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert sample.main([str(run), "--n", "4"]) == 0
-    assert reconstruct.main([str(run), "--n", "4", "--weights", "best"]) == 0
+    assert sample.main([str(run), "--images", "4"]) == 0
+    assert reconstruct.main([str(run), "--images", "4", "--weights", "best"]) == 0
     assert "mean squared error" in capsys.readouterr().out
-    assert evaluate.main([str(run), "--limit", "20", "--features", "none"]) == 0
+    assert evaluate.main([str(run), "--images", "20", "--features", "none"]) == 0
     assert "score fake" in capsys.readouterr().out
     for method in ("linear", "spherical"):
-        assert interpolate.main([str(run), "--method", method, "--n", "2"]) == 0
+        assert interpolate.main([str(run), "--method", method, "--pairs", "2"]) == 0
 
 
 # Runs the command and dies by SIGKILL between the two alternating steps of optimizer step argv[1].

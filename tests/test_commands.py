@@ -115,13 +115,13 @@ def test_counts_of_other_weights_are_not_used(bits: Path, tmp_path: Path) -> Non
     changed.write_weights(weights | {"decoder.project.bias": weights["decoder.project.bias"] + 1})
     assert changed.codes("last") is None
     (copy / "codes.safetensors").unlink()
-    assert sample.main([str(copy), "--n", "1", "--no-quality"]) == 0
+    assert sample.main([str(copy), "--images", "1", "--no-quality"]) == 0
     assert changed.codes("last") is not None
 
 
 def test_sample(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, folder = tmp_path / "a" / "samples.png", tmp_path / "single"
-    options = ("--n", "10", "--batch", "4", "--out", str(out), "--folder", str(folder))
+    options = ("--images", "10", "--batch", "4", "--out", str(out), "--folder", str(folder))
     assert sample.main([str(bits), *options]) == 0
     said = capsys.readouterr().out
     assert f"10 samples: {out}" in said
@@ -142,10 +142,10 @@ def test_sample(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 def test_samples_are_the_same_in_any_batch_and_are_not_all_drawn_at_once(
     bits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sample.main([str(bits), "--n", "1000000000", "--no-quality"]) == 0
+    assert sample.main([str(bits), "--images", "1000000000", "--no-quality"]) == 0
     monkeypatch.setattr(latents, "PART", 5)
     for batch in ("2", "8"):
-        options = ("--n", "12", "--batch", batch, "--folder", str(tmp_path / batch))
+        options = ("--images", "12", "--batch", batch, "--folder", str(tmp_path / batch))
         assert sample.main([str(bits), *options, "--no-quality"]) == 0
     names = [path.name for path in sorted((tmp_path / "8").iterdir())]
     assert names == [f"{k:06}.png" for k in range(12)]
@@ -156,7 +156,7 @@ def test_samples_are_the_same_in_any_batch_and_are_not_all_drawn_at_once(
 
 def test_reconstruct(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "single"
-    assert reconstruct.main([str(bits), "--n", "5", "--folder", str(folder)]) == 0
+    assert reconstruct.main([str(bits), "--images", "5", "--folder", str(folder)]) == 0
     said = capsys.readouterr().out
     logged = [line["loss"] for line in read_metrics(bits) if line["kind"] == "test"][-1]
     loss = re.search(r"test loss ([\d.]+) nats per image, mean over 300 images", said)
@@ -180,7 +180,7 @@ def test_pictures_show_images_spread_over_the_split(bits: Path, tmp_path, monkey
     for module in (gallery, reconstruct):
         monkeypatch.setattr(module, "reconstruction_of", noted)
     out = str(tmp_path / "picture.png")
-    assert reconstruct.main([str(bits), "--n", "5", "--out", out]) == 0
+    assert reconstruct.main([str(bits), "--images", "5", "--out", out]) == 0
     run = Run.open(bits)
     gallery.show_model(
         run.model("last"),
@@ -204,20 +204,20 @@ def test_interpolate(bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     images = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
     assert np.array_equal(images[0], images[7])
 
-    assert interpolate.main([str(bits), "--set-attribute", "4", "--n", "3"]) == 0
+    assert interpolate.main([str(bits), "--set-attribute", "4", "--pairs", "3"]) == 0
     said = capsys.readouterr().out
     assert "with 4 set" in said
     assert "attribute-4.png" in said
-    assert interpolate.main([str(bits), "--direction", "split", "--n", "2"]) == 0
+    assert interpolate.main([str(bits), "--direction", "split", "--pairs", "2"]) == 0
 
 
 def test_gaussian_run(gaussian: Path, capsys: pytest.CaptureFixture) -> None:
     assert not (gaussian / "codes.safetensors").exists()
     assert (gaussian / "images" / "samples-prior.png").exists()
-    assert sample.main([str(gaussian), "--n", "4"]) == 0
+    assert sample.main([str(gaussian), "--images", "4"]) == 0
     assert "samples-prior.png" in capsys.readouterr().out
     for method in ("linear", "spherical"):
-        assert interpolate.main([str(gaussian), "--method", method, "--n", "2"]) == 0
+        assert interpolate.main([str(gaussian), "--method", method, "--pairs", "2"]) == 0
     assert reconstruct.main([str(gaussian)]) == 0
     assert "kl" in capsys.readouterr().out
     assert sample.main([str(gaussian), "--method", "copula"]) == 1
@@ -244,9 +244,9 @@ def test_the_smallest_run(tmp_path: Path, rng: np.random.Generator, capsys) -> N
     data = ("--data.name", f"npz:{tmp_path / 'small.npz'}", "--data.size", "32")
     options = (*data, "--model.dim", "1", "--batch", "8", "--steps", "2", "--pictures-every", "1")
     assert train.main([*TINY, *options, "--out", str(out)]) == 0
-    assert sample.main([str(out), "--n", "2"]) == 0
+    assert sample.main([str(out), "--images", "2"]) == 0
     for k, name in enumerate(arrays["classes"]):
-        assert interpolate.main([str(out), "--n", "2", "--set-attribute", name]) == 0
+        assert interpolate.main([str(out), "--pairs", "2", "--set-attribute", name]) == 0
         assert (out / "images" / f"attribute-{k}.png").exists()
     capsys.readouterr()
     assert interpolate.main([str(out), "--split", "test"]) == 2
@@ -290,7 +290,7 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> 
     assert torch.equal(weights["encoder.heads.logits.weight"], saved["enc"]["l0l.weight"])
     assert train.main(["--resume", str(out)]) == 1
     assert "no checkpoint to resume from" in capsys.readouterr().err
-    assert sample.main([str(out), "--n", "2", "--method", "random", "--no-quality"]) == 0
+    assert sample.main([str(out), "--images", "2", "--method", "random", "--no-quality"]) == 0
 
 
 @pytest.mark.parametrize("whole_zip", [True, False])
@@ -399,7 +399,7 @@ def test_no_gpu_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "complaint"),
     [
-        (sample, ["{run}", "--n", "0"], 2, "--n must be at least 1"),
+        (sample, ["{run}", "--images", "0"], 2, "--images must be at least 1"),
         (sample, ["{run}", "--out", "x.jpg"], 2, "--out must end in .png"),
         (interpolate, ["{run}", "--steps", "100000"], 1, "a picture holds at most 40,000 images"),
         (sample, ["{run}", "--method", "gaussian"], 2, "--method"),
@@ -460,7 +460,7 @@ def test_dispatcher(bits: Path, capsys: pytest.CaptureFixture) -> None:
     assert dispatcher.main(["fit-prior", "--prior", "copula", str(bits)]) == 2
     assert_one_sentence(capsys.readouterr().err, "--prior copula is not for fit_prior")
     assert dispatcher.main(["--version"]) == 0
-    assert dispatcher.main(["sample", str(bits), "--n", "1", "--no-quality"]) == 0
+    assert dispatcher.main(["sample", str(bits), "--images", "1", "--no-quality"]) == 0
 
 
 def test_settings_of_another_run(bits: Path, tmp_path: Path, capsys) -> None:

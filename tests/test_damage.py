@@ -81,7 +81,7 @@ def rewritten(path: Path, change: Callable[[Tensor], Tensor], own: bool) -> None
 def test_weights_that_were_damaged_are_refused(change, own: bool, run: Run, capsys) -> None:
     path = run.weights_file("last")
     rewritten(path, change, own)
-    assert str(path) in said_by(capsys, sample.main, run.path, "--n", 1, "--no-quality")
+    assert str(path) in said_by(capsys, sample.main, run.path, "--images", 1, "--no-quality")
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -97,7 +97,7 @@ def test_weights_that_were_damaged_are_refused(change, own: bool, run: Run, caps
     ids=["zeros", "negated", "NaN", "double", "fewer"],
 )
 def test_priors_that_were_damaged_are_refused(change, own: bool, run: Run, capsys) -> None:
-    words = (run.path, "--n", 1, "--method", "gmm", "--no-quality")
+    words = (run.path, "--images", 1, "--method", "gmm", "--no-quality")
     assert sample.main([*map(str, words), "--device", "cpu"]) == 0
     path = run.path / "prior-gmm.safetensors"
     rewritten(path, change, own)
@@ -151,7 +151,7 @@ def test_settings_of_another_world_are_a_sentence(run: Run, capsys) -> None:
     values = json.loads(file.read_text())
     for name, value in (("dim", 10**30), ("dim", 1 << 62), ("dim", -1), ("image_shape", [1, 2])):
         file.write_text(json.dumps(values | {"model": values["model"] | {name: value}}))
-        said = said_by(capsys, sample.main, run.path, "--n", 1, "--no-quality")
+        said = said_by(capsys, sample.main, run.path, "--images", 1, "--no-quality")
         assert "out of memory" in said or str(file) in said
     assert VAEConfig.__name__  # the family that these are of
 

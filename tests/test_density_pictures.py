@@ -172,7 +172,7 @@ def test_command_draws_the_run_and_priors_fitted_to_it(run, tmp_path, capsys):
     assert (run / "images/densities-circles.png").is_file()
     out = tmp_path / "six.png"
     kinds = ["normal", "hierarchical", "gmm", "vamp", "ladder"]
-    words = [str(run), "--priors", *kinds, "--prior-steps", "3", "--out", str(out)]
+    words = [str(run), "--priors", *kinds, "--steps", "3", "--out", str(out)]
     assert densities.main(words) == 0
     assert Image.open(out).width > 2 * sizes[0][0] - 150
     assert (tmp_path / "six-circles.png").is_file()
@@ -213,7 +213,7 @@ def test_runs_of_more_latents_are_shown_by_their_inner_ones(tmp_path, capsys):
         (("--images", "1"), "--images must be at least 2"),
         (("--window", "1", "0", "0", "1"), "--window must be left < right"),
         (("--priors", "beta"), "must be one of normal, gmm"),
-        (("--prior-steps", "0"), "--prior-steps must be at least 1"),
+        (("--steps", "0"), "--steps must be at least 1"),
         (("nowhere", "--stored"), "--stored goes with a single run"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_vae_of_two_latents_and_its_stored_priors(tmp_path, capsys):
         assert fit_prior.main(words) == 0
     assert densities.main([str(run), "--stored"]) == 0
     assert Image.open(run / "images/densities.png").width > 1.5 * alone
-    assert densities.main([str(run), "--priors", "hierarchical", "--prior-steps", "2"]) == 0
+    assert densities.main([str(run), "--priors", "hierarchical", "--steps", "2"]) == 0
 
 
 def test_outlines_of_a_normal_are_those_of_its_covariance():

@@ -82,7 +82,7 @@ def test_a_run_next_to_the_test_images(run: Path, capsys: pytest.CaptureFixture)
 
 def test_lines_of_results_add_up(run: Path, tmp_path: Path) -> None:
     results = tmp_path / "all.jsonl"
-    options = ("--features", "none", "--limit", "5", "--results", str(results))
+    options = ("--features", "none", "--images", "5", "--results", str(results))
     for _ in range(2):
         assert evaluate.main([str(run), *options]) == 0
     lines = [json.loads(line) for line in results.read_text().splitlines()]
@@ -95,11 +95,11 @@ def test_comparisons_outlive_an_evaluation_without_them(run: Path) -> None:
         assert evaluate.main([str(run), *options]) == 0
         return json.loads((run / "evaluation.json").read_text())
 
-    compared = evaluated("--limit", "12")
-    assert evaluated("--limit", "12", "--features", "none") == compared
-    assert "sets" not in evaluated("--limit", "11", "--features", "none")
+    compared = evaluated("--images", "12")
+    assert evaluated("--images", "12", "--features", "none") == compared
+    assert "sets" not in evaluated("--images", "11", "--features", "none")
     (run / "evaluation.json").write_text("[]")
-    assert "sets" not in evaluated("--limit", "12", "--features", "none")
+    assert "sets" not in evaluated("--images", "12", "--features", "none")
 
 
 def measured_by_hand(real: Tensor, fake: Tensor, seed: int, paired: bool) -> dict[str, Estimate]:
@@ -122,7 +122,7 @@ def measured_by_hand(real: Tensor, fake: Tensor, seed: int, paired: bool) -> dic
 def test_the_numbers_are_those_of_the_metrics(run: Path, jpeg: bool) -> None:
     """Each set, made here and measured by one metric after the other."""
     n = 40
-    assert evaluate.main([str(run), "--limit", str(n), *["--jpeg"] * jpeg]) == 0
+    assert evaluate.main([str(run), "--images", str(n), *["--jpeg"] * jpeg]) == 0
     stored = json.loads((run / "evaluation.json").read_text())
     assert stored["jpeg"] == jpeg
     trained = Trained(evaluate.Options(run))
@@ -227,9 +227,9 @@ def test_features_are_of_the_images_as_stored(run: Path) -> None:
 
 
 def test_the_classifier_is_trained_once(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert evaluate.main([str(run), "--limit", "10"]) == 0
+    assert evaluate.main([str(run), "--images", "10"]) == 0
     capsys.readouterr()
-    assert evaluate.main([str(run), "--limit", "10"]) == 0
+    assert evaluate.main([str(run), "--images", "10"]) == 0
     assert "for its features: epoch" not in capsys.readouterr().out
 
 
@@ -267,7 +267,7 @@ def on_two_ranks(*arguments: str) -> list[str]:
 def test_two_processes_measure_as_one(run: Path, tmp_path: Path, monkeypatch) -> None:
     """Each with a share of the images; one of them alone trains the classifier."""
     monkeypatch.setenv("FASTLATENT_CACHE", str(tmp_path))
-    options = ("--limit", "25", "--batch", "4")
+    options = ("--images", "25", "--batch", "4")
     said = on_two_ranks(str(run), *options)
     assert said[0].count("FD(classifier)") == said[0].count("epoch 20 of 20") == 1
     assert not said[1]
@@ -282,7 +282,7 @@ def test_two_processes_with_another_reference_measure_as_one(run: Path, tmp_path
     data = load(Run.open(run).config.data)
     np.savez(tmp_path / "images.npz", images=data.train.images(torch.arange(30)).numpy())
     reference = ("--reference", str(tmp_path / "images.npz"))
-    options = ("--limit", "25", "--batch", "4", *reference)
+    options = ("--images", "25", "--batch", "4", *reference)
     assert evaluate.main([str(run), *options]) == 0
     one = json.loads((run / "evaluation.json").read_text())
     on_two_ranks(str(run), *options)
@@ -462,8 +462,8 @@ def test_moments_have_a_frechet_distance_alone(tmp_path: Path, capsys) -> None:
 def test_another_reference(run: Path, tmp_path: Path) -> None:
     data = load(Run.open(run).config.data)
     np.savez(tmp_path / "images.npz", images=data.test.images(data.test.spread(15)).numpy())
-    options = ("--limit", "15", "--reference", str(tmp_path / "images.npz"))
-    assert evaluate.main([str(run), "--limit", "15"]) == 0
+    options = ("--images", "15", "--reference", str(tmp_path / "images.npz"))
+    assert evaluate.main([str(run), "--images", "15"]) == 0
     own = json.loads((run / "evaluation.json").read_text())
     assert evaluate.main([str(run), *options]) == 0
     given = json.loads((run / "evaluation.json").read_text())

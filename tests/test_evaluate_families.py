@@ -34,7 +34,7 @@ BRIEF = (
     *("--device", "cpu", "--batch", "32", "--steps", "4", "--pictures-every", "never"),
     *("--data.per-class", "30"),
 )
-LIMIT = ("--limit", "24", "--device", "cpu")
+LIMIT = ("--images", "24", "--device", "cpu")
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -45,7 +45,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_fitted_prior_is_a_set_of_its_own(run: Path, tmp_path: Path, capsys) -> None:
-    assert fit_prior.main([str(run), "--prior", "gmm", "--components", "3", "--n", "60"]) == 0
+    assert fit_prior.main([str(run), "--prior", "gmm", "--components", "3", "--images", "60"]) == 0
     assert evaluate.main([str(run), *LIMIT]) == 0
     stored = json.loads((run / "evaluation.json").read_text())
     assert set(stored["sets"]) == {"prior", "gmm", "reconstruction", "interpolation"}
@@ -58,7 +58,7 @@ def test_a_fitted_prior_is_a_set_of_its_own(run: Path, tmp_path: Path, capsys) -
 
 
 def test_a_prior_of_other_weights_is_left_out(run: Path, capsys) -> None:
-    assert fit_prior.main([str(run), "--prior", "normal", "--n", "60"]) == 0
+    assert fit_prior.main([str(run), "--prior", "normal", "--images", "60"]) == 0
     path = run / "prior-normal.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     assert evaluate.main([str(run), *LIMIT]) == 0
@@ -74,7 +74,7 @@ def test_bounds_of_one_vae_under_several_priors(tmp_path: Path, capsys, monkeypa
     for kind in ("gmm", "hierarchical"):
         small = ("--components", "3", "--width", "8", "--depth", "1", "--steps", "20")
         assert fit_prior.main([str(out), "--prior", kind, *small]) == 0
-    options = ("--features", "none", "--samples", "20", "--limit", "60", "--device", "cpu")
+    options = ("--features", "none", "--samples", "20", "--images", "60", "--device", "cpu")
     weighed = []
     log_weights = LaDDer.log_weights
 

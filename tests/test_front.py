@@ -74,7 +74,10 @@ def test_a_run_that_cannot_be_opened_is_told_in_a_sentence(folders, path, option
 
 
 def test_samples_are_those_of_the_command(run, tmp_path):
-    assert sample.main([str(run.path), "--n", "5", "--folder", str(tmp_path), "--no-quality"]) == 0
+    assert (
+        sample.main([str(run.path), "--images", "5", "--folder", str(tmp_path), "--no-quality"])
+        == 0
+    )
     files = [np.array(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))]
     drawn = run.sample(5)
     assert drawn.shape == (5, *run.model.image_shape) and drawn.dtype == torch.float32
@@ -84,7 +87,7 @@ def test_samples_are_those_of_the_command(run, tmp_path):
 
 
 def test_methods_and_seeds_are_those_of_the_command(bits, tmp_path):
-    words = ["--method", "random", "--seed", "7", "--n", "3", "--no-quality"]
+    words = ["--method", "random", "--seed", "7", "--images", "3", "--no-quality"]
     assert sample.main([str(bits.path), *words, "--folder", str(tmp_path)]) == 0
     files = [np.array(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))]
     drawn = bits.sample(3, method="random", seed=7)
@@ -281,7 +284,7 @@ def test_an_evaluation_is_that_of_the_command(folders, capsys):
     found = fastlatent.load(path, device="cpu").evaluate(features="none", samples=3, limit=20)
     assert found["values"].keys() >= {"loss", "kl", "log_likelihood", "pixel_error"}
     assert found["images"] == 20 and found == read_json(path / "evaluation.json")
-    words = [str(path), "--features", "none", "--samples", "3", "--limit", "20"]
+    words = [str(path), "--features", "none", "--samples", "3", "--images", "20"]
     assert evaluate.main([*words, "--device", "cpu"]) == 0
     assert found == read_json(path / "evaluation.json")
 

@@ -90,7 +90,7 @@ def test_tensorboard_has_the_settings(trained):
 
 def test_commands_open_what_python_trained(trained, tmp_path):
     run, _ = trained
-    assert sample.main([str(run.path), "--n", "2", "--out", str(tmp_path / "new.png")]) == 0
+    assert sample.main([str(run.path), "--images", "2", "--out", str(tmp_path / "new.png")]) == 0
     assert fastlatent.train.main(["--resume", str(run.path), "--epochs", "2"]) == 0
 
 

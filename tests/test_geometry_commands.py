@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_pairs(space: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("method", ["adam", "original"])
 def test_other_methods(method: str, space: Path, tmp_path: Path) -> None:
-    options = ("--method", method, "--max-iterations", "5", "--ends", "prior")
+    options = ("--solver", method, "--max-iterations", "5", "--ends", "prior")
     where = ("--folder", str(tmp_path))
     assert geodesics.main([str(space), "--pairs", "2", *FAST, *options, *where]) == 0
     stored = json.loads((tmp_path / "geodesics.json").read_text())
@@ -335,7 +335,7 @@ def test_interpolate_in_the_space_of_features(space: Path, tmp_path: Path, capsy
 def test_a_run_by_features_leaves_that_by_images_as_it_was(space: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(space, run, ignore=shutil.ignore_patterns("images"))
-    walks = ("--method", "geodesic", "--n", "1", "--steps", "2")
+    walks = ("--method", "geodesic", "--pairs", "1", "--steps", "2")
     for command, options, name in (
         (interpolate, walks, "interpolation-geodesic"),
         (geodesics, ("--pairs", "1"), "geodesics"),
@@ -399,7 +399,7 @@ def test_numbers_do_not_wait_for_pictures(
     monkeypatch.setattr(pictures, "correlations", fail)
     monkeypatch.setattr(plots, "walks", fail)
     monkeypatch.setattr(pictures, "improvement_histogram", fail)
-    walks = ("--method", "geodesic", "--n", "1", "--out", str(tmp_path / "walks.png"))
+    walks = ("--method", "geodesic", "--pairs", "1", "--out", str(tmp_path / "walks.png"))
     assert interpolate.main([str(space), *walks, *FAST]) == 1
     assert "measured lengths" in capsys.readouterr().out
     assert geodesics.main([str(space), "--pairs", "1", *FAST, "--folder", str(tmp_path)]) == 1
@@ -523,7 +523,7 @@ def test_models_that_put_all_images_in_one_place(plane: Path, tmp_path: Path, ca
             ("--ends", "constant", "--from", "0", "0.5", "--to", "2", "2"),
             "all latents 0.5 to all 2",
         ),
-        (("--ends", "prior", "--n", "1"), "two draws from the prior"),
+        (("--ends", "prior", "--pairs", "1"), "two draws from the prior"),
     ],
 )
 def test_walks_between_latents_of_no_image(options, name: str, space: Path, tmp_path, capsys):
@@ -537,7 +537,7 @@ def test_walks_between_latents_of_no_image(options, name: str, space: Path, tmp_
 
 def test_real_images(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "real"
-    assert sample.main([f"npz:{data}", "--n", "7", "--batch", "2", "--folder", str(out)]) == 0
+    assert sample.main([f"npz:{data}", "--images", "7", "--batch", "2", "--folder", str(out)]) == 0
     assert f"7 test images of npz:{data}" in capsys.readouterr().out
     paths = sorted(out.iterdir())
     assert [path.name for path in paths] == [f"{k:06}.png" for k in range(7)]
@@ -547,7 +547,7 @@ def test_real_images(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
         assert np.array_equal(np.asarray(Image.open(path)), pixels[k])
     options = ("--split", "train", "--classes", "2", "--size", "16")
     again = tmp_path / "again"
-    assert sample.main([f"npz:{data}", "--n", "2", *options, "--folder", str(again)]) == 0
+    assert sample.main([f"npz:{data}", "--images", "2", *options, "--folder", str(again)]) == 0
     config = DataConfig(f"npz:{data}", size=16, classes=(2,))
     expected = load(config).train.images(torch.arange(2))[:, 0].numpy()
     for path, image in zip(sorted(again.iterdir()), expected, strict=True):
@@ -555,7 +555,7 @@ def test_real_images(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 
 def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
-    arguments = ["mnist", "--root", str(data_root), "--n", "20", "--folder", str(tmp_path)]
+    arguments = ["mnist", "--root", str(data_root), "--images", "20", "--folder", str(tmp_path)]
     assert sample.main(arguments) == 0
     test = load(DataConfig("mnist", data_root)).test
     seven = (test.labels == 7).nonzero()[:2, 0]
@@ -581,7 +581,7 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
             2,
             "--pairs must be at most 12",
         ),
-        (geodesics, ["{space}", "--method", "newton"], 2, "--method"),
+        (geodesics, ["{space}", "--solver", "newton"], 2, "--solver"),
         (geodesics, ["{space}", "nowhere"], 1, "nowhere is not a run folder"),
         (geodesics, ["{space}", "{bits}"], 2, "holds a model whose latents are bits"),
         (geodesics, ["{space}", "{plane}", "--ends", "prior"], 2, "--ends does not go with two"),
@@ -612,10 +612,10 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
         (interpolate, ["{bits}", "--points", "4"], 2, "--points needs --method geodesic"),
         (interpolate, [*FEATURES, "vgg"], 2, "--feature vgg and --vgg, the file"),
         (interpolate, [*FEATURES, "logistic", "--vgg", "x.pth"], 2, "--feature vgg and --vgg, the"),
-        (sample, ["digits", "--n", "5"], 2, "need a place: give --folder"),
+        (sample, ["digits", "--images", "5"], 2, "need a place: give --folder"),
         (sample, ["digits", "--folder", "x", "--out", "x.png"], 2, "--out does not go with a data"),
         (sample, ["digits", "--folder", "x", "--method", "prior"], 2, "--method does not go with"),
-        (sample, ["digits", "--folder", "x", "--n", "400"], 2, "of each of 10 classes; class"),
+        (sample, ["digits", "--folder", "x", "--images", "400"], 2, "of each of 10 classes; class"),
         (sample, ["digits", "--folder", "x", "--classes", "12"], 1, "has labels 0 to 9; got (12,)"),
         (sample, ["npz", "--folder", "x"], 2, "data.name must be one of"),
         (sample, ["npz:nowhere.npz", "--folder", "x"], 1, "nowhere.npz"),

@@ -286,7 +286,7 @@ def test_single_images_take_the_place_of_earlier_ones(tmp_path: Path, capsys) ->
     (place / "kept").mkdir(parents=True)
     (place / "labels.csv").write_text("")
     for n in (40, 20):
-        assert sample.main(["digits", "--n", str(n), "--folder", str(place)]) == 0
+        assert sample.main(["digits", "--images", str(n), "--folder", str(place)]) == 0
         pictures = sorted(path.name for path in place.glob("*.png"))
         assert pictures == [f"{k:06}.png" for k in range(n)]
     assert "in place of 40 of an earlier call" in capsys.readouterr().out
@@ -302,7 +302,7 @@ def test_images_of_others_are_neither_removed_nor_joined(tmp_path: Path, name, c
     place.mkdir()
     Image.fromarray(digits(1)[0]).save(place / name)
     before = (place / name).read_bytes()
-    assert sample.main(["digits", "--n", "10", "--folder", str(place)]) == 1
+    assert sample.main(["digits", "--images", "10", "--folder", str(place)]) == 1
     assert (
         f"holds images that are not of fastlatent sample, such as {name}; give --folder another"
         in (capsys.readouterr().err)

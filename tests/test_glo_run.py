@@ -266,7 +266,7 @@ def test_latents_of_other_images_are_refused(run: Run, tmp_path: Path, capsys) -
     assert reconstruct.main([str(other), "--split", "train"]) == 1
     said = capsys.readouterr().err
     assert "latents are of other images than the" in said and "Traceback" not in said
-    assert reconstruct.main([str(other), "--n", "2"]) == 0  # others are fitted
+    assert reconstruct.main([str(other), "--images", "2"]) == 0  # others are fitted
     config["data"]["classes"], config["data"]["per_class"] = [0, 1], 20
     (other / "config.json").write_text(json.dumps(config))
     assert reconstruct.main([str(other), "--split", "train"]) == 1
@@ -407,21 +407,21 @@ def test_a_small_step_of_the_latents_lowers_the_loss() -> None:
 
 def test_commands(run: Run, tmp_path: Path, capsys, monkeypatch) -> None:
     path = str(run.path)
-    assert sample.main([path, "--n", "9", "--folder", str(tmp_path / "single")]) == 0
+    assert sample.main([path, "--images", "9", "--folder", str(tmp_path / "single")]) == 0
     assert len(list((tmp_path / "single").iterdir())) == 9
-    assert reconstruct.main([path, "--n", "6"]) == 0
+    assert reconstruct.main([path, "--images", "6"]) == 0
     fitted = capsys.readouterr().out
     assert "loss of start" in fitted and "psnr" in fitted
     assert "images, latents fitted by 4 steps from 2 starts" in fitted
-    assert reconstruct.main([path, "--n", "6", "--split", "train"]) == 0
+    assert reconstruct.main([path, "--images", "6", "--split", "train"]) == 0
     learned = capsys.readouterr().out
     assert "loss of start" not in learned and "images, learned latents" in learned
     for method in ("spherical", "linear"):
-        assert interpolate.main([path, "--n", "2", "--steps", "4", "--method", method]) == 0
+        assert interpolate.main([path, "--pairs", "2", "--steps", "4", "--method", method]) == 0
         assert Image.open(run.images / f"interpolation-{method}.png").size[0] > 100
     fit, searched = GLO.fit, []
     monkeypatch.setattr(GLO, "fit", lambda model, x: searched.append(len(x)) or fit(model, x))
-    assert evaluate.main([path, "--limit", "12"]) == 0
+    assert evaluate.main([path, "--images", "12"]) == 0
     assert searched == [12]  # for the losses, the error of the pixels and the features
     stored = json.loads((run.path / "evaluation.json").read_text())
     assert set(stored["sets"]) == {"prior", "reconstruction", "interpolation"}
@@ -433,7 +433,7 @@ def test_a_mixture_of_the_latents(run: Run, capsys) -> None:
     path = str(run.path)
     assert fit_prior.main([path, "--prior", "gmm", "--components", "3", "--device", "cpu"]) == 0
     assert "270 latents of 6 dimensions" in capsys.readouterr().out  # of 300
-    assert sample.main([path, "--method", "gmm", "--n", "4", "--device", "cpu"]) == 0
+    assert sample.main([path, "--method", "gmm", "--images", "4", "--device", "cpu"]) == 0
     assert np.asarray(Image.open(run.images / "samples-gmm.png")).std() > 5
     model = run.model("last")
     prior = read_prior(run, "last", "gmm", model)
@@ -442,7 +442,7 @@ def test_a_mixture_of_the_latents(run: Run, capsys) -> None:
     latents = latents_of(run)
     gain = prior.log_prob(latents).mean() - Normal(6, "full").fit(latents).log_prob(latents).mean()
     assert gain > 0
-    options = ("--prior", "gmm", "--n", "2", "--steps", "4", "--iterations", "20")
+    options = ("--prior", "gmm", "--pairs", "2", "--steps", "4", "--iterations", "20")
     assert interpolate.main([path, "--method", "likelihood", *options, "--device", "cpu"]) == 0
     rows = (run.images / "interpolation-likelihood-gmm.csv").read_text().splitlines()
     assert len(rows) == 3
@@ -461,10 +461,10 @@ def test_commands_on_the_sphere(tmp_path: Path, capsys) -> None:
     """The seed style, its latents on the sphere, drawn from it and walked around it."""
     run = trained(tmp_path / "run", "--style", "seed", "--steps", "6")
     path = str(run.path)
-    assert sample.main([path, "--n", "4"]) == 0
-    assert reconstruct.main([path, "--n", "4"]) == 0
+    assert sample.main([path, "--images", "4"]) == 0
+    assert reconstruct.main([path, "--images", "4"]) == 0
     assert "images, latents fitted by 4 steps from 3 starts" in capsys.readouterr().out
-    assert interpolate.main([path, "--n", "2", "--steps", "3"]) == 0
+    assert interpolate.main([path, "--pairs", "2", "--steps", "3"]) == 0
     assert (run.images / "interpolation-spherical.png").is_file()
     assert fit_prior.main([path, "--prior", "gmm", "--components", "3"]) == 0
     model = run.model("last")
@@ -494,7 +494,7 @@ def test_the_film_shows_the_same_images_through_training(run: Run, tmp_path: Pat
     assert np.array_equal(originals[:32, :32], data.train.images(index[:1])[0, 0].numpy())
 
     out = tmp_path / "film.gif"
-    assert film.main([str(run.path), "--fps", "4", "--n", "4", "--out", str(out)]) == 0
+    assert film.main([str(run.path), "--fps", "4", "--images", "4", "--out", str(out)]) == 0
     assert "film of 4 frames" in capsys.readouterr().out
     with Image.open(out) as moving:
         assert moving.n_frames == 4 and moving.info["duration"] == 250

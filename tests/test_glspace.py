@@ -130,7 +130,7 @@ def test_convert(kind: str, suffix: str, tmp_path: Path, capsys, monkeypatch) ->
     weights = load_file(out / "weights.safetensors")
     decoder = state(kind)["D" if kind == "vae" else "G"]
     assert torch.equal(weights["decoder.project.weight"], decoder["lin.weight"])
-    assert sample.main([str(out), "--n", "2"]) == 0
+    assert sample.main([str(out), "--images", "2"]) == 0
     # The folder, where it holds but one model, or any of the files.
     for number, path in enumerate((prefix.parent, f"{prefix}_E{suffix}")):
         again = tmp_path / f"again-{number}"

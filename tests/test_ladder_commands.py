@@ -101,7 +101,7 @@ def test_evaluate(colour: Path, capsys: pytest.CaptureFixture, monkeypatch) -> N
 
 
 def test_evaluate_gives_standard_errors(grey: Path, capsys: pytest.CaptureFixture) -> None:
-    options = ("--split", "train", "--limit", "5", "--batch", "5", "--samples", "5", "--seed", "3")
+    options = ("--split", "train", "--images", "5", "--batch", "5", "--samples", "5", "--seed", "3")
     options += ("--features", "none")
     assert evaluate.main([str(grey), *options]) == 0
     said = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_evaluate_says_in_how_many_images_few_draws_dominate() -> None:
 
 
 def test_errors_that_cannot_be_known_are_null(grey: Path, capsys) -> None:
-    assert evaluate.main([str(grey), "--limit", "1", "--samples", "1", "--features", "none"]) == 0
+    assert evaluate.main([str(grey), "--images", "1", "--samples", "1", "--features", "none"]) == 0
     said = capsys.readouterr().out
     stored = json.loads((grey / "evaluation.json").read_text())["values"]["log_likelihood"]
     assert stored["standard_error"] is stored["sampling_error"] is None
@@ -148,7 +148,7 @@ def test_errors_that_cannot_be_known_are_null(grey: Path, capsys) -> None:
 
 
 def test_evaluate_other_families(bits: Path, capsys: pytest.CaptureFixture) -> None:
-    assert evaluate.main([str(bits), "--limit", "20", "--features", "none"]) == 0
+    assert evaluate.main([str(bits), "--images", "20", "--features", "none"]) == 0
     said = capsys.readouterr().out
     assert "quantization error" in said
     assert "bits/dimension" not in said
@@ -180,14 +180,14 @@ def test_layers_differ_in_one_layer_alone(colour: Path) -> None:
 
 def test_layers(grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "new/pictures"
-    assert layers.main([str(grey), "--n", "3", "--folder", str(folder)]) == 0
+    assert layers.main([str(grey), "--images", "3", "--folder", str(folder)]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["layer-0.png", "layer-1.png"]
     first = np.asarray(Image.open(folder / "layer-0.png"))
     assert not np.array_equal(first, np.asarray(Image.open(folder / "layer-1.png")))
-    assert layers.main([str(grey), "--n", "3", "--layers", "0"]) == 0
+    assert layers.main([str(grey), "--images", "3", "--layers", "0"]) == 0
     assert np.array_equal(first, np.asarray(Image.open(grey / "images/layer-0.png")))
     assert not (grey / "images/layer-1.png").exists()
-    assert layers.main([str(grey), "--n", "3", "--layers", "0", "--pixels", "sample"]) == 0
+    assert layers.main([str(grey), "--images", "3", "--layers", "0", "--pixels", "sample"]) == 0
     assert not np.array_equal(first, np.asarray(Image.open(grey / "images/layer-0.png")))
 
 
@@ -195,10 +195,10 @@ def test_layers(grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     ("command", "arguments", "code", "complaint"),
     [
         (layers, ["{grey}", "--layers", "2"], 2, "--layers must lie in 0 to 1; got 2"),
-        (layers, ["{grey}", "--n", "1000"], 1, "a picture holds at most 40,000 images"),
+        (layers, ["{grey}", "--images", "1000"], 1, "a picture holds at most 40,000 images"),
         (layers, ["{bits}"], 2, "layers needs a Ladder VAE"),
         (evaluate, ["{grey}", "--samples", "0"], 2, "--samples must be at least 1; got 0"),
-        (evaluate, ["{grey}", "--limit", "0"], 2, "--limit must be at least 1; got 0"),
+        (evaluate, ["{grey}", "--images", "0"], 2, "--images must be at least 1; got 0"),
         (sample, ["{grey}", "--method", "copula"], 1, "with real latents; use prior"),
     ],
 )
@@ -225,7 +225,7 @@ def test_samples_come_from_the_learned_prior(grey: Path, tmp_path: Path) -> None
     pictures = []
     for batch in ("2", "8"):
         path = tmp_path / f"{batch}.png"
-        assert sample.main([str(grey), "--n", "9", "--batch", batch, "--out", str(path)]) == 0
+        assert sample.main([str(grey), "--images", "9", "--batch", batch, "--out", str(path)]) == 0
         pictures.append(np.asarray(Image.open(path)).astype(int))
     assert abs(pictures[0] - pictures[1]).max() <= 1
     assert pictures[0].std() > 1
@@ -249,7 +249,7 @@ def test_samples_are_drawn_a_part_at_a_time(grey: Path, monkeypatch) -> None:
 
 
 def test_reconstruct_shows_the_mean_of_the_likelihood(colour: Path, capsys) -> None:
-    assert reconstruct.main([str(colour), "--n", "2"]) == 0
+    assert reconstruct.main([str(colour), "--images", "2"]) == 0
     said = capsys.readouterr().out
     assert all(f"kl layer {layer} " in said for layer in (0, 1))
     model, x = ladder_of(colour), held_out(colour)[:2]
@@ -456,7 +456,7 @@ def test_convert_by_what_the_checkpoint_tells(tmp_path: Path, capsys) -> None:
     stored = load_file(out / "weights.safetensors")
     saved = torch.load(path, weights_only=True)
     assert torch.equal(stored["stem.weight"], saved["first_bottom_up.0.weight"].float())
-    assert layers.main([str(out), "--n", "2"]) == 0
+    assert layers.main([str(out), "--images", "2"]) == 0
     assert convert.main(["lvae", str(path), str(out)]) == 2
     assert_one_sentence(capsys.readouterr().err, "already holds a run")
 

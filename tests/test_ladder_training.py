@@ -577,11 +577,11 @@ def test_samples_with_and_without_the_inner_noise(tmp_path, capsys):
     )
     tau = model.prior.scale.value.item()
     assert (loud - quiet).std().item() == pytest.approx(tau, rel=0.05)
-    out = ["--out", str(tmp_path / "a.png"), "--n", "4"]
+    out = ["--out", str(tmp_path / "a.png"), "--images", "4"]
     assert sample.main([str(run), "--no-noise", *out]) == 0
     assert reconstruct.main([str(run)]) == 0
-    assert interpolate.main([str(run), "--n", "2"]) == 0
-    assert evaluate.main([str(run), "--features", "none", "--samples", "3", "--limit", "20"]) == 0
+    assert interpolate.main([str(run), "--pairs", "2"]) == 0
+    assert evaluate.main([str(run), "--features", "none", "--samples", "3", "--images", "20"]) == 0
     table = capsys.readouterr().out
     for name in ("elbo", "kl", "bits per dim", "inner log prior", "log-likelihood, 3 samples"):
         assert name in table

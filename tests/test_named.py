@@ -116,7 +116,7 @@ def test_damaged_weights_are_told_and_leave_nothing(tmp_path, monkeypatch, cache
 
 def test_commands_take_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sample.main(["lbae-digits", "--n", "4", "--no-quality"])
+    sample.main(["lbae-digits", "--images", "4", "--no-quality"])
     assert (tmp_path / "lbae-digits-samples-copula.png").is_file()
     reconstruct.main(["vae-digits"])
     assert [path.name for path in tmp_path.glob("vae-digits-*.png")]

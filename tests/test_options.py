@@ -126,11 +126,44 @@ def test_presets_without_results_are_those_of_the_table() -> None:
     assert without == {name for name, preset in PRESETS.items() if not preset.result}
 
 
-def test_earlier_names_of_options_stand_for_their_new_ones() -> None:
+def test_earlier_names_of_options_stand_for_their_new_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     renamed = {"--start": "--seed", "--max-kind": "--kind"}
-    given = ["--start=3", "--max_kind", "a", "--sizes", "1"]
+    given = ["--start=2", "--max_kind", "a", "--sizes", "1", "--start", "3"]
     found = parse(Form, given, "x", "", renamed=renamed)
     assert (found.seed, found.kind, found.sizes) == (3, "a", (1,))
+    said = "note: --start is now --seed\nnote: --max-kind is now --kind\n"
+    assert capsys.readouterr().err == said
+    assert parse(Form, ["--seed", "3"], "x", "", renamed=renamed).seed == 3
+    assert capsys.readouterr().err == ""
+
+
+EARLIER = [
+    ("sample", "--n", "--images"),
+    ("reconstruct", "--n", "--images"),
+    ("film", "--n", "--images"),
+    ("layers", "--n", "--images"),
+    ("fit_prior", "--n", "--images"),
+    ("evaluate", "--limit", "--images"),
+    ("interpolate", "--n", "--pairs"),
+    ("geodesics", "--method", "--solver"),
+    ("densities", "--prior-steps", "--steps"),
+]
+
+
+@pytest.mark.parametrize(("command", "earlier", "now"), EARLIER)
+def test_commands_take_the_earlier_names_of_their_options(
+    command: str, earlier: str, now: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main = import_module(f"fastlatent.{command}").main
+    value = "lbfgs" if now == "--solver" else "5"
+    assert main([str(tmp_path), earlier, value]) == 1
+    note, error = capsys.readouterr().err.splitlines()
+    assert note == f"note: {earlier} is now {now}" and "is not a run folder" in error
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f" {now} " in shown and f" {earlier} " not in shown
 
 
 def undocumented(options: object) -> list[str]:

@@ -60,9 +60,9 @@ def test_the_run_records_the_class_and_its_arguments(run):
 @pytest.mark.parametrize(
     ("word", "options"),
     [
-        (sample, ["--n", "4"]),
-        (reconstruct, ["--n", "4"]),
-        (interpolate, ["--n", "2"]),
+        (sample, ["--images", "4"]),
+        (reconstruct, ["--images", "4"]),
+        (interpolate, ["--pairs", "2"]),
         (evaluate, ["--features", "none"]),
         (fit_prior, ["--components", "2"]),
         (geodesics, ["--pairs", "2", "--max-iterations", "2", "--no-map"]),
@@ -133,7 +133,7 @@ def test_code_that_does_not_serve_is_told(run, text, words, tmp_path, capsys):
     if text is not None:
         path.write_text(text)
     before = list(sys.path)
-    assert sample.main([str(run.path), "--n", "2", "--model-from", str(path)]) == 2
+    assert sample.main([str(run.path), "--images", "2", "--model-from", str(path)]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and sys.path == before
 
@@ -258,13 +258,13 @@ def test_an_autoencoder_takes_the_shape_of_the_data_and_opens_without_code(tmp_p
     run = fastlatent.train(made, images(), tmp_path / "run", **QUICK)
     assert run.model.image_shape == SHAPE and "AutoEncoder" in repr(run)
     assert "--model-from" not in capsys.readouterr().out
-    assert sample.main([str(run.path), "--n", "2"]) == 0
+    assert sample.main([str(run.path), "--images", "2"]) == 0
     assert densities.main([str(run.path), "--images", "8"]) == 0
     mixed = fastlatent.AutoEncoder(encoder(), Wide(2, 64))
     run = fastlatent.train(mixed, images(), tmp_path / "mixed", **QUICK)
-    assert sample.main([str(run.path), "--n", "2"]) == 2
+    assert sample.main([str(run.path), "--images", "2"]) == 2
     assert "needs the code of stranger:Wide" in capsys.readouterr().err
-    assert sample.main([str(run.path), "--n", "2", "--model-from", FILE]) == 0
+    assert sample.main([str(run.path), "--images", "2", "--model-from", FILE]) == 0
 
 
 def test_a_prior_of_ones_own_learns_with_the_model():
@@ -330,7 +330,7 @@ def test_registered_models_are_trained_and_opened_by_name(package, capsys):
     assert "strange:Stranger" in said and "strange" not in sys.modules, "nothing imported"
     assert fastlatent.train.main(words) == 0, capsys.readouterr().err
     assert "--model-from" not in capsys.readouterr().out
-    assert sample.main([str(out), "--n", "2"]) == 0
+    assert sample.main([str(out), "--images", "2"]) == 0
     assert fastlatent.load(out).config.model.code == "strange:Stranger"
     for name, words in (("wide", "must have forward, encode and decode"),
                         ("needs", "must be one that is built without arguments"),

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["normal", "gmm", "vamp", "hierarchical", "ladder"])
 def test_each_prior_is_fitted_stored_and_sampled(run, kind, capsys):
-    assert fit_prior.main([str(run), "--prior", kind, "--n", "200", *SMALL]) == 0
+    assert fit_prior.main([str(run), "--prior", kind, "--images", "200", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "N(0, I)" in out and f"--method {kind}" in out
     assert ("lower bound" in out) == (kind in ("hierarchical", "ladder"))
@@ -51,14 +51,14 @@ def test_each_prior_is_fitted_stored_and_sampled(run, kind, capsys):
     z = draw(model, kind, 10, generator(0, 0, "test"), prior=prior)
     assert z.shape == (10, 4)
     picture = run / "images" / f"samples-{kind}.png"
-    assert sample.main([str(run), "--method", kind, "--n", "9", "--device", "cpu"]) == 0
+    assert sample.main([str(run), "--method", kind, "--images", "9", "--device", "cpu"]) == 0
     first = picture.read_bytes()
-    assert sample.main([str(run), "--method", kind, "--n", "9", "--device", "cpu"]) == 0
+    assert sample.main([str(run), "--method", kind, "--images", "9", "--device", "cpu"]) == 0
     assert picture.read_bytes() == first
 
 
 def test_a_second_fit_takes_the_place_of_the_first(run, capsys):
-    words = [str(run), "--prior", "gmm", "--n", "100", *SMALL]
+    words = [str(run), "--prior", "gmm", "--images", "100", *SMALL]
     assert fit_prior.main(words) == 0
     before = read_tensors(run / "prior-gmm.safetensors")
     assert fit_prior.main(words) == 0
@@ -73,7 +73,7 @@ def test_a_second_fit_takes_the_place_of_the_first(run, capsys):
 
 
 def test_a_fit_is_stored_before_it_is_measured(run, monkeypatch, capsys):
-    path, words = run / "prior-gmm.safetensors", [str(run), "--n", "100", *SMALL]
+    path, words = run / "prior-gmm.safetensors", [str(run), "--images", "100", *SMALL]
     path.unlink(missing_ok=True)
     with monkeypatch.context() as patch:
         patch.setattr(fits, "measured", lambda *_: 1 / 0)
@@ -121,8 +121,8 @@ def test_a_prior_that_is_missing_says_what_to_run(run, capsys):
 
 def test_priors_that_do_not_fit_are_named(run, capsys):
     path = run / "prior-gmm.safetensors"
-    words = [str(run), "--method", "gmm", "--n", "4", "--device", "cpu"]
-    assert fit_prior.main([str(run), "--n", "100", *SMALL]) == 0
+    words = [str(run), "--method", "gmm", "--images", "4", "--device", "cpu"]
+    assert fit_prior.main([str(run), "--images", "100", *SMALL]) == 0
     tensors, marks = read_tensors(path)
     capsys.readouterr()
 
@@ -146,7 +146,7 @@ def test_priors_that_do_not_fit_are_named(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--components", "5000", "--n", "20", "--means"), "at least 5000 latents are needed"),
+        (("--components", "5000", "--images", "20", "--means"), "at least 5000 latents are needed"),
         (("--components", "0"), "--components must be at least 1"),
         (("--prior", "copula"), "sample and interpolate fit the copula of a run of bits"),
         (("--prior", "beta"), "must be one of"),
@@ -173,14 +173,14 @@ def test_a_ladder_vae_gets_a_prior_of_its_top_layer(tmp_path, capsys):
     assert model.prior_dim == model.latent_sizes[-1] < model.latent_dim
     assert fit_prior.main([str(run), "--prior", "vamp", "--device", "cpu"]) == 2
     assert "takes normal, gmm, hierarchical or ladder" in one_sentence(capsys)
-    assert fit_prior.main([str(run), "--prior", "gmm", "--n", "100", *SMALL]) == 0
+    assert fit_prior.main([str(run), "--prior", "gmm", "--images", "100", *SMALL]) == 0
     prior = read_prior(Run.open(run), "last", "gmm", model)
     assert prior.dim == model.prior_dim
     top = prior.sample(6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         z = model.complete_latents(top, torch.Generator().manual_seed(1))
     torch.testing.assert_close(z[:, -model.prior_dim :], top, rtol=0, atol=1e-5)
-    assert sample.main([str(run), "--method", "gmm", "--n", "4", "--device", "cpu"]) == 0
+    assert sample.main([str(run), "--method", "gmm", "--images", "4", "--device", "cpu"]) == 0
 
 
 def test_draws_and_means_of_a_posterior_are_told_apart(run):

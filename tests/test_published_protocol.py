@@ -24,7 +24,7 @@ def test_mean_improvement(seed: int, tmp_path: Path, capsys) -> None:
     assert trained == 0
     for method in ("original", "lbfgs"):
         out = tmp_path / method
-        arguments = [str(run), "--pairs", "1000", "--method", method, "--folder", str(out)]
+        arguments = [str(run), "--pairs", "1000", "--solver", method, "--folder", str(out)]
         assert geodesics.main(arguments) == 0
         found[method] = json.loads((out / "geodesics.json").read_text())["improvement"]
         with (out / "geodesics.csv").open() as file:

@@ -435,7 +435,15 @@ def test_a_lone_process_may_be_numbered(monkeypatch, capsys, tmp_path: Path) -> 
             for name, value in environment.items():
                 patch.setenv(name, value)
             picture = tmp_path / f"{'-'.join(environment)}.png"
-            arguments = [str(tmp_path / "0"), "--n", "1", "--device", "cpu", "--out", str(picture)]
+            arguments = [
+                str(tmp_path / "0"),
+                "--images",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(picture),
+            ]
             assert sample.main(arguments) == 0
             assert picture.is_file() and str(picture) in capsys.readouterr().out
 

@@ -39,10 +39,10 @@ def test_it_learns(small: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "options"),
     [
-        (sample, ["--n", "4"]),
-        (reconstruct, ["--n", "4"]),
-        (interpolate, ["--n", "2", "--method", "linear"]),
-        (interpolate, ["--n", "2", "--method", "likelihood", "--iterations", "5"]),
+        (sample, ["--images", "4"]),
+        (reconstruct, ["--images", "4"]),
+        (interpolate, ["--pairs", "2", "--method", "linear"]),
+        (interpolate, ["--pairs", "2", "--method", "likelihood", "--iterations", "5"]),
         (geodesics, ["--pairs", "2", "--max-iterations", "2"]),
         (fit_prior, ["--components", "2"]),
     ],

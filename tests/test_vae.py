@@ -458,15 +458,15 @@ def test_the_run_holds_the_fit_and_its_checkpoints_do_not(run: Path) -> None:
 
 
 def test_commands(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert sample.main([str(run), "--n", "4"]) == 0
-    assert reconstruct.main([str(run), "--n", "4", "--weights", "best"]) == 0
-    assert evaluate.main([str(run), "--limit", "20", "--features", "none", "--samples", "50"]) == 0
+    assert sample.main([str(run), "--images", "4"]) == 0
+    assert reconstruct.main([str(run), "--images", "4", "--weights", "best"]) == 0
+    assert evaluate.main([str(run), "--images", "20", "--features", "none", "--samples", "50"]) == 0
     said = capsys.readouterr().out
     assert "fitted reconstruction" in said and "log-likelihood, 50 samples" in said
     measured = json.loads((run / "evaluation.json").read_text())["values"]
     assert measured["log_likelihood"]["mean"] > -measured["loss"]["mean"]
     for method in ("linear", "spherical"):
-        assert interpolate.main([str(run), "--method", method, "--n", "2"]) == 0
+        assert interpolate.main([str(run), "--method", method, "--pairs", "2"]) == 0
     assert (run / "images/interpolation-linear.png").exists()
 
 

@@ -286,7 +286,7 @@ def test_interpolate_along_likely_paths(runs, prior, capsys):
     run = runs["vae-digits"]
     if prior == "gmm":
         assert fit_prior.main([str(run), "--prior", "gmm", "--components", "5"]) == 0
-    options = ["--prior", prior, "--n", "3", "--iterations", "40", "--steps", "6"]
+    options = ["--prior", prior, "--pairs", "3", "--iterations", "40", "--steps", "6"]
     assert interpolate.main([str(run), "--method", "likelihood", *options]) == 0
     name = f"interpolation-likelihood-{prior}"
     for kind in ("", "-history", "-density"):
@@ -309,7 +309,7 @@ def test_interpolate_says_from_where_points_cost_nothing(runs, tmp_path, capsys)
     options = [
         "--typical",
         "True",
-        "--n",
+        "--pairs",
         "3",
         "--iterations",
         "10",

@@ -131,7 +131,7 @@ def parse(
     """The command line as a dataclass of type `form`; what does not fit is a UsageError.
 
     --help shows the fields of the names in `common`, --help-all shows all. `renamed` are earlier
-    names of options, such as {"--n": "--images"}, which stand for their new names.
+    names of options, such as {"--n": "--images"}, which stand for their new names; that is said.
     """
     import tyro
 
@@ -140,7 +140,8 @@ def parse(
     complaint = io.StringIO()
     arguments = sys.argv[1:] if argv is None else list(argv)
     short = common if {"-h", "--help"} & {*arguments} else ()
-    arguments = [_renamed(word, {**renamed, "--help-all": "--help"}) for word in arguments]
+    arguments = _renamed(arguments, renamed)
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     try:
         with contextlib.redirect_stderr(complaint), REGISTRY, common_fields(short):
             return tyro.cli(
@@ -159,10 +160,17 @@ def parse(
         raise UsageError(f"{_unboxed(complaint.getvalue())} (see --help)") from None
 
 
-def _renamed(word: str, names: Mapping[str, str]) -> str:
-    """The word of a command line with the option that it names under its new name."""
-    option, equals, value = word.partition("=")
-    return f"{names.get(option.replace('_', '-'), option)}{equals}{value}"
+def _renamed(words: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The words of a command line with options under their new names, noting each earlier one."""
+    found, noted = [], set()
+    for word in words:
+        option, equals, value = word.partition("=")
+        earlier = option.replace("_", "-")
+        if earlier in names and earlier not in noted and is_main_process():
+            print(f"note: {earlier} is now {names[earlier]}", file=sys.stderr)
+            noted.add(earlier)
+        found.append(f"{names.get(earlier, option)}{equals}{value}")
+    return found
 
 
 def _unboxed(box: str) -> str:

@@ -46,11 +46,10 @@ class RunOptions:
     """Python file or installed module of the class, for a run of a model of your own."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "n", "steps"):
-            least = 2 if name == "steps" else 1
+        for name in ("batch", "images", "pairs"):
             value = getattr(self, name, None)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} must be at least {least}; got {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1; got {value}")
         out = getattr(self, "out", None)
         if out is not None and out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, the format of pictures; got {out}")

@@ -140,7 +140,7 @@ def next_steps(training: "Training", model: LatentModel) -> list[str]:
     )
     studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
     return [
-        f"python -m fastlatent.sample {run} --n 100",
+        f"python -m fastlatent.sample {run} --images 100",
         f"python -m fastlatent.reconstruct {run}",
         f"python -m fastlatent.interpolate {run}",
         *([f"python -m fastlatent.film {training.out}"] if training.run.film.is_dir() else []),

@@ -24,8 +24,8 @@ Ends = Literal["images", "prior", "constant"]
 class EndOptions(RunOptions):
     """What to walk between, on the command line."""
 
-    n: int = 8
-    """Number of interpolations, where --from and --to are not given."""
+    pairs: int = 8
+    """Pairs to interpolate between, where --from and --to are not given."""
     steps: int = 10
     """Images in an interpolation, both ends included."""
     split: Literal["train", "test"] = "train"
@@ -39,6 +39,11 @@ class EndOptions(RunOptions):
     end: Annotated[tuple[float, ...], tyro.conf.arg(name="to")] = ()
     """Last ends, as many as first ones: indices, or the values of constant ones; default: drawn by
     the seed, or 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 2:
+            raise ValueError(f"--steps must be at least 2; got {self.steps}")
 
 
 class Joined(NamedTuple):
@@ -80,7 +85,7 @@ def _kind_of_ends(options: EndOptions, real: bool) -> Ends:
     if options.ends != "images" and not real:
         raise UsageError(f"--ends {options.ends} needs a model with real latents")
     if options.ends == "prior" and numbers:
-        raise UsageError("--from and --to do not go with --ends prior; --n says how many walks")
+        raise UsageError("--from and --to do not go with --ends prior; --pairs says how many walks")
     return options.ends
 
 
@@ -91,7 +96,7 @@ def _join_images(trained: Trained, options: EndOptions) -> Joined:
         raise UsageError("--from and --to go together and need as many indices each")
     starts = _chosen_starts(options, len(split), trained.seed)
     _checked_indices("to", options.end, options, len(split))
-    drawn = pick_pairs(len(split), options.n, trained.seed)[1]
+    drawn = pick_pairs(len(split), options.pairs, trained.seed)[1]
     ends = torch.tensor(options.end).long() if options.end else drawn
     first, last = (unit_images(split, index, trained.device) for index in (starts, ends))
     joined = zip(starts.tolist(), ends.tolist(), strict=True)
@@ -104,8 +109,8 @@ def _join_images(trained: Trained, options: EndOptions) -> Joined:
 
 def _join_latents(trained: Trained, options: EndOptions, kind: Ends) -> Joined:
     if kind == "prior":
-        start, end = seeded_draws(trained, 2 * options.n, "interpolation").chunk(2)
-        return Joined(start, end, None, None, ["two draws from the prior"] * options.n, {})
+        start, end = seeded_draws(trained, 2 * options.pairs, "interpolation").chunk(2)
+        return Joined(start, end, None, None, ["two draws from the prior"] * options.pairs, {})
     values = options.start or CONSTANTS[0], options.end or CONSTANTS[1]
     if len(values[0]) != len(values[1]):
         raise UsageError("--from and --to need as many constants each")
@@ -125,7 +130,7 @@ def _chosen_starts(options: EndOptions, count: int, seed: int) -> Tensor:  # (k,
     _checked_indices("from", options.start, options, count)
     if options.start:
         return torch.tensor(options.start).long()
-    drawn = pick_pairs(count, options.n, seed)[0]
+    drawn = pick_pairs(count, options.pairs, seed)[0]
     if not len(drawn):
         raise UsageError(f"the {options.split} split has one image; two to walk between are needed")
     return drawn
