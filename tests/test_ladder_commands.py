@@ -161,7 +161,7 @@ def test_evaluate_other_families(bits: Path, capsys: pytest.CaptureFixture) -> N
 
 
 def test_layers_differ_in_one_layer_alone(colour: Path) -> None:
-    options = layers.Options(colour, n=4)
+    options = layers.Options(colour, images=4)
     model = ladder_of(colour)
     for layer in (0, 1):
         row = layers.draw_row(model, layer, options, Noise(1, 0))
@@ -173,7 +173,9 @@ def test_layers_differ_in_one_layer_alone(colour: Path) -> None:
             torch.nn.init.zeros_(parameter)
         row = layers.draw_row(expand, layer, options, Noise(1, 0))
         torch.testing.assert_close(row, row[:1].expand_as(row))
-    drawn = layers.draw_row(model, 0, layers.Options(colour, n=4, pixels="sample"), Noise(1, 0))
+    drawn = layers.draw_row(
+        model, 0, layers.Options(colour, images=4, pixels="sample"), Noise(1, 0)
+    )
     torch.testing.assert_close(drawn * 255, (drawn * 255).round())
     assert (drawn - layers.draw_row(model, 0, options, Noise(1, 0))).abs().max() > 0.1
 

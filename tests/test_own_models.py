@@ -85,7 +85,7 @@ def test_it_is_resumed(run, capsys):
     assert fastlatent.train.main(words) == 2
     assert "--model-from FILE" in capsys.readouterr().err
     assert fastlatent.train.main([*words, "--model-from", FILE]) == 0
-    assert f"fastlatent.sample {run.path} --model-from {FILE} --n" in capsys.readouterr().out
+    assert f"fastlatent.sample {run.path} --model-from {FILE} --images" in capsys.readouterr().out
     assert fastlatent.load(run.path, model=Stranger).metrics[-1]["epoch"] == 2
 
 
