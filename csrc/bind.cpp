@@ -1,12 +1,23 @@
 // The Python module. Tensors cross as DLPack capsules and arrive as Views; neither torch's headers nor its libraries
 // are needed, so one build serves every torch.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "core.h"
+#include "bits.h"
+#include "copula.h"
+#include "elementwise.h"
+#include "gram.h"
+#include "jacobian.h"
+#include "logistic.h"
+#include "logistic_means.h"
+#include "polyline.h"
+#include "simd_probe.h"
+#include "spline.h"
 
 namespace py = pybind11;
 
@@ -117,8 +128,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("use_isa", [](const char* name) { fl::use_isa(fl::isa_named(name)); });
   m.def("simd_probe", &fl::simd_probe);
 
-  m.def("elu", &fl::elu, released);
-  m.def("elu_backward", &fl::elu_backward, released);
+  m.def(
+      "elementwise",
+      [](const char* op, const std::vector<fl::View>& tensors, int threads) {
+        fl::elementwise(op, tensors.data(), int(tensors.size()), threads);
+      },
+      released);
 
   m.def("binarize", &fl::binarize, released);
   m.def("binarize_backward", &fl::binarize_backward, released);

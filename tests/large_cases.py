@@ -3,9 +3,13 @@
 Together they give at least 4,096 elements, of sums that leave few, too.
 """
 
+import os
+
 import torch
+from op_calls import main_dtype
 
 from fastlatent import ops
+from fastlatent.ops._register import Op
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -30,8 +34,9 @@ def signs(*shape: int) -> torch.Tensor:
     return torch.where(normal(*shape) >= 0, 1.0, -1.0)
 
 
-MIXTURE, SINGLE, LAYER = (True, 256, "centred", -7.0), (256, "centred", -7.0), (3, 60, 11)
-LARGE = {  # lists of arguments on the CPU, float32
+MIXTURE, UNCOUPLED = (True, 256, "centred", -7.0), (False, 256, "centred", -7.0)
+LAYER = (3, 60, 11)
+LARGE = {  # lists of arguments on the CPU, float32; an elementwise op needs none
     "binarize": lambda: [(normal(70, 2500), "tanh")],
     "binarize_backward": lambda: [(normal(70, 2500), normal(70, 2500), "tanh")],
     "pack_bits": lambda: [(signs(110, 2500),)],
@@ -51,16 +56,9 @@ LARGE = {  # lists of arguments on the CPU, float32
         (normal(70, 700), bins(70, 700), uniform(70, 700), normal(70, 700) - 3, 256, "unit", cdf)
         for cdf in ("exact", "tanh")
     ],
-    "discretized_logistic_log_prob": lambda: [(
-        bins(2, 3, 32, 24), uniform(2, 3, 32, 24), normal(2, 3, 32, 24) - 3, *SINGLE,
-    )],
-    "discretized_logistic_backward": lambda: [(
-        normal(2, 3, 32, 24), bins(2, 3, 32, 24), uniform(2, 3, 32, 24),
-        normal(2, 3, 32, 24) - 3, *SINGLE,
-    )],
     "discretized_logistic_mixture_log_prob": lambda: [
         (bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE, "image"),
-        (bins(2, 1, 64, 32), normal(2, 9, 64, 32), False, *SINGLE, "none"),
+        (bins(2, 1, 64, 32), normal(2, 9, 64, 32), *UNCOUPLED, "none"),
     ],
     "discretized_logistic_mixture_backward": lambda: [(
         normal(2), bins(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
@@ -71,11 +69,6 @@ LARGE = {  # lists of arguments on the CPU, float32
     "discretized_logistic_mixture_values": lambda: [(
         normal(2, 100, 32, 24), uniform(2, 4, 32, 24), *MIXTURE,
     )],
-    "discretized_logistic_mean": lambda: [(uniform(70, 250), normal(70, 250) - 3, *SINGLE)],
-    "discretized_logistic_mean_backward": lambda: [(
-        normal(70, 250), uniform(70, 250), normal(70, 250) - 3, *SINGLE,
-    )],
-    "discretized_logistic_mode": lambda: [(uniform(70, 250), normal(70, 250) - 3, *SINGLE)],
     "discretized_logistic_mixture_mean": lambda: [(normal(2, 100, 32, 24), 3, *MIXTURE)],
     "discretized_logistic_mixture_mean_backward": lambda: [(
         normal(2, 3, 16, 16), normal(2, 100, 16, 16), *MIXTURE,
@@ -88,8 +81,6 @@ LARGE = {  # lists of arguments on the CPU, float32
         normal(2, *LAYER), normal(2, 20, *LAYER), normal(2, *LAYER) + 1,
         normal(2, 20, *LAYER) + 1, "elu", normal(3), normal(3), 0.01, True,
     )],
-    "elu": lambda: [(normal(70, 2500),)],
-    "elu_backward": lambda: [(normal(70, 2500), normal(70, 2500))],
     "jacobian_gram": lambda: [(normal(3, 900, 70), uniform(3, 900))],
     "bspline": lambda: [(
         normal(2, 40, 33), torch.linspace(0, 1, 90), ops.uniform_knots(40), 3, 0,
@@ -109,3 +100,14 @@ LARGE = {  # lists of arguments on the CPU, float32
     ],
     "trace_sqrtm_backward": lambda: [(covariance(300, 0), covariance(300, 1))],
 }  # fmt: skip
+
+
+def large_cases(op: Op) -> list[tuple]:
+    """Those of LARGE; of another elementwise op, elements of its largest case in random order."""
+    if op.name in LARGE:
+        return LARGE[op.name]()
+    args = max(op.cases("cpu", main_dtype(op)), key=lambda args: args[0].numel())
+    generator = torch.Generator().manual_seed(0)
+    rows = 7 if os.environ.get("TRITON_INTERPRET") == "1" else 70
+    order = torch.randint(args[0].numel(), (rows, 1000), generator=generator)
+    return [tuple(a.flatten()[order] if isinstance(a, torch.Tensor) else a for a in args)]

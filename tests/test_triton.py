@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from large_cases import LARGE, normal
+from large_cases import large_cases, normal
 
 from fastlatent import ops
 from fastlatent.ops import OPS
@@ -47,7 +47,7 @@ def cases(op, architecture):
     for dtype in op.dtypes:
         of_dtype = [args for args in op.cases("cpu", dtype) if has_elements(args)]
         yield from of_dtype if architecture == 90 else of_dtype[:1]
-    yield from LARGE[op.name]()
+    yield from large_cases(op)
     yield from FURTHER.get(op.name, ())
 
 

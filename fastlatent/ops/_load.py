@@ -52,7 +52,7 @@ def source_hash() -> str | None:
 
 def _sources() -> Path | None:
     folder = Path(__file__).resolve().parents[2] / "csrc"
-    return folder if (folder / "core.h").is_file() else None
+    return folder if (folder / "bind.cpp").is_file() else None
 
 
 def _find() -> ModuleType:

@@ -80,28 +80,30 @@ class use:
 class Op:
     """What an op is and what it promises; the contract test follows the declaration.
 
-    `gradient`: "true", "surrogate" (a closed form that is not the derivative of the forward pass)
-    or "none". `discrete`: for each output, whether it holds integers or signs; `decided(*args)`
-    masks the elements (or, for packed words, the bits) of such an output that rounding can't flip,
-    all of them where it is None. `non_differentiable`: indices of floating outputs without
-    gradient; `constants`: of floating inputs without. `capturable`: runs in a CUDA graph.
-    `backward(arguments, gradients)` returns one gradient for each argument; with `from_outputs` it
-    is given the outputs in place of the arguments, and those alone are kept; `keeps` are indices of
-    outputs that it is given after the arguments. `surrogate(gradient, *args)`: the closed form of a
-    surrogate gradient in plain PyTorch. `refuses_nan`: on a CPU the kernel raises ValueError for
-    NaN where other ops give it back.
+    `gradient`: "true", "none", or "surrogate" where `surrogate(gradient, *args)` is given: a closed
+    form in plain PyTorch that is not the derivative of the forward pass. `discrete`: indices of
+    floating outputs that hold signs; integers are known by their dtype. `decided(*args)` masks the
+    elements (or, for packed words, the bits) of such outputs that rounding can't flip, all of them
+    where it is None. `non_differentiable`: indices of floating outputs without gradient;
+    `constants`: of floating inputs without. `elementwise`: results depend on the elements at their
+    own place alone. `capturable`: runs in a CUDA graph. `backward(arguments, gradients)` returns
+    one gradient for each argument; the last ones may be left out where they are None. With
+    `from_outputs` it is given the outputs in place of the arguments, and those alone are kept;
+    `keeps` are indices of outputs that it is given after the arguments. `refuses_nan`: on a CPU the
+    kernel raises ValueError for NaN where other ops give it back.
     """
 
     name: str
     overload: Kernel
     reference: Kernel
     cases: Callable[[str, torch.dtype], Iterator[tuple]]
-    gradient: Literal["true", "surrogate", "none"]
-    dtypes: tuple[torch.dtype, ...]
-    discrete: tuple[bool, ...] = (False,)
+    gradient: Literal["true", "surrogate", "none"] = "true"
+    dtypes: tuple[torch.dtype, ...] = _check.FLOATING
+    discrete: tuple[int, ...] = ()
     decided: Kernel | None = None
     non_differentiable: tuple[int, ...] = ()
     constants: tuple[int, ...] = ()
+    elementwise: bool = False
     capturable: bool = True
     cpp: Kernel | None = None
     cuda: Kernel | None = None
@@ -124,6 +126,10 @@ class Op:
         function.reference = self.reference  # type: ignore[attr-defined]
         _public[self.name] = function
         return function
+
+    def is_discrete(self, index: int, output: Tensor) -> bool:
+        """Whether that output holds integers or signs, to be compared exactly."""
+        return index in self.discrete or not output.is_floating_point()
 
     def serve(self, device: str, *args: Any) -> Any:
         """Run the implementation in force on that device type."""
@@ -214,6 +220,8 @@ def register(schema: str, reference: Kernel, **declaration: Any) -> Op:
     """Define the op in torch.library; `declaration` holds the other fields of `Op`."""
     name = schema.split("(")[0]
     _library.define(schema)
+    if "surrogate" in declaration:
+        declaration["gradient"] = "surrogate"
     op = Op(name, getattr(torch.ops.fastlatent, name).default, reference, **declaration)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _library.impl(name, reference, "FuncTorchDynamicLayerFrontMode")
@@ -258,7 +266,8 @@ def _backward_of(op: Op) -> Kernel:
         if op.gradient == "none":
             return (None,) * len(args)
         if op.backward is not None:
-            return op.backward(args, grads)
+            found = op.backward(args, grads)
+            return (*found, *[None] * (len(ctx.needs_input_grad) - len(found)))
         return _vjp_of_reference(op, args, grads, ctx.needs_input_grad)
 
     return backward

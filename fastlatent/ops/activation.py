@@ -1,48 +1,22 @@
-"""ELU, x where x > 0 and e^x - 1 below (D.-A. Clevert et al., ICLR 2016).
+"""Activations.
 
-Its derivative is known from its value, 1 above 0 and y + 1 below, so that nothing but the value is
-kept for the backward pass, which the next layer keeps anyway.
+ELU is x where x > 0 and e^x - 1 below (D.-A. Clevert et al., ICLR 2016). Its derivative is known
+from its value, 1 above 0 and y + 1 below, so that nothing but the value is kept for the backward
+pass, which the next layer keeps anyway.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastlatent.ops import _check
-from fastlatent.ops._register import register, threads
+from fastlatent.ops._elementwise import dense, elementwise
+from fastlatent.ops._register import laid_out, register
 
 
-def dense(x: Tensor) -> Tensor:
-    """x contiguous, or channels last where it has that."""
-    if x.dim() != 4 or torch._C._are_functorch_transforms_active():  # which know one order only
-        return x.contiguous()
-    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
-
-
-def ordered(a: Tensor, like: Tensor) -> Tensor:
-    """a, laid out as `like`, which is dense."""
-    return a if a.stride() == like.stride() else torch.empty_like(like, dtype=a.dtype).copy_(a)
-
-
-def flat(x: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order of memory."""
-    return x.detach().as_strided((x.numel(),), (1,))
-
-
-def _elu_reference(x: Tensor) -> Tensor:
-    return F.elu(dense(x))
-
-
-def _elu_backward_reference(grad: Tensor, y: Tensor) -> Tensor:
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    slope = torch.where(wide > 0, torch.ones_like(wide), wide + 1)
-    return dense((slope * grad).to(y.dtype))
-
-
-def _elu_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+def _cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     def normal(*shape: int) -> Tensor:
         make = torch.Generator().manual_seed(sum(shape))
         return (2 * torch.randn(shape, generator=make, dtype=torch.float64)).to(device, dtype)
@@ -59,42 +33,41 @@ def _elu_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
     yield (torch.tensor(60 * edges, dtype=torch.float64).to(device, dtype),)  # has no derivative
 
 
-def _elu_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
-    for (x,) in _elu_cases(device, dtype):
+def _backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for (x,) in _cases(device, dtype):
         grad = torch.linspace(-2, 2, x.numel(), dtype=torch.float64).view(x.shape)
-        yield grad.to(device, dtype), F.elu(x)
+        yield grad.to(device, dtype), x
 
 
-def _elu_cpp(core: Any, x: Tensor) -> Tensor:
-    x = dense(x)
-    y = torch.empty_like(x)
-    core.elu(flat(x), flat(y), threads())
-    return y
+def _elu_reference(x: Tensor) -> Tensor:
+    return F.elu(dense(x))
 
 
-def _elu_backward_cpp(core: Any, grad: Tensor, y: Tensor) -> Tensor:
-    y = dense(y)
-    out = torch.empty_like(y)
-    core.elu_backward(flat(ordered(grad, y)), flat(y), flat(out), threads())
-    return out
+def _elu_backward_reference(grad: Tensor, y: Tensor) -> Tensor:
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    slope = torch.where(wide > 0, torch.ones_like(wide), wide + 1)
+    return laid_out(slope * grad, dense(y))
+
+
+def _elu_backward_cases(device: str, dtype: torch.dtype) -> Iterator[tuple]:
+    for grad, x in _backward_cases(device, dtype):
+        yield grad, F.elu(x)
 
 
 _elu_backward = register(
     "elu_backward(Tensor grad, Tensor y) -> Tensor",
     _elu_backward_reference,
     cases=_elu_backward_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
-    cpp=_elu_backward_cpp,
+    elementwise=True,
+    cpp=elementwise("elu_backward"),
 )
 
 _elu = register(
     "elu(Tensor x) -> Tensor",
     _elu_reference,
-    cases=_elu_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
-    cpp=_elu_cpp,
+    cases=_cases,
+    elementwise=True,
+    cpp=elementwise("elu"),
     backward=lambda outputs, grads: (_elu_backward(grads[0], *outputs),),
     from_outputs=True,
 )

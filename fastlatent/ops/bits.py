@@ -108,8 +108,6 @@ _binarize_backward = register(
     "binarize_backward(Tensor grad, Tensor x, str surrogate) -> Tensor",
     _binarize_backward_reference,
     cases=_binarize_backward_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     cpp=_binarize_backward_cpp,
     triton="bits_triton",
 )
@@ -118,13 +116,11 @@ _binarize = register(
     "binarize(Tensor x, str surrogate) -> (Tensor, Tensor)",
     _binarize_reference,
     cases=_binarize_cases,
-    gradient="surrogate",
-    discrete=(True, False),
+    discrete=(0,),
     non_differentiable=(1,),
-    dtypes=_check.FLOATING,
     cpp=_binarize_cpp,
     triton="bits_triton",
-    backward=lambda args, grads: (_binarize_backward(grads[0], *args), None),
+    backward=lambda args, grads: (_binarize_backward(grads[0], *args),),
     surrogate=_binarize_backward_reference,
 )
 
@@ -174,8 +170,6 @@ _pack_bits = register(
     pack_signs,
     cases=_pack_bits_cases,
     gradient="none",
-    discrete=(True,),
-    dtypes=_check.FLOATING,
     cpp=_pack_bits_cpp,
     triton="bits_triton",
 )
@@ -217,8 +211,7 @@ _unpack_bits = register(
     _unpack_bits_reference,
     cases=_unpack_bits_cases,
     gradient="none",
-    discrete=(True,),
-    dtypes=_check.FLOATING,
+    discrete=(0,),
     cpp=_unpack_bits_cpp,
     triton="bits_triton",
 )
@@ -266,7 +259,6 @@ _binary_moments = register(
     _binary_moments_reference,
     cases=_binary_moments_cases,
     gradient="none",
-    discrete=(True, True),
     dtypes=(torch.int64,),
     cpp=_binary_moments_cpp,
     triton="bits_triton",

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlatent.ops.bits import SURROGATES
-from fastlatent.ops.elementary_triton import OPTIONS, wide
+from fastlatent.ops.elementary_triton import OPTIONS, run_on_elements, wide
 
 
 @triton.jit
@@ -171,20 +171,8 @@ def binarize(x: Tensor, surrogate: str) -> tuple[Tensor, Tensor]:
 
 
 def binarize_backward(grad: Tensor, x: Tensor, surrogate: str) -> Tensor:
-    grad, x = grad.detach().contiguous(), x.detach().contiguous()
-    out = torch.empty_like(x)
-    if x.numel():
-        with torch.cuda.device_of(x):
-            binarize_backward_kernel[(triton.cdiv(x.numel(), 1024),)](
-                grad,
-                x,
-                out,
-                x.numel(),
-                KIND=SURROGATES.index(surrogate),
-                WIDE=wide(x.dtype),
-                BLOCK=1024,
-                **OPTIONS,
-            )
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    run_on_elements(binarize_backward_kernel, (grad, x), (out,), KIND=SURROGATES.index(surrogate))
     return out
 
 

@@ -81,7 +81,7 @@ _op = register(
     _reference,
     cases=_cases,
     gradient="none",
-    discrete=(True,),
+    discrete=(0,),
     decided=_decided,
     dtypes=_DTYPES,
     cpp=_cpp,

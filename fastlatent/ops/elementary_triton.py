@@ -1,10 +1,12 @@
-"""What the Triton kernels of all families share: elementary functions, types and options."""
+"""What the Triton kernels of all families share: elementary functions, types and launches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Fused multiply-add is named because Triton's default for it changes between versions.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
@@ -13,6 +15,25 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
 def wide(dtype: torch.dtype) -> Any:
     """What kernels compute in: float32, or float64 for that."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def run_on_elements(
+    kernel: Any,
+    inputs: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    block: int = 1024,
+    **constants: Any,
+) -> None:
+    """Runs a kernel on tensors of one shape, in programs of `block` elements.
+
+    It takes inputs, outputs and their number of elements; WIDE is that of the last input.
+    """
+    count = outs[0].numel()
+    if count:
+        vectors = [x.detach().contiguous() for x in inputs]
+        constants |= {"WIDE": wide(inputs[-1].dtype), "BLOCK": block}
+        with torch.cuda.device_of(outs[0]):
+            kernel[(triton.cdiv(count, block),)](*vectors, *outs, count, **constants, **OPTIONS)
 
 
 @triton.jit

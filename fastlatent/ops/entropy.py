@@ -252,26 +252,21 @@ _backward = register(
     "Tensor logits, Tensor? weight, Tensor table, SymInt groups) -> Tensor",
     _backward_reference,
     cases=_backward_cases,
-    gradient="true",
     constants=(4,),
-    dtypes=_check.FLOATING,
     linalg=_backward_kernel,
 )
 
 
 def _gradients(args: tuple, grads: tuple) -> tuple:
     logits, weight, groups, table = args
-    return _backward(*grads, logits, weight, table, groups), None, None
+    return (_backward(*grads, logits, weight, table, groups),)
 
 
 _op = register(
     "binary_entropy(Tensor logits, Tensor? weight, SymInt groups) -> (Tensor, Tensor, Tensor)",
     _reference,
     cases=_cases,
-    gradient="true",
-    discrete=(False, False, False),
     constants=(1,),
-    dtypes=_check.FLOATING,
     linalg=_kernel,
     backward=_gradients,
     keeps=(2,),

@@ -269,9 +269,6 @@ _backward = register(
     f"{_SCALARS}) -> (Tensor, Tensor)",
     _backward_reference,
     cases=_backward_cases,
-    gradient="true",
-    discrete=(False, False),
-    dtypes=_check.FLOATING,
     linalg=_backward_kernel,
 )
 
@@ -280,10 +277,8 @@ _op = register(
     "-> Tensor",
     _reference,
     cases=_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     linalg=_kernel,
-    backward=lambda args, grads: (None, *_backward(grads[0], *args), None, None, None),
+    backward=lambda args, grads: (None, *_backward(grads[0], *args)),
 )
 
 

@@ -12,11 +12,13 @@ from fastlatent.ops.elementary_triton import (
     exp,
     log1p,
     one_minus_decay,
+    run_on_elements,
     tanh,
 )
 from fastlatent.ops.logistic.grid import Grid, on_grid
 from fastlatent.ops.logistic.mixture import components
 from fastlatent.ops.logistic_planes_triton import (
+    PER_PROGRAM,
     block_of,
     clamped,
     component_sums,
@@ -25,7 +27,6 @@ from fastlatent.ops.logistic_planes_triton import (
     mean_plane,
     plane,
     put_back,
-    run_on_elements,
     run_on_pixels,
     store_plane,
     tied_cell,
@@ -428,7 +429,7 @@ def choose_kernel(
 @on_grid
 def discretized_logistic_mean(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     out = torch.empty(mean.shape, dtype=upcast(mean.dtype), device=mean.device)
-    run_on_elements(mean_kernel, (mean, log_scale), (out,), grid)
+    run_on_elements(mean_kernel, (mean, log_scale), (out,), PER_PROGRAM, GRID=grid)
     return out
 
 
@@ -437,14 +438,15 @@ def discretized_logistic_mean_backward(
     grad: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     by_mean, by_log_scale = torch.empty((2, *mean.shape), dtype=mean.dtype, device=mean.device)
-    run_on_elements(mean_backward_kernel, (grad, mean, log_scale), (by_mean, by_log_scale), grid)
+    inputs = grad, mean, log_scale
+    run_on_elements(mean_backward_kernel, inputs, (by_mean, by_log_scale), PER_PROGRAM, GRID=grid)
     return by_mean, by_log_scale
 
 
 @on_grid
 def discretized_logistic_mode(mean: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
     out = torch.empty(mean.shape, dtype=grid.bin_dtype, device=mean.device)
-    run_on_elements(mode_kernel, (mean, log_scale), (out,), grid)
+    run_on_elements(mode_kernel, (mean, log_scale), (out,), PER_PROGRAM, GRID=grid)
     return out
 
 

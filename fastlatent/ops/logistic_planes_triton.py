@@ -25,7 +25,7 @@ from fastlatent.ops.elementary_triton import (
 from fastlatent.ops.logistic.grid import Grid
 from fastlatent.ops.logistic.mixture import components
 
-_BLOCK = 128
+PER_PROGRAM = 128  # elements or pixels
 
 
 @triton.jit
@@ -243,23 +243,11 @@ def store_plane(to, index, stride, value, inside):
 
 def constants_of(grid: Grid, dtype: torch.dtype) -> dict[str, Any]:
     """What every kernel of the family is compiled for."""
-    return {"GRID": grid, "WIDE": wide(dtype), "BLOCK": _BLOCK}
+    return {"GRID": grid, "WIDE": wide(dtype), "BLOCK": PER_PROGRAM}
 
 
 def blocks_of(pixels: int) -> int:
-    return triton.cdiv(pixels, _BLOCK)
-
-
-def run_on_elements(
-    kernel: Any, inputs: Sequence[Tensor], outs: Sequence[Tensor], grid: Grid
-) -> None:
-    """Runs a kernel on tensors of one shape, the parameters last among the inputs."""
-    count = outs[0].numel()
-    if count:
-        vectors = [x.detach().contiguous() for x in inputs]
-        constants = constants_of(grid, inputs[-1].dtype)
-        with torch.cuda.device_of(outs[0]):
-            kernel[(blocks_of(count),)](*vectors, *outs, count, **constants, **OPTIONS)
+    return triton.cdiv(pixels, PER_PROGRAM)
 
 
 def run_on_pixels(

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlatent.ops.elementary_triton import exp, log1p, tanh
+from fastlatent.ops.elementary_triton import exp, log1p, run_on_elements, tanh
 from fastlatent.ops.logistic.grid import Grid, on_grid
 from fastlatent.ops.logistic_planes_triton import (
+    PER_PROGRAM,
     block_of,
     blocks_of,
     clamped,
@@ -22,7 +23,6 @@ from fastlatent.ops.logistic_planes_triton import (
     mean_plane,
     plane,
     put_back,
-    run_on_elements,
     run_on_pixels,
     store_plane,
     tied_cell,
@@ -271,7 +271,7 @@ def discretized_logistic_log_prob(
     bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> Tensor:
     out = torch.empty(bins.shape, dtype=upcast(mean.dtype), device=mean.device)
-    run_on_elements(single_kernel, (bins, mean, log_scale), (out,), grid)
+    run_on_elements(single_kernel, (bins, mean, log_scale), (out,), PER_PROGRAM, GRID=grid)
     return out
 
 
@@ -281,7 +281,7 @@ def discretized_logistic_backward(
 ) -> tuple[Tensor, Tensor]:
     by_mean, by_log_scale = torch.empty((2, *mean.shape), dtype=mean.dtype, device=mean.device)
     inputs = grad, bins, mean, log_scale
-    run_on_elements(single_backward_kernel, inputs, (by_mean, by_log_scale), grid)
+    run_on_elements(single_backward_kernel, inputs, (by_mean, by_log_scale), PER_PROGRAM, GRID=grid)
     return by_mean, by_log_scale
 
 

@@ -165,7 +165,6 @@ def _jvp_gradients(args: tuple, grads: tuple) -> tuple[Tensor | None, ...]:
         None,
         by_scale if affine and scale is not None else None,
         by_shift if affine and shift is not None else None,
-        None,
     )
 
 
@@ -174,8 +173,6 @@ _jvp_backward = register(
     "Tensor? scale, Tensor? shift, float slope, bool affine) -> (Tensor, Tensor, Tensor, Tensor)",
     _jvp_backward_reference,
     cases=_jvp_backward_cases,
-    gradient="true",
-    discrete=(False, False, False, False),
     dtypes=DTYPES,
     cpp=_jvp_backward_cpp,
     triton="jacobian_triton",
@@ -186,8 +183,6 @@ _jvp = register(
     "float slope) -> (Tensor, Tensor)",
     _jvp_reference,
     cases=_jvp_cases,
-    gradient="true",
-    discrete=(False, False),
     dtypes=DTYPES,
     cpp=_jvp_cpp,
     triton="jacobian_triton",

@@ -60,7 +60,6 @@ _gram = register(
     "jacobian_gram(Tensor jacobian, Tensor? weight) -> Tensor",
     _gram_reference,
     cases=_gram_cases,
-    gradient="true",
     dtypes=DTYPES,
     cpp=_gram_cpp,
     triton="jacobian_triton",

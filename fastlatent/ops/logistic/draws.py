@@ -136,9 +136,7 @@ _quantized = register(
     on_grid(_quantized_bins),
     cases=_cases,
     gradient="none",
-    discrete=(True,),
     decided=_decided,
-    dtypes=_check.FLOATING,
     cpp=_cpp_writing(quantized=True),
     triton="logistic_triton",
 )
@@ -148,7 +146,6 @@ _continuous = register(
     on_grid(_continuous_values),
     cases=_cases,
     gradient="none",
-    dtypes=_check.FLOATING,
     cpp=_cpp_writing(quantized=False),
     triton="logistic_triton",
 )

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.ops import _check
 from fastlatent.ops._register import laid_out, register, threads
 from fastlatent.ops.logistic.arguments import (
     check_grid,
@@ -106,9 +105,7 @@ _mean_backward = register(
     "-> (Tensor, Tensor)",
     _mean_backward_reference,
     cases=_mean_backward_cases,
-    gradient="true",
-    discrete=(False, False),
-    dtypes=_check.FLOATING,
+    elementwise=True,
     cpp=_mean_backward_cpp,
     triton="logistic_means_triton",
 )
@@ -117,11 +114,10 @@ _mean = register(
     f"discretized_logistic_mean(Tensor mean, Tensor log_scale, {SINGLE}) -> Tensor",
     _mean_reference,
     cases=logistic_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
+    elementwise=True,
     cpp=_mean_cpp,
     triton="logistic_means_triton",
-    backward=lambda args, grads: (*_mean_backward(grads[0], *args), None, None, None),
+    backward=lambda args, grads: _mean_backward(grads[0], *args),
 )
 
 
@@ -245,8 +241,6 @@ _mixture_mean_backward = register(
     f"discretized_logistic_mixture_mean_backward(Tensor grad, Tensor params, {MIXTURE}) -> Tensor",
     _mixture_mean_backward_reference,
     cases=_mixture_mean_backward_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     cpp=_mixture_mean_backward_cpp,
     triton="logistic_means_triton",
 )
@@ -254,15 +248,13 @@ _mixture_mean_backward = register(
 
 def _mixture_mean_gradient(args: tuple, grads: tuple) -> tuple:
     params, _, *rest = args
-    return _mixture_mean_backward(grads[0], params, *rest), None, None, None, None, None
+    return (_mixture_mean_backward(grads[0], params, *rest),)
 
 
 _mixture_mean = register(
     f"discretized_logistic_mixture_mean(Tensor params, int channels, {MIXTURE}) -> Tensor",
     _mixture_mean_reference,
     cases=_mixture_mean_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     cpp=_mixture_mean_cpp,
     triton="logistic_means_triton",
     backward=_mixture_mean_gradient,

@@ -174,8 +174,6 @@ _mixture_backward = register(
     "-> Tensor",
     _mixture_backward_reference,
     cases=_mixture_backward_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     cpp=_mixture_backward_cpp,
     triton="logistic_triton",
 )
@@ -183,7 +181,7 @@ _mixture_backward = register(
 
 def _mixture_gradient(args: tuple, grads: tuple) -> tuple:
     *arguments, _ = args
-    return None, _mixture_backward(grads[0], *arguments), None, None, None, None, None
+    return None, _mixture_backward(grads[0], *arguments)
 
 
 _mixture = register(
@@ -191,8 +189,6 @@ _mixture = register(
     "-> Tensor",
     _mixture_reference,
     cases=_mixture_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
     cpp=_mixture_cpp,
     triton="logistic_triton",
     backward=_mixture_gradient,

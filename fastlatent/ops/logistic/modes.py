@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
     check_grid,
@@ -88,9 +87,8 @@ _mode = register(
     _mode_reference,
     cases=logistic_cases,
     gradient="none",
-    discrete=(True,),
+    elementwise=True,
     decided=_mode_decided,
-    dtypes=_check.FLOATING,
     cpp=_mode_cpp,
     triton="logistic_means_triton",
 )
@@ -206,9 +204,7 @@ _mixture_mode = register(
     _mixture_mode_reference,
     cases=_mixture_mode_cases,
     gradient="none",
-    discrete=(True,),
     decided=_mixture_mode_decided,
-    dtypes=_check.FLOATING,
     cpp=_mixture_mode_cpp,
     triton="logistic_means_triton",
 )

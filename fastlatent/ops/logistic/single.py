@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastlatent.ops import _check
 from fastlatent.ops._register import register, threads
 from fastlatent.ops.logistic.arguments import (
     check_bins,
@@ -88,9 +87,7 @@ _single_backward = register(
     f"{SINGLE}) -> (Tensor, Tensor)",
     _single_backward_reference,
     cases=_single_backward_cases,
-    gradient="true",
-    discrete=(False, False),
-    dtypes=_check.FLOATING,
+    elementwise=True,
     cpp=_single_backward_cpp,
     triton="logistic_triton",
 )
@@ -100,11 +97,10 @@ _single = register(
     "-> Tensor",
     _single_reference,
     cases=_single_cases,
-    gradient="true",
-    dtypes=_check.FLOATING,
+    elementwise=True,
     cpp=_single_cpp,
     triton="logistic_triton",
-    backward=lambda args, grads: (None, *_single_backward(grads[0], *args), None, None, None),
+    backward=lambda args, grads: (None, *_single_backward(grads[0], *args)),
 )
 
 

@@ -110,7 +110,6 @@ def _of_curve(args: tuple, grads: tuple) -> tuple:
     return (
         _adjoint(grads[0], t, *rest) if control.requires_grad else None,
         _slope(grads[0], control, t, *rest) if t.requires_grad else None,
-        *[None] * len(rest),
     )
 
 
@@ -120,7 +119,6 @@ def _of_adjoint(args: tuple, grads: tuple) -> tuple:
     return (
         _op(grads[0], t, *rest) if grad.requires_grad else None,
         _slope(grad, grads[0], t, *rest) if t.requires_grad else None,
-        *[None] * len(rest),
     )
 
 
@@ -180,7 +178,6 @@ _adjoint = register(
     "bspline_backward(Tensor grad, Tensor t, Tensor knots, int degree, int order) -> Tensor",
     _backward_reference,
     cases=_backward_cases,
-    gradient="true",
     constants=(2,),
     dtypes=DTYPES,
     cpp=_backward_cpp,
@@ -192,7 +189,6 @@ _op = register(
     "bspline(Tensor control, Tensor t, Tensor knots, int degree, int order) -> Tensor",
     _reference,
     cases=_cases,
-    gradient="true",
     constants=(2,),
     dtypes=DTYPES,
     cpp=_cpp,
