@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastlatent.commands.console import command, parse
+from fastlatent.commands.console import OUTSIDE_TRAINING, command, parse
 from fastlatent.commands.trained import OptionalRun, RunOptions, Trained
 from fastlatent.files.image_files import BACKGROUND, check_background
 from fastlatent.inference.devices import choose_device
@@ -44,6 +44,10 @@ Examples:
   python -m fastlatent.evaluate runs/lbae-celeba --features inception --jpeg
   python -m fastlatent.evaluate --real folder --fake samples.npz --features inception
   torchrun --nproc-per-node 2 -m fastlatent.evaluate runs/lbae-mnist"""
+
+
+# Settings of a data set that options of this command name otherwise.
+OPTIONS = {**OUTSIDE_TRAINING, "data.name": "--data", "data.size": "--size"}
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ class Options(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"--samples must be at least 1; got {self.samples}")
+        for name, least in (("samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}; got {value}")
         if (self.real is None) != (self.fake is None):
             raise ValueError("--real and --fake go together")
         if (self.run is None) == (self.real is None):
@@ -171,7 +177,7 @@ class Options(RunOptions):
         )
 
 
-@command(shared=True)
+@command(shared=True, options=OPTIONS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     options = parse(Options, argv, "evaluate", DESCRIPTION, renamed={"--limit": "--images"})

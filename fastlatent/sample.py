@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlatent import plots
-from fastlatent.commands.console import command, parse
+from fastlatent.commands.console import OUTSIDE_TRAINING, command, parse
 from fastlatent.commands.single_images import SingleImages
 from fastlatent.commands.trained import RunOptions, Trained
 from fastlatent.data import DataConfig, Split, load
@@ -53,6 +53,15 @@ SHOWN = 400  # samples in the picture, at most
 BATCH = 256  # images of a data set written at a time
 
 
+# Settings of a data set by the options of this command.
+OPTIONS = {
+    **OUTSIDE_TRAINING,
+    "data.name": "the data set",
+    "data.size": "--size",
+    "data.classes": "--classes",
+}
+
+
 @dataclass(frozen=True)
 class Options(RunOptions):
     """The command line."""
@@ -82,7 +91,7 @@ class Options(RunOptions):
     """Side of the data set's images when written; default: their own."""
 
 
-@command
+@command(options=OPTIONS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and sample."""
     options = parse(Options, argv, "sample", DESCRIPTION, renamed={"--n": "--images"})

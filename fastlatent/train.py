@@ -102,7 +102,7 @@ FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
 FREE_DATA = {"data.root", "data.resident", "data.workers", "data.download"}
 
 
-@command(shared=True)
+@command(shared=True, options={})
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     arguments = list(sys.argv[1:] if argv is None else argv)

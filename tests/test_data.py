@@ -261,11 +261,9 @@ def test_idx_sets_by_their_folders(tmp_path, monkeypatch, kind, folder):
 
 def test_missing_root_says_where_to_give_it(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTLATENT_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"mnist needs its files: .*--data\.root.*FASTLATENT_DATA"):
+    with pytest.raises(ValueError, match=r"mnist needs its files: .* data\.root .*FASTLATENT_DATA"):
         load(DataConfig(name="mnist"))
-    with pytest.raises(
-        FileNotFoundError, match=r"--data\.root is .*nowhere, which is not a folder"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"data\.root is .*nowhere, which is not a folder"):
         load(DataConfig(name="mnist", root=tmp_path / "nowhere"))
     monkeypatch.setenv("FASTLATENT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"FASTLATENT_DATA is .*nowhere"):
@@ -902,7 +900,7 @@ def test_classes_that_leave_nothing(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 4, 4), np.uint8), y=np.arange(20) // 10 * 2)
     with pytest.raises(ValueError, match=r"has labels 0 to 2; got \(3,\)"):
         load(DataConfig(name=f"npz:{tmp_path}/a.npz", classes=(3,)))
-    with pytest.raises(ValueError, match=r"has no train image with a label in data.classes \(1,\)"):
+    with pytest.raises(ValueError, match=r"has no train image with a label in data.classes=\(1,\)"):
         load(DataConfig(name=f"npz:{tmp_path}/a.npz", classes=(1,)))
 
 
@@ -922,13 +920,13 @@ def test_download_only_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_missing_files_name_the_option_that_fetches_them(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"^mnist: no .*; train with --data\.download "):
+    with pytest.raises(FileNotFoundError, match=r"^mnist: no .*; data\.download=True fetches it$"):
         load(DataConfig(name="mnist", root=tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         load(DataConfig(name="static-mnist", root=tmp_path))
     assert "download" not in str(caught.value), "what cannot be fetched"
     monkeypatch.delenv("FASTLATENT_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"; --data\.download fetches them into it$"):
+    with pytest.raises(ValueError, match=r"; data\.download=True fetches them into it$"):
         load(DataConfig(name="mnist"))
 
 

@@ -617,7 +617,7 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
         (sample, ["digits", "--folder", "x", "--method", "prior"], 2, "--method does not go with"),
         (sample, ["digits", "--folder", "x", "--images", "400"], 2, "of each of 10 classes; class"),
         (sample, ["digits", "--folder", "x", "--classes", "12"], 1, "has labels 0 to 9; got (12,)"),
-        (sample, ["npz", "--folder", "x"], 2, "data.name must be one of"),
+        (sample, ["npz", "--folder", "x"], 2, "the data set must be one of"),
         (sample, ["npz:nowhere.npz", "--folder", "x"], 1, "nowhere.npz"),
         (sample, ["mnist", "--root", "nowhere", "--folder", "x"], 1, "mnist"),
         (sample, ["{space}", "--classes", "1"], 2, "--classes needs a data set in place of a run"),

@@ -109,9 +109,7 @@ def test_images_of_several_sizes_are_resized_where_that_is_asked_for(
     sets = ("--real", folder_of(tmp_path / "a", real), "--fake", folder_of(tmp_path / "b", fake))
     assert evaluate.main([*map(str, sets), *DIGITS]) == 2
     said = capsys.readouterr().err
-    assert (
-        "/a of 28x28 and " in said and "/b of 40x40; give a size to bring all to (--size)" in said
-    )
+    assert "/a of 28x28 and " in said and "/b of 40x40; give a --size to bring all to" in said
     assert not learnt
     found = measured(*sets, *DIGITS, "--size", "28", "--folder", "found")
     assert "/b: images of 40x40 are resized to 28x28, bicubic" in capsys.readouterr().out

@@ -213,7 +213,7 @@ def test_folders_of_several_sizes_and_colours(tmp_path: Path) -> None:
     assert extract(only_grey, flat).all().shape == (2, 30)
     assert extract(only_grey, flat, channels=3).all().shape == (2, 90)
     write(only_grey / "2.png", pictures(1, 3)[0])
-    with pytest.raises(ValueError, match=r"2.png is a colour image among grey ones; ask for 3"):
+    with pytest.raises(ValueError, match=r"2.png is a colour image among grey ones; channels=3"):
         extract(only_grey, flat)
 
 

@@ -221,7 +221,7 @@ def test_bins_hold_the_mass_between_their_edges():
         ({"output": "tanh"}, "output must be one of relu, linear, sigmoid"),
         (
             {"schedule": PriorSchedule(refit_samples=49)},
-            "schedule.refit_samples must be at least prior.components, 50; got 49",
+            "schedule.refit_samples must be at least prior.components=50; got 49",
         ),
     ],
 )

@@ -532,11 +532,23 @@ def test_presets_hold_the_published_settings():
     [
         ("--model.prior.kind", "gauss", "must be one of normal, gmm"),
         ("--model.prior.components", "0", "components must be at least 1"),
-        ("--model.prior.most-scale", "0.01", "most_scale must be more than least_scale"),
-        ("--model.schedule.prior-from", "50", "prior_from must be from 0 to warmup_epochs"),
-        ("--model.schedule.mask-from", "1", "mask_from must be at least warmup_epochs"),
+        (
+            "--model.prior.most-scale",
+            "0.01",
+            "most-scale must be more than --model.prior.least",
+        ),
+        (
+            "--model.schedule.prior-from",
+            "50",
+            "prior-from must be from 0 to --model.schedule.warmup-epochs",
+        ),
+        (
+            "--model.schedule.mask-from",
+            "1",
+            "mask-from must be at least --model.schedule.warmup-epochs",
+        ),
         ("--betas", "0.9 1.0", "betas must be two numbers"),
-        ("--clip-value", "0", "clip_value must be positive"),
+        ("--clip-value", "0", "clip-value must be positive"),
     ],
 )
 def test_bad_settings_are_one_sentence(tmp_path, capsys, option, value, words):

@@ -281,7 +281,7 @@ def test_damaged_checkpoint_is_a_sentence(run: Run, damage: str) -> None:
         path.unlink()
     else:
         (run.path / "state/2/state.json").write_text("{")
-    with pytest.raises(RunError, match=r"state/2 cannot be used: .*; try --from-step 1"):
+    with pytest.raises(RunError, match=r"state/2 cannot be used: .*; try step=1"):
         run.load()
     assert run.load(1).step == 1
 
@@ -298,7 +298,10 @@ def test_place_of_a_new_run(run: Run, tmp_path: Path) -> None:
     Run.check_free(tmp_path / "new")
     Run.check_free(run.path)  # it never got as far as a trained step
     run.save(state(1))
-    with pytest.raises(UsageError, match="already holds a run; go on with it by --resume"):
+    with pytest.raises(
+        UsageError,
+        match=r"already holds a run; go on with it by python -m .* --resume",
+    ):
         Run.check_free(run.path)
     (tmp_path / "other").mkdir()
     Run.check_free(tmp_path / "other")

@@ -26,6 +26,7 @@ from fastlatent.jobs.errors import (
     computing_failure,
     sentence_of,
 )
+from fastlatent.jobs.naming import naming
 from fastlatent.jobs.progress import printable, say
 from fastlatent.jobs.ranks import is_main_process, launched
 from fastlatent.jobs.signals import end_by_exception
@@ -33,6 +34,15 @@ from fastlatent.ops import KernelMissing
 
 Parsed = TypeVar("Parsed")
 Main = Callable[[Sequence[str] | None], None]
+
+# Settings of training that other commands call otherwise, or leave to it.
+OUTSIDE_TRAINING = MappingProxyType(
+    {
+        "data.root": "--root",
+        "data.download": "--data.download of train",
+        "data.size": "--data.size of train",
+    }
+)
 
 
 def keep_freed_memory() -> None:
@@ -48,17 +58,24 @@ def keep_freed_memory() -> None:
             mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def command(main: Main | None = None, *, shared: bool = False) -> Callable[..., Any]:
+def command(
+    main: Main | None = None,
+    *,
+    shared: bool = False,
+    options: Mapping[str, str] = OUTSIDE_TRAINING,
+) -> Callable[..., Any]:
     """Turn `main(argv)` into a command that returns its exit code and explains failures.
 
     Expected failures become one sentence on stderr; FASTLATENT_TRACEBACK=1 shows where they arose.
     With the arguments of the process, it is the process's own and may set how memory is kept. There
     only commands whose work is `shared` do anything in any process but the first of a launcher.
+    Messages name settings as options, those in `options` by these names.
     """
     if main is None:
-        return functools.partial(command, shared=shared)
+        return functools.partial(command, shared=shared, options=options)
 
     @functools.wraps(main)
+    @naming(options)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
             check_environment(main.__module__, shared)
@@ -188,8 +205,9 @@ def _unboxed(box: str) -> str:
     message = " ".join(sections[1]).rstrip(".")
     if message.startswith("Unrecognized options: "):
         return _unknown(message.partition(": ")[2].split(", "), sections[2:])
-    # Of an option tyro names the option, of a whole form its class.
-    return re.sub(r"^Error parsing (?:[A-Z]+[a-z]\w*: )?", "", message)
+    # Of an option tyro names the option, of a whole form its class or its place; that form itself
+    # names the option.
+    return re.sub(r"^Error parsing (?:[A-Z]+[a-z]\w*: |[\w.]+: (?=--))?", "", message)
 
 
 def _unknown(words: Sequence[str], hints: Sequence[Sequence[str]]) -> str:

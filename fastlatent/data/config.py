@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fastlatent.files.image_files import BACKGROUND, check_background
+from fastlatent.jobs.naming import setting
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 DOWNLOADABLE = ("mnist", "fashion", "kmnist", "emnist", "svhn", "cifar10", "celeba")
@@ -62,27 +63,37 @@ class DataConfig:
         for field in ("size", "per_class", "crop"):
             value = getattr(self, field)
             if value is not None and not _is_integer(value, at_least=1):
-                raise ValueError(f"data.{field} must be a positive integer; got {value!r}")
+                raise ValueError(
+                    f"{setting(f'data.{field}')} must be a positive integer; got {value!r}"
+                )
         for field in ("workers", "validation", "split_seed"):
             value = getattr(self, field)
             if not _is_integer(value, at_least=0):
-                raise ValueError(f"data.{field} must be an integer from 0 up; got {value!r}")
+                raise ValueError(
+                    f"{setting(f'data.{field}')} must be an integer from 0 up; got {value!r}"
+                )
         if not all(_is_integer(label, at_least=0) for label in self.classes):
-            raise ValueError(f"data.classes must hold labels from 0 up; got {self.classes!r}")
-        check_background("data.background", self.background)
+            raise ValueError(
+                f"{setting('data.classes')} must hold labels from 0 up; got {self.classes!r}"
+            )
+        check_background(setting("data.background"), self.background)
         if self.resident not in get_args(Resident):
-            raise ValueError(f"data.resident must be auto, device or stream; got {self.resident!r}")
+            raise ValueError(
+                f"{setting('data.resident')} must be auto, device or stream; got {self.resident!r}"
+            )
         if self.kind in BINARY_SIZES:
             # Any other size would turn its 0s and 1s into greys.
             sizes = BINARY_SIZES[self.kind]
             if self.size not in (None, *sizes):
                 listed = " or ".join(map(str, sizes))
-                raise ValueError(f"data.size of {self.kind} must be {listed}; got {self.size}")
+                raise ValueError(
+                    f"{setting('data.size')} of {self.kind} must be {listed}; got {self.size}"
+                )
             if self.crop is not None:
-                raise ValueError(f"data.crop does not apply to {self.kind}")
+                raise ValueError(f"{setting('data.crop')} does not apply to {self.kind}")
         if self.download and self.kind not in DOWNLOADABLE:
             raise ValueError(
-                f"data.download works for {', '.join(DOWNLOADABLE)}; got {self.name!r}"
+                f"{setting('data.download')} works for {', '.join(DOWNLOADABLE)}; got {self.name!r}"
             )
 
     @property
@@ -138,7 +149,7 @@ def _check_name(name: str) -> None:
         known = name in ("digits", *BINARY_SIZES, *DOWNLOADABLE)
     if not known:
         splits = f" (SPLIT: {', '.join(EMNIST_SPLITS)})" if kind == "emnist" else ""
-        raise ValueError(f"data.name must be one of {KNOWN}{splits}; got {name!r}")
+        raise ValueError(f"{setting('data.name')} must be one of {KNOWN}{splits}; got {name!r}")
 
 
 def _is_integer(value: object, at_least: int) -> bool:

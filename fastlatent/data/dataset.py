@@ -14,6 +14,7 @@ from fastlatent.data.images import FileImages, Fit
 from fastlatent.data.source import Images, Source, set_apart, take
 from fastlatent.data.split import Split
 from fastlatent.jobs.errors import sentence_of
+from fastlatent.jobs.naming import setting
 
 # What "auto" keeps on the device: at most so many bytes, and so many files to decode beforehand.
 _RESIDENT_BYTES = 1 << 30
@@ -106,8 +107,8 @@ def _apart(config: DataConfig, train: Part) -> tuple[Part, Part]:
     count = len(train.images)
     if config.validation >= count:
         raise ValueError(
-            f"data.validation must be less than the {count:,} training images of {config.name}; "
-            f"got {config.validation}"
+            f"{setting('data.validation')} must be less than the {count:,} training images of "
+            f"{config.name}; got {config.validation}"
         )
     rest, apart = set_apart(count, config.validation, config.split_seed)
     return train.rows(rest), train.rows(apart)
@@ -122,8 +123,7 @@ def _read_source(config: DataConfig) -> Source:
             raise
         if not config.download:
             raise FileNotFoundError(
-                f"{sentence_of(error)}; train with --data.download to fetch it, in Python with "
-                f'data={{"name": "{config.name}", "download": True}}'
+                f"{sentence_of(error)}; {setting('data.download', True)} fetches it"
             ) from None
     _download(config)
     return read(config)
@@ -140,7 +140,9 @@ def _chosen(
     if labels is None or label_names is None:
         for field in ("classes", "per_class"):
             if getattr(config, field):
-                raise ValueError(f"data.{field} needs labels, and {config.name} has none")
+                raise ValueError(
+                    f"{setting(f'data.{field}')} needs labels, and {config.name} has none"
+                )
     else:
         kept = torch.ones(len(labels), dtype=torch.bool)
         if config.classes:
@@ -151,7 +153,8 @@ def _chosen(
             rows = kept.nonzero()[:, 0]
             images, labels = take(images, rows), labels[rows]
     if len(images) == 0:
-        left = f" with a label in data.classes {config.classes}" if config.classes else ""
+        classes = setting("data.classes", config.classes)
+        left = f" with a label in {classes}" if config.classes else ""
         raise ValueError(f"{config.name} has no {split} image{left}")
     return images, labels
 
@@ -159,7 +162,8 @@ def _chosen(
 def _with_label(labels: Tensor, config: DataConfig, count: int) -> Tensor:
     if max(config.classes) >= count:
         raise ValueError(
-            f"data.classes: {config.name} has labels 0 to {count - 1}; got {config.classes}"
+            f"{setting('data.classes')} must be labels from 0 to {count - 1}, those of "
+            f"{config.name}; got {config.classes}"
         )
     wanted = torch.tensor(config.classes)
     return torch.isin(labels, wanted) if labels.ndim == 1 else labels[:, wanted].any(1)
@@ -168,7 +172,8 @@ def _with_label(labels: Tensor, config: DataConfig, count: int) -> Tensor:
 def _first_of_each_label(labels: Tensor, config: DataConfig) -> Tensor:
     if labels.ndim != 1:
         raise ValueError(
-            f"data.per_class needs one class for each image; {config.name} has attributes"
+            f"{setting('data.per_class')} needs one class for each image; {config.name} has "
+            "attributes"
         )
     kept = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

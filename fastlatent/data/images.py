@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlatent.files.image_files import BACKGROUND, decode
 from fastlatent.files.image_folders import survey
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import track
 
 
@@ -40,7 +41,9 @@ class Fit:
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what such images become; ValueError where the crop is larger."""
         if self.crop is not None and self.crop > min(height, width):
-            raise ValueError(f"data.crop is {self.crop}, more than images of {height}x{width} have")
+            raise ValueError(
+                f"{setting('data.crop')} is {self.crop}, more than images of {height}x{width} have"
+            )
         side = self.size or self.crop
         return (height, width) if side is None else (side, side)
 
@@ -105,8 +108,8 @@ class FileImages:
         if size != self.shape[1:]:
             raise ValueError(
                 f"{path} is {size[0]}x{size[1]} where {self.paths[0]} is "
-                f"{self.shape[1]}x{self.shape[2]}; give --data.size (outside training --size) to "
-                "bring all to one"
+                f"{self.shape[1]}x{self.shape[2]}; give {setting('data.size')} to bring all "
+                "to one"
             )
 
 

@@ -12,6 +12,7 @@ from fastlatent.data.source import Source, hold_out
 from fastlatent.files.arrays import bits_among, images_of, taken_as_white
 from fastlatent.files.image_folders import find_images
 from fastlatent.files.reading import reading
+from fastlatent.jobs.naming import setting
 
 CONVERTED = 4096  # images at a time
 _MOST_CLASSES = 10_000  # labels above are no class ids: a bound on the list of names
@@ -21,7 +22,7 @@ def folder(config: DataConfig) -> Source:
     """Image files; sub-folders name the classes, train/ and test/ the splits if both are there."""
     root = Path(config.detail).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"data.name: there is no folder {root}")
+        raise FileNotFoundError(f"{setting('data.name')}: there is no folder {root}")
     present = [name for name in ("train", "test") if (root / name).is_dir()]
     if len(present) == 1:
         raise ValueError(
@@ -74,7 +75,7 @@ def npz(config: DataConfig) -> Source:
     """Arrays train_x, test_x and perhaps train_y, test_y; or x and perhaps y; perhaps classes."""
     path = Path(config.detail).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"data.name: there is no file {path}")
+        raise FileNotFoundError(f"{setting('data.name')}: there is no file {path}")
     arrays, others = read_npz_arrays(
         path, ("train_x", "test_x", "train_y", "test_y", "x", "y", "classes")
     )
@@ -166,7 +167,7 @@ def h5(config: DataConfig) -> Source:
         found = [path / name for name in ("data.hdf5", "data.hy") if (path / name).is_file()]
         path = found[0] if found else path / "data.hdf5"
     if not path.is_file():
-        raise FileNotFoundError(f"data.name: there is no file {path}")
+        raise FileNotFoundError(f"{setting('data.name')}: there is no file {path}")
     listed = path.with_name("id.txt")
     wanted = None
     if listed.is_file():

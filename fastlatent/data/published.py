@@ -21,6 +21,7 @@ from fastlatent.data.formats import (
 )
 from fastlatent.data.images import Fit
 from fastlatent.data.source import Source, hold_out, set_apart
+from fastlatent.jobs.naming import setting
 
 # As torchvision records them, but for MNIST and Fashion-MNIST. Theirs are of the files unpacked,
 # which may have been packed again.
@@ -314,9 +315,10 @@ def data_root(config: DataConfig) -> Path:
     root = config.root or os.environ.get("FASTLATENT_DATA")
     if not root:
         raise ValueError(
-            f"{config.name} needs its files: give the folder that holds them with --data.root "
-            "(outside training --root) or the environment variable FASTLATENT_DATA"
-            + ("; --data.download fetches them into it" * (config.kind in DOWNLOADABLE))
+            f"{config.name} needs its files: give the folder that holds them with "
+            f"{setting('data.root')} or the environment variable FASTLATENT_DATA"
+            + f"; {setting('data.download', True)} fetches them into it"
+            * (config.kind in DOWNLOADABLE)
         )
     return Path(root).expanduser()
 
@@ -324,7 +326,7 @@ def data_root(config: DataConfig) -> Path:
 def _find(config: DataConfig, folders: tuple[str, ...], file: str, gzipped: bool = False) -> Path:
     root = data_root(config)
     if not root.is_dir():
-        where = "--data.root" if config.root else "FASTLATENT_DATA"
+        where = setting("data.root") if config.root else "FASTLATENT_DATA"
         raise FileNotFoundError(f"{config.name}: {where} is {root}, which is not a folder")
     files = (file, f"{file}.gz") if gzipped else (file,)
     for folder in folders:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.naming import setting
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -13,7 +14,7 @@ def choose_device(device: Device) -> torch.device:
     """The device to compute on; RunError when CUDA is asked for and not there."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise RunError("--device cuda was asked for, but PyTorch sees no CUDA GPU here")
+        raise RunError(f"{setting('device', 'cuda')} needs a CUDA GPU, and PyTorch sees none here")
     return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from fastlatent.jobs.naming import setting
+
 
 class UsageError(ValueError):
     """A command or function was called wrongly: one sentence, of a command exit code 2."""
@@ -57,5 +59,5 @@ def computing_failure(error: BaseException) -> str | None:
     if "DefaultCPUAllocator" in text or "not enough memory" in text:
         return f"out of memory: {first.rpartition('DefaultCPUAllocator: ')[2]}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"--compile does not work here: {first}"
+        return f"{setting('compile', True)} does not work here: {first}"
     return None

@@ -5,14 +5,16 @@ layers and settings of M. Y. Michelis and Q. Becker, "On Linear Interpolation in
 of Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlatent.jobs.naming import require
 from fastlatent.models.base import LatentModel
 from fastlatent.models.capabilities import AlternatingStep
 from fastlatent.models.spectral import (
@@ -35,6 +37,8 @@ JOINT_FEATURES = 32  # of its layer for both
 class BiGANConfig:
     """What it takes to build the model."""
 
+    OPTIONS: ClassVar = "model."
+
     family: Literal["bigan"] = "bigan"
     """Kind of model; the preset has chosen it."""
     image_shape: tuple[int, int, int] = (1, 28, 28)
@@ -46,13 +50,9 @@ class BiGANConfig:
     """
 
     def __post_init__(self) -> None:
-        check_image_shape("BiGANConfig", self.image_shape)
-        if self.dim < 1:
-            raise ValueError(f"BiGANConfig: dim must be at least 1; got {self.dim!r}")
-        if not 0 < self.discriminator_rate < float("inf"):
-            raise ValueError(
-                f"BiGANConfig: discriminator_rate must be positive; got {self.discriminator_rate!r}"
-            )
+        check_image_shape(self)
+        require(self.dim >= 1, self, "dim", "at least 1")
+        require(0 < self.discriminator_rate < math.inf, self, "discriminator_rate", "positive")
 
 
 class Encoder(nn.Module):

@@ -9,12 +9,13 @@ fastlatent.priors.BernoulliCopula. The paper's baseline, a Gaussian VAE on the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlatent.jobs.naming import require, require_word
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.nn import (
     at_least_float32,
@@ -60,6 +61,8 @@ ARCHITECTURES = {
 class LBAEConfig:
     """What it takes to build the model."""
 
+    OPTIONS: ClassVar = "model."
+
     family: Literal["lbae"] = "lbae"
     """Kind of model; the preset has chosen it."""
     architecture: Literal["mnist", "cifar10", "celeba"] = "mnist"
@@ -91,27 +94,19 @@ class LBAEConfig:
         return ARCHITECTURES[self.architecture].image_shape
 
     def __post_init__(self) -> None:
-        def require(condition: bool, name: str, expectation: str) -> None:
-            if not condition:
-                got = getattr(self, name)
-                raise ValueError(f"LBAEConfig: {name} must be {expectation}; got {got!r}")
-
-        def require_choice(name: str, choices: tuple[str, ...]) -> None:
-            require(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
-
-        require_choice("architecture", tuple(ARCHITECTURES))
-        require_choice("latent", ("bits", "gaussian"))
-        require_choice("surrogate", ("tanh", "clip", "identity"))
-        require_choice("evaluate_with", ("mean", "sample"))
-        require(self.dim >= 1, "dim", "at least 1")
-        require(0 < self.width < float("inf"), "width", "positive")
-        require(self.kl_weight >= 0, "kl_weight", "at least 0")
+        require_word(self, "architecture", tuple(ARCHITECTURES))
+        require_word(self, "latent", ("bits", "gaussian"))
+        require_word(self, "surrogate", ("tanh", "clip", "identity"))
+        require_word(self, "evaluate_with", ("mean", "sample"))
+        require(self.dim >= 1, self, "dim", "at least 1")
+        require(0 < self.width < float("inf"), self, "width", "positive")
+        require(self.kl_weight >= 0, self, "kl_weight", "at least 0")
         for name in ("corruption", "test_corruption"):
-            require_choice(name, ("none", "noise", "blank"))
+            require_word(self, name, ("none", "noise", "blank"))
             strength = getattr(self, f"{name}_strength")
-            require(strength >= 0, f"{name}_strength", "at least 0")
+            require(strength >= 0, self, f"{name}_strength", "at least 0")
             if getattr(self, name) == "blank":
-                require(strength <= 1, f"{name}_strength", "a fraction, at most 1")
+                require(strength <= 1, self, f"{name}_strength", "a fraction, at most 1")
 
     def channels(self, count: int) -> int:
         """`count` channels of the published model at this width."""

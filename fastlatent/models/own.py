@@ -19,6 +19,7 @@ from fastlatent import nn as blocks
 from fastlatent import priors
 from fastlatent.files.code import Code, name_of, registered
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.models.base import LatentModel
 from fastlatent.noise import Noise
 
@@ -229,9 +230,8 @@ class _Builder:
         thing = self.code.find(name)
         if thing is None:
             raise UsageError(
-                f"the run needs the code of {name}, which runs only where it is named: "
-                "add --model-from FILE.py, or the name of an installed module; in Python "
-                "load(..., model_from=FILE)"
+                f"the run needs the code of {name}, which runs only where it is named: give "
+                f"{setting('model_from', 'FILE.py')}, or the name of an installed module"
             )
         return thing
 

@@ -5,10 +5,13 @@ Deep Generative Models", ICLR 2021 workshop GTRL, arXiv 2105.03663. Images here 
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastlatent.jobs.naming import require
 
 MAP_CHANNELS = 32  # of the innermost feature map
 EPSILON = 1e-12  # least length that a vector is divided by
@@ -91,13 +94,13 @@ class SpectralBlock(nn.Module):
         return layer, nn.ELU()
 
 
-def check_image_shape(owner: str, shape: tuple[int, ...]) -> None:
-    """ValueError for images that the networks here do not give back at their size."""
-    if len(shape) != 3 or shape[0] < 1 or any(size < 8 or size % 4 for size in shape[1:]):
-        raise ValueError(
-            f"{owner}: image_shape must be channels, height and width, both of them multiples of 4 "
-            f"from 8 up; got {tuple(shape)}"
-        )
+def check_image_shape(config: Any) -> None:
+    """ValueError where its images are of a size that the networks here do not give back."""
+    shape = config.image_shape
+    good = len(shape) == 3 and shape[0] >= 1
+    good = good and not any(size < 8 or size % 4 for size in shape[1:])
+    sides = "channels, height and width, both of them multiples of 4 from 8 up"
+    require(good, config, "image_shape", sides)
 
 
 def map_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -8,11 +8,12 @@ all pixels have one fixed variance; then fastlatent.models.precision is fitted t
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fastlatent.jobs.naming import require
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.precision import PrecisionNet, gaussian_nll
 from fastlatent.models.spectral import (
@@ -29,6 +30,8 @@ from fastlatent.noise import Noise, uncompiled
 @dataclass(frozen=True)
 class VAEConfig:
     """What it takes to build the model."""
+
+    OPTIONS: ClassVar = "model."
 
     family: Literal["vae"] = "vae"
     """Kind of model; the preset has chosen it."""
@@ -51,16 +54,12 @@ class VAEConfig:
     """Training images for that fit, at most."""
 
     def __post_init__(self) -> None:
-        check_image_shape("VAEConfig", self.image_shape)
+        check_image_shape(self)
         counts = ("dim", "samples", "centers_per_latent", "variance_steps", "variance_images")
         for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"VAEConfig: {name} must be at least 1; got {getattr(self, name)!r}"
-                )
+            require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("fixed_variance", "variance_floor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"VAEConfig: {name} must be positive; got {getattr(self, name)!r}")
+            require(0 < getattr(self, name) < math.inf, self, name, "positive")
 
 
 class Encoder(nn.Module):

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastlatent.jobs.naming import setting
 from fastlatent.paths.objective import LogProb, Objective, Reduction, Terms
 from fastlatent.paths.starts import Start, first_points, straight_points
 from fastlatent.untouched import Untouched, outside_inference_mode
@@ -301,7 +302,8 @@ def _check_settings(
 ) -> None:
     def require(good: bool, name: str, expectation: str, got: object) -> None:
         if not good:
-            raise ValueError(f"likelihood_path: {name} must be {expectation}; got {got!r}")
+            named = setting(name, argument=f"likelihood_path: {name}")
+            raise ValueError(f"{named} must be {expectation}; got {got!r}")
 
     for name, value, choices in (
         ("method", method, get_args(Method)),

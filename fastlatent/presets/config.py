@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastlatent.data import DataConfig
+from fastlatent.jobs.naming import name_of, require
 from fastlatent.models import ModelConfig
 
 SEEDS = 1 << 32
@@ -40,6 +41,8 @@ class Interval:
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. The options of the model and of the data are listed below."""
+
+    OPTIONS: ClassVar = ""
 
     name: str
     """Name of the run. Without --out, the run folder is runs/NAME."""
@@ -118,14 +121,12 @@ class TrainConfig:
     """Training images whose latents the samplers of training's pictures are fitted to."""
 
     def __post_init__(self) -> None:
-        def require(good: bool, name: str, expectation: str) -> None:
-            if not good:
-                raise ValueError(f"{name} must be {expectation}; got {getattr(self, name)!r}")
-
         # Dots alone name this folder, or the one above it.
         named = re.fullmatch(r"[\w.-]+", self.name) is not None and self.name.strip(".") != ""
-        require(named, "name", "letters, digits, . _ -, and not dots alone")
-        require(0 <= self.seed < SEEDS, "seed", f"from 0 to {SEEDS - 1}, as NumPy's seeds are")
+        require(named, self, "name", "letters, digits, . _ -, and not dots alone")
+        require(
+            0 <= self.seed < SEEDS, self, "seed", f"from 0 to {SEEDS - 1}, as NumPy's seeds are"
+        )
         counts = (
             "epochs",
             "batch",
@@ -136,24 +137,26 @@ class TrainConfig:
             "film_images",
         )
         for name in (*counts, "bound_samples"):
-            require(getattr(self, name) >= 1, name, "at least 1")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("steps", "bound_images", "test_images"):
             count = getattr(self, name)
-            require(count is None or count >= 1, name, "at least 1")
-        parts = f"a multiple of accumulate ({self.accumulate})"
-        require(self.batch % self.accumulate == 0, "batch", parts)
-        require(0 < self.lr < float("inf"), "lr", "positive")
-        require(0 < self.lr_decay <= 1, "lr_decay", "above 0 and at most 1")
-        require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        require(self.optimizer in ("adam", "adamax", "sgd"), "optimizer", "adam, adamax or sgd")
-        require(self.code_table in ("device", "file"), "code_table", "device or file")
-        require(self.skip >= 0, "skip", "at least 0")
+            require(count is None or count >= 1, self, name, "at least 1")
+        parts = f"a multiple of {name_of(self, 'accumulate', self.accumulate)}"
+        require(self.batch % self.accumulate == 0, self, "batch", parts)
+        require(0 < self.lr < float("inf"), self, "lr", "positive")
+        require(0 < self.lr_decay <= 1, self, "lr_decay", "above 0 and at most 1")
+        require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
+        require(
+            self.optimizer in ("adam", "adamax", "sgd"), self, "optimizer", "adam, adamax or sgd"
+        )
+        require(self.code_table in ("device", "file"), self, "code_table", "device or file")
+        require(self.skip >= 0, self, "skip", "at least 0")
         for name in ("clip", "clip_value"):
             bound = getattr(self, name)
-            require(bound is None or bound > 0, name, "positive")
+            require(bound is None or bound > 0, self, name, "positive")
         good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        require(good, "betas", "two numbers, each at least 0 and less than 1")
-        require(self.ema is None or 0 < self.ema < 1, "ema", "between 0 and 1")
+        require(good, self, "betas", "two numbers, each at least 0 and less than 1")
+        require(self.ema is None or 0 < self.ema < 1, self, "ema", "between 0 and 1")
         _ = self.intervals  # parsed once, here, and wrong ones refused
 
     @cached_property
@@ -165,7 +168,7 @@ class TrainConfig:
                 try:
                     interval = Interval.parse(getattr(self, option.name))
                 except ValueError as error:
-                    raise ValueError(f"{option.name}: {error}") from None
+                    raise ValueError(f"{name_of(self, option.name)}: {error}") from None
                 found[option.name.removesuffix("_every")] = interval
         return found
 

@@ -112,7 +112,7 @@ GLO_PRESETS = (
         _MNIST,
         _seed(_GREY, dim=10, alpha=5.0, batch=32, initial="pca"),
         "Laplacian L1 of training images 0.018 after 11.5 epochs, about 2 minutes each on one CPU "
-        "core. Draw samples from `fit_prior --prior gmm`: FD(classifier) 0.69.",
+        "core. Samples of a gmm prior fitted afterwards: FD(classifier) 0.69.",
     ),
     _preset(
         "SVHN.",

@@ -1,8 +1,9 @@
 """Priors of real latents by name, with what it takes to build and fit them."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from fastlatent.jobs.naming import require, require_word
 from fastlatent.priors.base import Prior
 from fastlatent.priors.hierarchical import Hierarchical, Ladder
 from fastlatent.priors.inner import ScaleKind
@@ -18,6 +19,8 @@ PriorKind = Literal["normal", "gmm", "vamp", "hierarchical", "ladder"]
 @dataclass(frozen=True)
 class PriorSettings:
     """A prior to be fitted to latents after training."""
+
+    OPTIONS: ClassVar = ""
 
     prior: PriorKind = "gmm"
     """normal: mean and covariance; gmm: a Gaussian mixture; vamp: posteriors of learned
@@ -40,14 +43,10 @@ class PriorSettings:
     """Training steps (vamp, hierarchical, ladder); default: 4000 for vamp, 2000 for the others."""
 
     def __post_init__(self) -> None:
-        if self.prior not in get_args(PriorKind):
-            raise ValueError(
-                f"--prior must be one of {', '.join(get_args(PriorKind))}; got {self.prior!r}"
-            )
+        require_word(self, "prior", get_args(PriorKind))
         for name in ("components", "code_dim", "width", "depth", "steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+            require(value is None or value >= 1, self, name, "at least 1")
 
     @property
     def trains(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastlatent.files.reading import read_json, reading
+from fastlatent.jobs.naming import naming
 from fastlatent.models import MODELS, OwnConfig
 from fastlatent.presets import TrainConfig
 
@@ -53,7 +54,8 @@ def from_json(form: type[Config], values: Any, where: str = "the configuration")
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{where} lacks the key {name!r}")
     try:
-        return form(**arguments)
+        with naming(None):  # JSON has fields, not options
+            return form(**arguments)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

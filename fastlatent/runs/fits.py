@@ -13,6 +13,7 @@ from fastlatent.data import Split
 from fastlatent.inference.latents import unit_images
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import Progress, track
 from fastlatent.models.capabilities import draw_latents, encoder_of, prior_dim, stored_latents
 from fastlatent.noise import Noise, generator
@@ -45,7 +46,8 @@ def fit_and_store(
     if model.latent_kind == "bits":
         raise UsageError(
             f"{trained.path} holds a model of bits, and a prior of kind {kind} is over real "
-            "latents; bits take --method copula or random of sample, without fit_prior"
+            f"latents; sample draws bits by {setting('method', 'copula')} or random, without "
+            "fit_prior"
         )
     trained.check_prior(kind)
     z, held_out = latents(trained, n, means)

@@ -33,6 +33,7 @@ from fastlatent.files.code import Code
 from fastlatent.files.reading import load_weights, read_json, reading
 from fastlatent.files.writing import flush_to_disk
 from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.models import LatentModel, OwnConfig, build
 from fastlatent.models.capabilities import LearnsLatents
 from fastlatent.presets import TrainConfig
@@ -102,18 +103,18 @@ class Run:
             config = read_config(path / "config.json")
         except (OSError, ValueError):
             raise UsageError(
-                f"{path} is there and is no run; choose another folder with --out"
+                f"{path} is there and is no run; choose another folder by {setting('out')}"
             ) from None
         if Run(path, config).has_learned():
             raise UsageError(
-                f"{path} already holds a run; go on with it by --resume {path}, "
-                "or choose another folder with --out"
+                f"{path} already holds a run; go on with it by python -m fastlatent.train --resume "
+                f"{path}, or choose another folder by {setting('out')}"
             )
         for entry in sorted(path.iterdir()):
             if not any(entry.match(pattern) for pattern in BEGINNING):
                 raise UsageError(
                     f"{path} holds {entry.name}, which is no part of a run that has just begun; "
-                    "choose another folder with --out"
+                    f"choose another folder by {setting('out')}"
                 )
 
     def create(self) -> None:
@@ -404,7 +405,8 @@ class Run:
             raise RunError(f"{self.path} keeps no checkpoint of step {step}; kept: {kept}")
         folder = self._states / str(step)
         others = [other for other in steps if other != step]
-        advice = f"; try --from-step {others[-1]}" if others else ""
+        other = setting("from_step", others[-1], argument="step") if others else ""
+        advice = f"; try {other}" if others else ""
         try:
             values = read_json(folder / "state.json")
             for name, mark in values.pop("files").items():

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlatent.inference.passes import evaluating
 from fastlatent.inference.walking import Space, Walk, space_of, walk, walkings
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import call_or_command, setting
 from fastlatent.models.capabilities import latent_prior, prior_dim
 from fastlatent.noise import generator
 from fastlatent.paths import Objective, typical_level
@@ -135,9 +136,11 @@ def prior_of(trained: OpenedRun, kind: Density) -> Prior:
     if kind == "own":
         prior = latent_prior(model)
         if prior is None:
+            command = f"python -m fastlatent.fit_prior {trained.path}"
+            fitting = call_or_command("fit_prior", command)
             raise UsageError(
-                f"{trained.path} holds a model whose own prior has no density; fit "
-                f"one by python -m fastlatent.fit_prior {trained.path} and name it by --prior"
+                f"{trained.path} holds a model whose own prior has no density; fit one by "
+                f"{fitting} and name it by {setting('prior')}"
             )
         return prior.to(trained.device).eval()
     return trained.prior(kind)

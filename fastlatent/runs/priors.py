@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastlatent.files.reading import load_weights, reading
 from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.naming import call_or_command
 from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import encoder_of, prior_dim
 from fastlatent.priors import Prior, PriorKind, PriorSettings
@@ -38,10 +39,10 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
     since; ValueError where the file is damaged or of another dimension.
     """
     path = prior_file(run, which, kind)
-    best = " --weights best" if which == "best" else ""
-    command = f"python -m fastlatent.fit_prior {run.path} --prior {kind}{best}"
+    command = f"python -m fastlatent.fit_prior {run.path} --prior {kind} --weights {which}"
+    fitting = call_or_command(f"call fit_prior({kind!r}) of the run", f"run {command}")
     if not path.is_file():
-        raise RunError(f"no prior {kind!r} is fitted to {run.path} yet; run {command}")
+        raise RunError(f"no prior {kind!r} is fitted to {run.path} yet; {fitting}")
     tensors, marks = read_tensors(path)
     with reading(path, "is damaged or holds no prior"):
         if not {"settings", "dim"} <= marks.keys():
@@ -50,13 +51,10 @@ def read_prior(run: Run, which: Weights, kind: PriorKind, model: LatentModel) ->
         dim = int(marks["dim"])
     if dim != prior_dim(model):
         raise ValueError(
-            f"{path} is a prior of {dim} latents and the model has {prior_dim(model)}; "
-            f"run {command}"
+            f"{path} is a prior of {dim} latents and the model has {prior_dim(model)}; {fitting}"
         )
     if marks.get("weights") != fingerprint(run.weights_file(which)):
-        raise RunError(
-            f"{path} was fitted to other weights than those in {run.path}; run {command}"
-        )
+        raise RunError(f"{path} was fitted to other weights than those in {run.path}; {fitting}")
     with reading(path, "is damaged or holds no prior"):
         prior = settings.build(dim, model.image_shape)
         load_weights(prior, tensors, path, f"a prior {kind!r}")

@@ -18,6 +18,7 @@ from fastlatent.files.reading import load_weights
 from fastlatent.inference.devices import choose_device
 from fastlatent.inference.latents import unit_images
 from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import processes, world
 from fastlatent.metrics import Weighing
@@ -74,7 +75,8 @@ def accelerated(config: TrainConfig) -> Iterator["Accelerator"]:
 
     device = choose_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        fp16 = setting("precision", "fp16")
+        raise UsageError(f"{fp16} needs a GPU; use bf16 or fp32 on the CPU")
     cudnn = torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = config.deterministic, not config.deterministic
@@ -136,7 +138,8 @@ def learned_latents_for(
     if not isinstance(model, LearnsLatents):
         return None
     if config.precision == "fp16":
-        raise UsageError("--precision fp16 does not go with learned latents; use bf16 or fp32")
+        fp16 = setting("precision", "fp16")
+        raise UsageError(f"{fp16} does not go with learned latents; use bf16 or fp32")
     room = Room(
         accelerator.device,
         config.seed,
@@ -386,7 +389,7 @@ class Learner:
         if self._skipped_in_a_row == OVERFLOW_LIMIT:
             raise Diverged(
                 f"fp16 overflowed in each of the {OVERFLOW_LIMIT} steps up to step {step}; "
-                "use --precision bf16 or a lower --lr"
+                f"use {setting('precision', 'bf16')} or a lower {setting('lr')}"
             )
 
     def _restore_statistics(self) -> None:
@@ -515,7 +518,8 @@ def check_shapes(model: LatentModel, data: Dataset) -> None:
 
         raise UsageError(
             f"the model takes images of {describe(model.image_shape)}, but {data.name} gives "
-            f"{describe(data.train.shape)}; see --data.size and the options of the model"
+            f"{describe(data.train.shape)}; see {setting('data.size')} and the settings of the "
+            "model"
         )
 
 
@@ -523,6 +527,6 @@ def check_bound(model: LatentModel, config: TrainConfig) -> None:
     """UsageError when a bound is asked for that the model does not have."""
     if config.intervals["bound"].count and not isinstance(model, Weighing):
         raise UsageError(
-            "--bound-every needs a model with a likelihood, such as lvae; "
-            f"this is {config.model.family}"
+            f"{setting('bound_every')} needs a model with a likelihood, such as lvae; this is "
+            f"{config.model.family}"
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlatent.data import Batch, Split, epoch_order
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.ranks import processes
 from fastlatent.noise import Noise
 from fastlatent.presets import TrainConfig
@@ -36,12 +37,12 @@ class Plan:
             parts = f", {self.config.accumulate} parts each" if self.config.accumulate > 1 else ""
             fitting = {max(1, batch // shares) * shares, -(-batch // shares) * shares}
             raise UsageError(
-                f"--batch {batch} cannot be shared evenly by {processes(self.world)}{parts}; "
-                f"take {' or '.join(map(str, sorted(fitting)))}"
+                f"{setting('batch', batch)} cannot be shared evenly by {processes(self.world)}"
+                f"{parts}; take {' or '.join(map(str, sorted(fitting)))}"
             )
         if self.images < batch:
             raise UsageError(
-                f"--batch {batch} is larger than the training set of {self.images} images"
+                f"{setting('batch', batch)} is larger than the training set of {self.images} images"
             )
 
     @property

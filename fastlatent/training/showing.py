@@ -10,6 +10,7 @@ from fastlatent.inference.passes import (
     gather_codes,
 )
 from fastlatent.inference.quality import compare_samplers
+from fastlatent.jobs.naming import call_or_command, setting
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import (
     main_alone,
@@ -44,8 +45,8 @@ def introduce(training: "Training") -> None:
         f"into {training.out}"
     )
     if training.done >= training.plan.last_step:
-        option = "--epochs" if config.steps is None else "--steps"
-        say(f"already trained to {training.position()}; {option} takes it further")
+        more = setting("epochs" if config.steps is None else "steps")
+        say(f"already trained to {training.position()}; {more} takes it further")
     elif training.done:
         say(f"going on after {training.position()}")
     model, epochs = training.learner.model, training.plan.epoch(training.plan.last_step)
@@ -130,21 +131,23 @@ def show(training: "Training", model: LatentModel, codes: CodeStatistics | None)
 
 
 def next_steps(training: "Training", model: LatentModel) -> list[str]:
-    """Commands that go on from a finished run."""
+    """Commands that go on from a finished run; calls of it where Python has them."""
     steps, epochs = training.config.steps, training.config.epochs
-    more = f"--epochs {2 * epochs}" if steps is None else f"--steps {2 * steps}"
     run = f"{training.out}{training.naming}"
+    geodesic = f"python -m fastlatent.interpolate {run} --method geodesic"
     geometry = (
         f"python -m fastlatent.geodesics {run} --pairs 20",
-        f"python -m fastlatent.interpolate {run} --method geodesic",
+        call_or_command("run.interpolate(a, b, method='geodesic')", geodesic),
     )
     studied = model.latent_kind == "real" and model.latent_dim <= MOST_LATENTS
     return [
-        f"python -m fastlatent.sample {run} --images 100",
-        f"python -m fastlatent.reconstruct {run}",
-        f"python -m fastlatent.interpolate {run}",
+        call_or_command("run.sample(100)", f"python -m fastlatent.sample {run} --images 100"),
+        call_or_command("run.reconstruct(images)", f"python -m fastlatent.reconstruct {run}"),
+        call_or_command("run.interpolate(a, b)", f"python -m fastlatent.interpolate {run}"),
         *([f"python -m fastlatent.film {training.out}"] if training.run.film.is_dir() else []),
         *(geometry if studied else ()),
-        f"{training.command} {more}",
+        f"{training.command} --epochs {2 * epochs}"
+        if steps is None
+        else f"{training.command} --steps {2 * steps}",
         f"tensorboard --logdir {training.out}",
     ]

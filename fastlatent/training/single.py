@@ -7,6 +7,7 @@ import torch
 from fastlatent.data import Split
 from fastlatent.inference.latents import unit_images
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.models import AlternatingStep, LatentModel
 from fastlatent.models.capabilities import LearnsLatents, alternating_steps_of
 from fastlatent.noise import Noise
@@ -35,6 +36,6 @@ def check_parts(config: TrainConfig, model: LatentModel, train: Split, world: in
                 raise
             least = 2 * config.accumulate * world
             raise UsageError(
-                f"--batch {config.batch} leaves one image to each part of a step, and batch "
-                f"normalisation needs more: --batch must be at least {least}"
+                f"{setting('batch', config.batch)} leaves one image to each part of a step, and "
+                f"batch normalisation needs more: {setting('batch')} must be at least {least}"
             ) from None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.files.reading import read_checkpoint
+from fastlatent.jobs.naming import setting
 from fastlatent.metrics.features.images import check_images, to_unit
 
 WEIGHTS_URL = (
@@ -106,6 +107,6 @@ def _downloaded() -> Path:
         except (URLError, OSError) as error:
             raise ConnectionError(
                 f"inception: cannot download {WEIGHTS_URL} ({error}); fetch it where there is a "
-                "network and give its path, on the command line by --feature-weights"
+                f"network and give its path by {setting('feature_weights')}"
             ) from None
     return path

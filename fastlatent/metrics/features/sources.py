@@ -15,6 +15,7 @@ from fastlatent.files.arrays import bits_among, images_of, open_npz, read_array,
 from fastlatent.files.image_files import BACKGROUND, SUFFIXES, ColourError, check_background, decode
 from fastlatent.files.image_folders import find_images, survey
 from fastlatent.files.subset import spread
+from fastlatent.jobs.naming import setting
 from fastlatent.metrics.features.images import resize, to_unit, with_channels
 from fastlatent.metrics.statistics import FeatureStatistics
 
@@ -98,8 +99,7 @@ class _Folder:
         except ColourError as error:
             if channels is not None:
                 raise
-            more = "ask for 3 channels (--channels 3) to have all in colour"
-            raise ValueError(f"{error}; {more}") from None
+            raise ValueError(f"{error}; {setting('channels', 3)} takes all in colour") from None
         self.notes = [found.left_out] if found.left_out else []
         self.notes += [f"{folder}, {note}" for note in looked.notes]
         self.notes += _resized(self.name, list(looked.sizes), size)
@@ -140,8 +140,8 @@ class _Folder:
     def _check(self, path: Path, size: tuple[int, ...], first: tuple[int, ...]) -> None:
         if size != first:
             raise ValueError(
-                f"{path} is {_times(size)} where the first image is {_times(first)}; give a size "
-                "to bring all to (--size)"
+                f"{path} is {_times(size)} where the first image is {_times(first)}; give a "
+                f"{setting('size')} to bring all to"
             )
 
 
@@ -311,11 +311,13 @@ def read_stored(path: Path, key: str | None = None, images: bool = True) -> Stor
             return Stored(FeatureStatistics.load(path), [])
         beside = statistics and key is None
         if len(arrays) + beside > 1 and arrays != ["arr_0"]:
-            raise ValueError(f"{path} holds {there}; name the array to be read by key (--key)")
+            raise ValueError(f"{path} holds {there}; name the array to be read by {setting('key')}")
         if not arrays:
             half = {"mu", "sigma"} & names
             wanted = "mu and sigma both" if half else f"mu and sigma, or one of {', '.join(known)}"
-            raise ValueError(f"{path} holds {there}; expected {wanted}, or another named by key")
+            raise ValueError(
+                f"{path} holds {there}; expected {wanted}, or another named by {setting('key')}"
+            )
         name = arrays[0]
         array = read_array(path, archive, name)
     notes = [f"{path}: {name} is read, and not mu and sigma"] if beside else []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlatent.files.reading import looks_like, read_checkpoint, reading
+from fastlatent.jobs.naming import setting
 from fastlatent.metrics.features.images import check_images, resize, to_unit
 
 SIDE = 224
@@ -97,7 +98,7 @@ def _from_file(path: Path, trust_code: bool) -> Any:
     if not trust_code:
         raise ValueError(
             f"dinov2: {path} holds a program, which can run any code when it is loaded; where you "
-            "trust it, say so by trust_code=True or --trust-feature-code"
+            f"trust it, say so by {setting('trust_feature_code', True, argument='trust_code')}"
         )
     with reading(path, "cannot be loaded as a network"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, which is to go

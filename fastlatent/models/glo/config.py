@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from fastlatent.jobs.naming import name_of, require
 
 Projection = Literal["ball", "sphere", "none"]
 Initial = Literal["pca", "pca_scaled", "uniform", "gaussian"]
@@ -15,7 +17,9 @@ Weights = Literal["pytorch", "normal"]
 
 @dataclass(frozen=True)
 class GLOConfig:
-    """What it takes to build the model, and how its codes move."""
+    """What it takes to build the model, and how its latents move."""
+
+    OPTIONS: ClassVar = "model."
 
     family: Literal["glo"] = "glo"
     """Kind of model; the preset has chosen it."""
@@ -74,35 +78,34 @@ class GLOConfig:
     """Learning rate at the start of that search. It falls to 0 along half a cosine."""
 
     def __post_init__(self) -> None:
-        def require(good: bool, name: str, expectation: str) -> None:
-            if not good:
-                raise ValueError(
-                    f"GLOConfig: {name} must be {expectation}; got {getattr(self, name)!r}"
-                )
-
         channels, height, width = self.image_shape
         short = min(height, width)
-        require(min(self.image_shape) >= 1, "image_shape", "three positive numbers")
+        require(min(self.image_shape) >= 1, self, "image_shape", "three positive numbers")
+        seed = name_of(self, "architecture", "seed")
         if self.architecture == "paper":
             square = height == width >= 8 and math.log2(height).is_integer()
-            require(square, "image_shape", "square with a side of 8, 16, 32, 64, ... pixels")
+            require(square, self, "image_shape", "square with a side of 8, 16, 32, 64, ... pixels")
         else:
-            require(channels in (1, 3), "image_shape", "of 1 or 3 channels with architecture seed")
-        require(0 < self.width < math.inf, "width", "positive")
+            require(channels in (1, 3), self, "image_shape", f"of 1 or 3 channels with {seed}")
+        require(0 < self.width < math.inf, self, "width", "positive")
         for name in ("dim", "fit_steps", "fit_starts"):
-            require(getattr(self, name) >= 1, name, "at least 1")
-        require(0 < self.alpha < math.inf, "alpha", "positive")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(0 < self.alpha < math.inf, self, "alpha", "positive")
         own = self.per_sample_alpha
-        require(own is None or 0 < own < math.inf, "per_sample_alpha", "positive")
-        require(0 < self.fit_rate < math.inf, "fit_rate", "positive")
-        require(0 <= self.squared_weight < math.inf, "squared_weight", "at least 0")
+        require(own is None or 0 < own < math.inf, self, "per_sample_alpha", "positive")
+        require(0 < self.fit_rate < math.inf, self, "fit_rate", "positive")
+        require(0 <= self.squared_weight < math.inf, self, "squared_weight", "at least 0")
         if self.loss == "laplacian":
             most = int(math.log2(short))
-            require(1 <= self.levels <= most, "levels", f"1 to {most} for images of this size")
+            require(
+                1 <= self.levels <= most, self, "levels", f"1 to {most} for images of this size"
+            )
             require(
                 self.bands == "low_pass" or self.kernel == "binomial",
+                self,
                 "kernel",
-                "binomial with bands burt_adelson",
+                f"binomial with {name_of(self, 'bands', 'burt_adelson')}",
             )
         if self.loss == "moments":
-            require(short >= 4, "image_shape", "at least 4x4 for loss moments")
+            moments = name_of(self, "loss", "moments")
+            require(short >= 4, self, "image_shape", f"at least 4x4 for {moments}")

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from fastlatent.jobs.naming import name_of, require, require_word
 from fastlatent.priors import PriorKind
 from fastlatent.priors.inner import Activation, ScaleKind
 
@@ -20,19 +21,14 @@ MIXTURES: tuple[PriorKind, ...] = ("gmm", "ladder")  # with a mixture that is fi
 
 def _check_words(config: Any, **choices: Any) -> None:
     for name, words in choices.items():
-        value = getattr(config, name)
-        _require(config, name, value in get_args(words), "one of " + ", ".join(get_args(words)))
-
-
-def _require(config: Any, name: str, good: bool, expectation: str) -> None:
-    if not good:
-        form = type(config).__name__
-        raise ValueError(f"{form}: {name} must be {expectation}; got {getattr(config, name)!r}")
+        require_word(config, name, get_args(words))
 
 
 @dataclass(frozen=True)
 class PriorConfig:
     """The prior of the latents z, and what it takes to build it."""
+
+    OPTIONS: ClassVar = "model.prior."
 
     kind: PriorKind = "ladder"
     """normal: N(0, I); gmm: a Gaussian mixture over z; vamp: posteriors of learned pseudo-images;
@@ -76,18 +72,22 @@ class PriorConfig:
     def __post_init__(self) -> None:
         _check_words(self, kind=PriorKind, activation=Activation, scale=ScaleKind)
         for name in ("dim", "width", "layers", "components", "draws", "evaluation_draws"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("start_scale", "least_scale"):
-            _require(self, name, 0 < getattr(self, name) < math.inf, "positive")
+            require(0 < getattr(self, name) < math.inf, self, name, "positive")
         most = self.most_scale
         good = most is None or self.least_scale < most < math.inf
-        _require(self, "most_scale", good, f"more than least_scale, {self.least_scale}")
-        _require(self, "ridge", 0 <= self.ridge < math.inf, "at least 0")
+        require(
+            good, self, "most_scale", f"more than {name_of(self, 'least_scale', self.least_scale)}"
+        )
+        require(0 <= self.ridge < math.inf, self, "ridge", "at least 0")
 
 
 @dataclass(frozen=True)
 class PriorSchedule:
     """When the prior learns, when it is in use, and how fast it learns."""
+
+    OPTIONS: ClassVar = "model.schedule."
 
     warmup_epochs: int = 5
     """Epochs in which the model trains under N(0, I), before the learned prior is in use."""
@@ -123,16 +123,17 @@ class PriorSchedule:
 
     def __post_init__(self) -> None:
         for name in ("refit_every", "refit_samples"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "warmup_epochs", self.warmup_epochs >= 0, "at least 0")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
+        warmup = name_of(self, "warmup_epochs", self.warmup_epochs)
         first = self.prior_from
         good = first is None or 0 <= first <= self.warmup_epochs
-        _require(self, "prior_from", good, f"from 0 to warmup_epochs, {self.warmup_epochs}")
+        require(good, self, "prior_from", f"from 0 to {warmup}")
         good = self.mask_from is None or self.mask_from >= self.warmup_epochs
-        _require(self, "mask_from", good, f"at least warmup_epochs, {self.warmup_epochs}")
+        require(good, self, "mask_from", f"at least {warmup}")
         for name in ("mask_above", "scale_rate", "prior_rate", "prior_scale_rate", "prior_decay"):
-            _require(self, name, 0 < getattr(self, name) < math.inf, "positive")
-        _require(self, "train_prior", self.train_model or self.train_prior, "on without the model")
+            require(0 < getattr(self, name) < math.inf, self, name, "positive")
+        require(self.train_model or self.train_prior, self, "train_prior", "on without the model")
 
     @property
     def learns_after(self) -> int:
@@ -143,6 +144,8 @@ class PriorSchedule:
 @dataclass(frozen=True)
 class LaDDerConfig:
     """What it takes to build the model."""
+
+    OPTIONS: ClassVar = "model."
 
     family: Literal["ladder"] = "ladder"
     """Kind of model; the preset has chosen it."""
@@ -183,14 +186,12 @@ class LaDDerConfig:
         side, step = SIDES[self.architecture], WIDTHS[self.architecture]
         good = len(self.image_shape) == 3 and self.image_shape[0] >= 1
         good = good and tuple(self.image_shape[1:]) == (side, side)
-        _require(self, "image_shape", good, f"(channels, {side}, {side}) for {self.architecture}")
+        require(good, self, "image_shape", f"(channels, {side}, {side}) for {self.architecture}")
         good = self.width >= step and self.width % step == 0
-        _require(self, "width", good, f"a multiple of {step} for {self.architecture}")
-        _require(self, "dim", self.dim >= 1, "at least 1")
-        _require(self, "start_scale", 0 < self.start_scale < math.inf, "positive")
-        prior, samples = self.prior, self.schedule.refit_samples
-        if prior.kind in MIXTURES and samples < prior.components:
-            raise ValueError(
-                "LaDDerConfig: schedule.refit_samples must be at least prior.components, "
-                f"{prior.components}; got {samples}"
-            )
+        require(good, self, "width", f"a multiple of {step} for {self.architecture}")
+        require(self.dim >= 1, self, "dim", "at least 1")
+        require(0 < self.start_scale < math.inf, self, "start_scale", "positive")
+        prior = self.prior
+        good = prior.kind not in MIXTURES or self.schedule.refit_samples >= prior.components
+        components = name_of(self, "prior.components", prior.components)
+        require(good, self, "schedule.refit_samples", f"at least {components}")

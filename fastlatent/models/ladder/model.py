@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastlatent.jobs.naming import name_of
 from fastlatent.models.base import NATS, LatentModel
 from fastlatent.models.capabilities import AlternatingStep, Group, draw_latents
 from fastlatent.models.ladder.config import INNER, MIXTURES, LaDDerConfig
@@ -113,7 +114,7 @@ class LaDDer(LatentModel):
             return None
         return (
             f"the prior {kind} stays unused: {epochs:.4g} epochs do not exceed the "
-            f"{warmup} under N(0, I) of --model.schedule.warmup-epochs"
+            f"{warmup} under N(0, I) of {name_of(self.config.schedule, 'warmup_epochs')}"
         )
 
     @property

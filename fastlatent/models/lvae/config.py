@@ -1,8 +1,9 @@
 """What can be set about a Ladder VAE; the defaults are the published 3-layer model of MNIST."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
+from fastlatent.jobs.naming import name_of, require, require_word
 from fastlatent.nn import BlockStyle, Nonlinearity, ResidualLayout
 
 LikelihoodName = Literal[
@@ -14,6 +15,8 @@ MergeKind = Literal["linear", "residual"]
 @dataclass(frozen=True)
 class LVAEConfig:
     """What it takes to build the model."""
+
+    OPTIONS: ClassVar = "model."
 
     family: Literal["lvae"] = "lvae"
     """Kind of model; the preset has chosen it."""
@@ -62,39 +65,39 @@ class LVAEConfig:
     """Probability with which training drops a channel, after a convolution of a residual block."""
 
     def __post_init__(self) -> None:
-        def require(condition: bool, name: str, expectation: str) -> None:
-            if not condition:
-                got = getattr(self, name)
-                raise ValueError(f"LVAEConfig: {name} must be {expectation}; got {got!r}")
-
         for name, choices in (
             ("likelihood", LikelihoodName),
             ("residual", ResidualLayout),
             ("merge", MergeKind),
             ("nonlinearity", Nonlinearity),
         ):
-            words = get_args(choices)
-            require(getattr(self, name) in words, name, "one of " + ", ".join(words))
+            require_word(self, name, get_args(choices))
 
         def whole(least: int, *values: object) -> bool:
             return all(isinstance(value, int) and value >= least for value in values)
 
         sizes = "three whole numbers from 1 up: channels, height, width"
         good = len(self.image_shape) == 3 and whole(1, *self.image_shape)
-        require(good, "image_shape", sizes)
+        require(good, self, "image_shape", sizes)
         good = len(self.zdims) >= 1 and whole(1, *self.zdims)
-        require(good, "zdims", "at least one whole number, each at least 1")
-        require(whole(1, self.blocks), "blocks", "a whole number, at least 1")
-        counts = f"{len(self.zdims)} whole numbers, one for each of zdims, from 0 to blocks"
+        require(good, self, "zdims", "at least one whole number, each at least 1")
+        require(whole(1, self.blocks), self, "blocks", "a whole number, at least 1")
+        zdims, blocks = name_of(self, "zdims"), name_of(self, "blocks", self.blocks)
+        counts = f"{len(self.zdims)} whole numbers, one for each of {zdims}, from 0 to {blocks}"
         good = len(self.downsample) == len(self.zdims) and whole(0, *self.downsample)
         good = good and max(self.downsample) <= self.blocks
-        require(good, "downsample", f"{counts} ({self.blocks})")
-        require(whole(1, self.filters), "filters", "a whole number, at least 1")
-        require(0 <= self.free_bits < float("inf"), "free_bits", "at least 0")
-        require(whole(0, self.beta_anneal), "beta_anneal", "a whole number, at least 0")
+        require(good, self, "downsample", counts)
+        require(whole(1, self.filters), self, "filters", "a whole number, at least 1")
+        require(0 <= self.free_bits < float("inf"), self, "free_bits", "at least 0")
+        require(whole(0, self.beta_anneal), self, "beta_anneal", "a whole number, at least 0")
         bound = self.log_variance_bound
-        require(bound is None or 0 < bound < float("inf"), "log_variance_bound", "above 0, or None")
-        require(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
+        require(
+            bound is None or 0 < bound < float("inf"),
+            self,
+            "log_variance_bound",
+            "above 0, or None",
+        )
+        require(0 <= self.dropout < 1, self, "dropout", "at least 0 and less than 1")
 
     @property
     def style(self) -> BlockStyle:

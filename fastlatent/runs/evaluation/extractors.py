@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlatent.data import DataConfig, Dataset, epoch_order
 from fastlatent.files.cache import cache_folder
 from fastlatent.files.image_files import BACKGROUND
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import main_first
 from fastlatent.metrics.features import (
@@ -70,14 +71,18 @@ class Chosen:
         if kind == "dinov2":
             weights, name = self.weights, self.name
             if weights is None:
-                raise ValueError("--features dinov2 needs --feature-weights, the network's file")
+                raise ValueError(
+                    f"{setting('features', 'dinov2')} needs {setting('feature_weights')}, the "
+                    "network's file"
+                )
             folder = weights.expanduser().parent if name is not None else weights
             of_folder = weights if name is not None else None
             transformer = dinov2(folder, name, of_folder, trust_code=self.trust_code)
             return Extractor(transformer.to(device), kind, f"DINOv2 network of {weights.name}")
         if data is None:
             raise ValueError(
-                "--features classifier needs --data, the data set whose training images it learns"
+                f"{setting('features', 'classifier')} needs {setting('data')}, the data set whose "
+                "training images it learns"
             )
         return classifier_of(*data, device)
 
@@ -117,4 +122,5 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
 def check_labels(data: Dataset) -> None:
     """ValueError where there is nothing that a classifier could learn."""
     if data.label_names is None or data.train.labels is None:
-        raise ValueError(f"--features classifier needs labels, and {data.name} has none")
+        classifier = setting("features", "classifier")
+        raise ValueError(f"{classifier} needs labels, and {data.name} has none")

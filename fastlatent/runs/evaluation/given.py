@@ -17,6 +17,7 @@ from fastlatent.estimate import Estimate
 from fastlatent.files.image_files import BACKGROUND
 from fastlatent.files.reading import read_json
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import say, track
 from fastlatent.metrics import FeatureStatistics, Scores, frechet_distance, score
 from fastlatent.metrics.features import extract
@@ -25,10 +26,6 @@ from fastlatent.metrics.statistics import Given, moments_of
 from fastlatent.runs.evaluation.extractors import Extractor, check_labels
 
 FOLDER_BATCH = 64  # images at a time
-NO_NETWORK = (
-    "name the network whose features are compared, by --features, or by --data the data set whose "
-    "classes a small one learns"
-)
 MOMENTS_ONLY = "from moments alone, which tell neither an error nor other metrics"
 
 
@@ -65,7 +62,7 @@ def open_set(path: Path, reading: Reading, network: bool) -> Opened:
     and for fewer than 2 rows; what `extract` raises for images that do not go together.
     """
     if path.is_dir() and not network:
-        raise UsageError(f"{path} holds images: {NO_NETWORK}")
+        raise _no_network(path)
     if path.is_file() and path.suffix != ".npz":
         raise UsageError(f"{path} is neither a folder of images nor an .npz file")
     size, channels, limit = reading.size, reading.channels, reading.limit
@@ -84,14 +81,23 @@ def open_set(path: Path, reading: Reading, network: bool) -> Opened:
             return Opened(path, stored.values, None)
         source = array_source(path, stored, size=size, channels=channels, limit=limit)
         if source.shape is not None and not network:
-            raise UsageError(f"{path} holds images: {NO_NETWORK}")
+            raise _no_network(path)
         if source.shape is None and network:
-            raise UsageError(f"{path} holds features already; --features goes with images")
+            features = setting("features")
+            raise UsageError(f"{path} holds features already; {features} goes with images")
     for note in source.notes:
         say(note)
     if source.count is not None and source.count < 2:
         raise UsageError(f"{path} must give at least 2 images or features; got {source.count}")
     return Opened(path, None, source)
+
+
+def _no_network(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} holds images: name the network whose features are compared, by "
+        f"{setting('features')}, or by {setting('data')} the data set whose classes a small one "
+        "learns"
+    )
 
 
 def take_features(
@@ -118,7 +124,7 @@ def what_is_learnt(
 ) -> tuple[DataConfig, Dataset]:
     """The data set of that name, of whose classes a classifier can learn; images go to `size`.
 
-    Raises UsageError for --channels that its images do not have.
+    Raises UsageError for `channels` that its images do not have.
     """
     config = DataConfig(name, None if root is None else root.expanduser())
     if config.kind == "folder" and size is not None and size[0] == size[1]:
@@ -129,7 +135,9 @@ def what_is_learnt(
     check_labels(data)
     own = data.train.shape[0]
     if channels not in (None, own):
-        raise UsageError(f"--channels must be {own}, as images of {data.name} have; got {channels}")
+        raise UsageError(
+            f"{setting('channels')} must be {own}, as images of {data.name} have; got {channels}"
+        )
     return config, data
 
 
@@ -143,13 +151,13 @@ def at_size_of(
     sizes = {opened.shape[1:]: opened for opened in sets if opened.shape is not None}
     if len(sizes) > 1:
         found = " and ".join(f"{x.path} of {h}x{w}" for (h, w), x in sizes.items())
-        raise UsageError(f"there are images in {found}; give a size to bring all to (--size)")
+        raise UsageError(f"there are images in {found}; give a {setting('size')} to bring all to")
     for height, width in sizes.keys() - {data.train.shape[1:]}:
         if height != width:
             raise UsageError(
                 f"the classifier of {data.name} takes square images, or such of "
                 f"{'x'.join(map(str, data.train.shape[1:]))}; those of {sets[0].path} are "
-                f"{height}x{width}; give a size to bring all to (--size)"
+                f"{height}x{width}; give a {setting('size')} to bring all to"
             )
         config = replace(config, size=height)
         data = load(config)

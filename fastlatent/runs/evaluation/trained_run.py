@@ -13,6 +13,7 @@ from fastlatent.files.reading import read_json
 from fastlatent.inference.latents import Repair
 from fastlatent.inference.passes import measure_bound, measure_reconstructions
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import is_main_process
 from fastlatent.metrics import Weighing
@@ -64,7 +65,8 @@ def evaluate_run(
     if samples is not None and not isinstance(model, Weighing):
         family = trained.config.model.family
         raise UsageError(
-            f"--samples needs a model with a likelihood, vae, lvae or ladder; this is {family}"
+            f"{setting('samples')} needs a model with a likelihood, vae, lvae or ladder; this is "
+            f"{family}"
         )
     split = trained.split(name)
     images = min(limit or len(split), len(split))
@@ -150,7 +152,8 @@ def features_kind(chosen: Chosen, trained: OpenedRun, images: int) -> Kind | Non
     labelled = trained.data.label_names is not None
     if chosen.kind == "none" or (chosen.kind == "auto" and not labelled):
         if chosen.kind == "auto":
-            say(f"{trained.data.name} has no labels to learn features from: name --features")
+            features = setting("features")
+            say(f"{trained.data.name} has no labels to learn features from: name {features}")
         return None
     if images < 2:
         say("a single image is no set to compare with")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from fastlatent.jobs.errors import UsageError
+from fastlatent.jobs.naming import setting
 from fastlatent.jobs.progress import say
 from fastlatent.metrics.sets import SEED
 from fastlatent.metrics.statistics import count_of
@@ -60,7 +61,7 @@ def evaluate_sets(
         take_features(opened, extractor, chosen.transform, device, batch, size) for opened in sets
     )
     if chosen.jpeg and extractor is None:
-        raise UsageError(f"--jpeg goes with images; {paths[0]} holds features already")
+        raise UsageError(f"{setting('jpeg')} goes with images; {paths[0]} holds features already")
     compared = comparisons(extractor, str(paths[0]), count_of(real))
     name = paths[1].name or str(paths[1])
     seed = SEED if seed is None else seed
