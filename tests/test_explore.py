@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,13 @@ import torch
 import fastlatent
 from fastlatent import explore, sample
 from fastlatent.commands.console import parse
+from fastlatent.commands.exploration.fields import Field, fields, marginal
 from fastlatent.commands.exploration.mosaic import data_uri, mosaic
-from fastlatent.commands.exploration.plane import Plane, Walker
+from fastlatent.commands.exploration.plane import Plane
 from fastlatent.commands.exploration.subject import Subject
-from fastlatent.jobs.errors import UsageError
+from fastlatent.commands.exploration.walker import Walker, methods_of
+from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.runs.likely import Likely, LikelyOptions
 
 FAMILIES = ("lbae-digits", "vae-digits", "lvae-digits", "ladder-digits", "glo-digits")
 
@@ -139,7 +143,7 @@ def test_the_strip_is_straight_between_the_handles():
     known = subject("vae-digits")
     walker = Walker(known, steps=5)
     walker.handles = {"A": known.latents[4], "B": known.latents[7]}
-    strip = walker.strip()
+    (strip,) = walker.strips(["linear"])
     z = torch.lerp(known.latents[4], known.latents[7], torch.linspace(0, 1, 5)[:, None])
     images = known.run.decode(z)
     np.testing.assert_array_equal(strip.pictures, bytes_of(images))
@@ -153,7 +157,8 @@ def test_handles_of_bits_differ_in_whole_bits():
     known = subject("lbae-digits")
     walker = Walker(known)
     differing = (walker.handles["A"] != walker.handles["B"]).sum()
-    assert walker.strip().distance == differing > 0
+    (strip,) = walker.strips(["copula"])
+    assert strip.distance == differing > 0
 
 
 def test_a_drag_takes_the_nearer_handle_or_none():
@@ -164,6 +169,95 @@ def test_a_drag_takes_the_nearer_handle_or_none():
     walker.drag("A", (b[0] + 0.01, b[1]))
     k = walker.to_image("A")
     assert torch.equal(walker.handles["A"], walker.subject.latents[k])
+
+
+def test_paths_are_those_that_the_run_has():
+    assert methods_of(subject("vae-digits")) == ("spherical", "linear", "likelihood", "geodesic")
+    assert methods_of(subject("lbae-digits")) == ("copula",)
+    # No density of all latents, and 416 of them, in which a geodesic takes minutes.
+    assert methods_of(subject("lvae-digits")) == ("spherical", "linear")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("likelihood", "vae-digits"), ("geodesic", "ladder-digits")]
+)
+def test_a_searched_path_comes_rough_and_then_whole(method, name, monkeypatch):
+    known = subject(name)
+    monkeypatch.setattr(known, "likely", Likely(known.apart, LikelyOptions(iterations=30)))
+    walker = Walker(known, steps=5)
+    rough, whole = walker.strips([method])
+    assert rough.rough and not whole.rough
+    for strip in (rough, whole):
+        np.testing.assert_allclose(strip.points[0], walker.place("A"), atol=2e-3)
+        np.testing.assert_allclose(strip.points[-1], walker.place("B"), atol=2e-3)
+    (line,) = walker.strips(["linear"])
+    if method == "geodesic":
+        assert whole.length < line.length
+    else:
+        assert whole.least >= line.least
+        (alone,) = walker.strips([method], refine=False)
+        np.testing.assert_allclose(alone.points, rough.points, atol=1e-5)
+
+
+def test_a_path_is_that_of_the_handles_when_it_was_asked_for():
+    walker = Walker(subject("vae-digits"))
+    strips, before = walker.strips(["linear"]), walker.place("B")
+    walker.drag("B", (0.0, 0.0))
+    np.testing.assert_allclose(next(strips).points[-1], before, atol=1e-5)
+
+
+def test_the_aggregate_posterior_in_a_plane_is_a_mixture_of_gaussians_there():
+    from scipy.stats import multivariate_normal
+
+    known = subject("vae-digits")
+    mean, std = known.posterior
+    plane = Plane.of_directions(known, "principal", 0, 1)
+    points = plane.points(known.latents[:4]).double() + 0.1
+    w = plane.vectors.double().numpy()
+    each = [
+        multivariate_normal(
+            w @ (m - plane.origin).double().numpy(), w * s.double().numpy() ** 2 @ w.T
+        )
+        for m, s in zip(mean, std, strict=True)
+    ]
+    expected = np.log(np.mean([one.pdf(points.numpy()) for one in each], 0))
+    np.testing.assert_allclose(marginal(plane, points, mean, std), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_field_goes_from_coarse_to_fine():
+    plane = Plane.of_directions(subject("vae-digits"), "principal", 0, 1)
+    field = Field("height", lambda plane, points: points[:, 0] + 10 * points[:, 1], 48)
+    images = [*field.refined(plane, (0.0, 2.0, 0.0, 1.0))]
+    assert {image.shape for image in images} == {(8, 8), (16, 16), (32, 32), (64, 64)}
+    assert np.isnan(images[0]).sum() == 16 and not np.isnan(images[1]).any()
+    middles = (np.arange(64) + 0.5) / 64
+    np.testing.assert_allclose(images[-1], 2 * middles + 10 * middles[:, None], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vae-digits", "ladder-digits", "glo-digits"])
+def test_fields_are_the_densities_and_the_metric_of_the_run(name):
+    known = subject(name)
+    plane = Plane.of_directions(known, "single", 0, 1)
+    points = plane.points(known.latents[:3])
+    found = {field.name: field.values(plane, points) for field in fields(known)}
+    metric = known.run.metric().matrix(plane.latents(points)).double()
+    eigenvalues = torch.linalg.eigvalsh(metric)
+    torch.testing.assert_close(
+        found["metric, log volume"].double(),
+        eigenvalues.log().sum(1) / 2,
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    torch.testing.assert_close(
+        found["metric, log10 of the condition number"],
+        (eigenvalues[:, -1] / eigenvalues[:, 0]).log10(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    if name != "ladder-digits":
+        log_prob = known.run.prior("gmm").log_prob(plane.latents(points))
+        torch.testing.assert_close(found["prior gmm, log density (nats)"], log_prob)
+    assert ("aggregate posterior, log density (nats)" in found) == (name != "glo-digits")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -203,6 +297,11 @@ def shown(raster) -> np.ndarray:
     return raster.source.data["image"][0].copy()
 
 
+def strip_of(page) -> Any:
+    """The strip of the first path on the map."""
+    return next(iter(page.views["Map"].trails.values())).strip
+
+
 def at(x: float, y: float) -> SimpleNamespace:
     return SimpleNamespace(x=x, y=y)
 
@@ -213,21 +312,21 @@ def test_every_view_opens(name):
     page.document.validate()
     assert list(page.views) == ["Samples", "Latents", "Map"]
     assert page.message.text == ""
-    for raster in (page.samples.raster, page.latents.raster, page.views["Map"].strip):
+    for raster in (page.samples.raster, page.latents.raster, strip_of(page)):
         assert len(np.unique(shown(raster))) > 10
 
 
 def test_two_tabs_do_not_mix():
     one, other = new_page("vae-digits"), shared_page("vae-digits")
-    before = [shown(other.samples.raster), shown(other.views["Map"].strip)]
+    before = [shown(other.samples.raster), shown(strip_of(other))]
     one.samples.seed.value += 1
     one.views["Map"].walker.drag("A", (0.0, 0.0))
     one.views["Map"].draw()
     settle(one)
-    after = [shown(other.samples.raster), shown(other.views["Map"].strip)]
+    after = [shown(other.samples.raster), shown(strip_of(other))]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert not np.array_equal(shown(one.samples.raster), after[0])
-    assert not np.array_equal(shown(one.views["Map"].strip), after[1])
+    assert not np.array_equal(shown(strip_of(one)), after[1])
 
 
 def test_seed_method_and_temperature_change_the_samples():
@@ -287,7 +386,7 @@ def test_a_drag_on_the_map_changes_the_strip():
     page = shared_page("vae-digits")
     view = page.views["Map"]
     settle(page)
-    before, (x, y) = shown(view.strip), view.walker.place("B")
+    before, (x, y) = shown(strip_of(page)), view.walker.place("B")
     step = -0.2 if x > 0 else 0.2  # inwards
     view._take(at(x, y))
     for k in range(1, 5):
@@ -296,8 +395,8 @@ def test_a_drag_on_the_map_changes_the_strip():
     settle(page)
     view._let_go(at(x + 5 * step, y))
     settle(page)
-    assert not np.array_equal(before, shown(view.strip))
-    assert view.ends.data["x"][1] == pytest.approx(x + 5 * step, abs=1e-4)
+    assert not np.array_equal(before, shown(strip_of(page)))
+    assert view.chart.ends.data["x"][1] == pytest.approx(x + 5 * step, abs=1e-4)
     view._move(at(0, 0))  # nothing is held any more
     assert view.walker.place("B")[0] == pytest.approx(x + 5 * step, abs=1e-4)
 
@@ -306,7 +405,7 @@ def test_a_handle_stays_whole_on_the_map():
     view = shared_page("vae-digits").views["Map"]
     view._take(at(*view.walker.place("A")))
     view._let_go(at(1e3, -1e3))
-    x, y = view.figure.x_range, view.figure.y_range
+    x, y = view.chart.figure.x_range, view.chart.figure.y_range
     right, bottom = view.walker.place("A")
     assert right == pytest.approx(x.end - 0.03 * (x.end - x.start), abs=1e-4)
     assert bottom == pytest.approx(y.start + 0.03 * (y.end - y.start), abs=1e-4)
@@ -315,6 +414,68 @@ def test_a_handle_stays_whole_on_the_map():
     view._change_plane()
     assert y.start < view.walker.place("A")[1] < y.end == y.reset_end
     view._to_image("A")
+
+
+def finish(page) -> None:
+    """Let long tasks end, and show what they found."""
+    page.subject.pool.submit(lambda: None).result(60)
+    settle(page)
+
+
+def test_a_field_is_painted_behind_the_dots():
+    page = shared_page("vae-digits")
+    view = page.views["Map"]
+    assert view.chart.field.data["image"] == [] and not view.chart.scale.visible
+    view.field.value = "aggregate posterior, log density (nats)"
+    finish(page)
+    (image,) = view.chart.field.data["image"]
+    assert image.shape == (64, 64) and np.isfinite(image).all()
+    assert view.chart.shades.low < view.chart.shades.high and view.chart.scale.visible
+    view.field.value = ""
+    assert view.chart.field.data["image"] == [] and not view.chart.scale.visible
+
+
+def test_a_searched_path_is_told_of_until_it_is_found(monkeypatch):
+    page = shared_page("vae-digits")
+    monkeypatch.setattr(
+        page.subject, "likely", Likely(page.subject.apart, LikelyOptions(iterations=3))
+    )
+    view = page.views["Map"]
+    trail = view.trails["likelihood"]
+    view.chosen.active = [view.methods.index("likelihood"), view.methods.index("linear")]
+    assert "searching" in trail.strip.figure.title.text and len(trail.line.data["x"]) == 0
+    assert not view.trails["spherical"].strip.figure.visible
+    finish(page)
+    assert re.match(r"likely: \S+ long, .*log p from \S+ nats up$", trail.strip.figure.title.text)
+    assert len(trail.line.data["x"]) == view.walker.steps
+    view.chosen.active = [1]
+    assert len(trail.line.data["x"]) == 0
+
+
+def test_of_long_tasks_the_newest_is_shown():
+    page = shared_page("vae-digits")
+    later, seen = page.views["Map"].search, []
+    began, go = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[str]:
+        began.set()
+        go.wait(20)
+        yield "old"
+
+    later.start(slow, seen.append)
+    assert began.wait(20)
+    later.start(lambda: iter(["new", "newer"]), seen.append)
+    go.set()
+    finish(page)
+    assert seen == ["newer"]
+
+    def broken() -> Iterator[str]:
+        raise RunError("no path")
+        yield
+
+    later.start(broken, seen.append)
+    finish(page)
+    assert seen == ["newer"] and page.message.text == "no path"
 
 
 def test_what_goes_wrong_is_a_message_on_the_page():

@@ -156,12 +156,12 @@ def test_pictures_are_drawn_and_follow_a_drag(driver: Any) -> None:
         browser.tab("Latents")
         wait_for(lambda: inked(browser.drawn("moved")))
         browser.tab("Map")
-        wait_for(lambda: inked(browser.drawn("strip")))
-        assert max(browser.run(BOX, "strip")[3], browser.run(BOX, "map")[3]) <= SIZE[1]
-        before, (x, y) = browser.drawn("strip"), browser.run(PLACE, "B")
+        wait_for(lambda: inked(browser.drawn("strip-spherical")))
+        assert max(browser.run(BOX, "strip-spherical")[3], browser.run(BOX, "map")[3]) <= SIZE[1]
+        before, (x, y) = browser.drawn("strip-spherical"), browser.run(PLACE, "B")
         browser.drag("B", (-40, -30))
         wait_for(lambda: np.abs(np.subtract(browser.run(PLACE, "B"), (x - 40, y - 30))).max() < 3)
-        wait_for(lambda: np.any(browser.drawn("strip") != before))
-        assert inked(browser.drawn("strip"))
+        wait_for(lambda: np.any(browser.drawn("strip-spherical") != before))
+        assert inked(browser.drawn("strip-spherical"))
         troubles = [entry["message"] for entry in driver.get_log("browser")]
         assert troubles == []

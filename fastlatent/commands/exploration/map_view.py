@@ -1,28 +1,74 @@
-"""Encoded images in a plane, and the path between two handles that drags move."""
+"""Encoded images in a plane, and the paths between two handles that drags move."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bokeh.events import Pan, PanEnd, PanStart
+from bokeh.events import Pan, PanEnd, PanStart, RangesUpdate
 from bokeh.layouts import column
-from bokeh.models import Button, ColumnDataSource, Div, HoverTool, RadioButtonGroup, Range1d, Select
-from bokeh.palettes import Category10, Turbo256
-from bokeh.plotting import figure
+from bokeh.models import (
+    Button,
+    CheckboxButtonGroup,
+    ColumnDataSource,
+    Div,
+    RadioButtonGroup,
+    Select,
+)
 
+from fastlatent.commands.exploration.chart import Chart, within
+from fastlatent.commands.exploration.fields import fields
+from fastlatent.commands.exploration.later import Later
 from fastlatent.commands.exploration.parts import STYLE, Raster, beside
-from fastlatent.commands.exploration.plane import Plane, Walker
+from fastlatent.commands.exploration.plane import Plane
+from fastlatent.commands.exploration.walker import NAMES, SEARCHED, Strip, Walker, methods_of
 
 if TYPE_CHECKING:
     from fastlatent.commands.exploration.page import Page
 
-WIDTH, HEIGHT = 720, 460
 REACH = 0.06  # part of the map's width within which a drag takes a handle
-BORDER = 0.03  # part of the map's sides that a dragged handle keeps away from them
+CELL = 44  # pixels of the screen to an image of a strip
+STALE = 0.35  # opacity of images of a path that has moved since
+COLORS = {
+    "linear": "black",
+    "spherical": "#0072b2",
+    "likelihood": "#d55e00",
+    "geodesic": "#009e73",
+    "copula": "black",
+}
+
+
+class Trail:
+    """A path on the map, with its strip of images."""
+
+    def __init__(self, view: "MapView", method: Any):
+        self.method = method
+        self.line = ColumnDataSource({"x": [], "y": []})
+        view.chart.path(self.line, COLORS[method])
+        self.strip = Raster(view.walker.steps, 1, CELL, NAMES[method], name=f"strip-{method}")
+        self.strip.figure.title.text_color = COLORS[method]
+
+    def show(self, strip: Strip, bits: bool) -> None:
+        """Draw what was found."""
+        self.line.data = {"x": strip.points[:, 0], "y": strip.points[:, 1]}
+        self.strip.show(strip.pictures)
+        self.strip.fade(1)
+        ends = f"{strip.distance:.0f} bits" if bits else f"{strip.distance:.2f}"
+        least = "" if strip.least is None else f", log p from {strip.least:.1f} nats up"
+        rest = ", searching ..." if strip.rough else least
+        self.strip.figure.title.text = (
+            f"{NAMES[strip.method]}: {strip.length:.2f} long, ends {ends} apart{rest}"
+        )
+
+    def wait(self) -> None:
+        """Show that what is drawn is no path between the handles any more."""
+        self.line.data = {"x": [], "y": []}
+        self.strip.fade(STALE)
+        self.strip.figure.title.text = f"{NAMES[self.method]}: searching ..."
 
 
 class MapView:
-    """The map, its handles and the strip of decoded images."""
+    """The map, its handles and the strips of decoded images."""
 
     KINDS = ("principal", "single")
 
@@ -30,98 +76,60 @@ class MapView:
         self.page, subject = page, page.subject
         self.walker = Walker(subject)
         self.held: str | None = None
-        classes = subject.classes or ("",) * len(subject.latents)
-        names = sorted({*classes})
-        colors = dict(zip(names, palette(len(names)), strict=True))
-        self.dots = ColumnDataSource(
-            {
-                "name": [*classes],
-                "color": [colors[name] for name in classes],
-                "picture": subject.thumbnails,
-                "number": [*range(len(classes))],
-                "x": [0.0] * len(classes),
-                "y": [0.0] * len(classes),
-            }
-        )
-        self.path = ColumnDataSource({"x": [], "y": []})
-        self.ends = ColumnDataSource({"x": [], "y": [], "name": []}, name="ends")
-        self.figure = self._figure(bool(subject.classes))
+        self.chart = Chart(subject)
+        self.methods = methods_of(subject)
+        self.trails = {method: Trail(self, method) for method in self.methods}
+        self.fields = {field.name: field for field in fields(subject)}
+        self.search, self.painting = (Later(subject, page.document, page.guarded) for _ in range(2))
         self.kind = RadioButtonGroup(labels=["Principal directions", "Single latents"], active=0)
         self.x = Select(title="Across", width=160)
         self.y = Select(title="Up", width=160)
-        self.buttons = {
-            name: Button(label=f"{name} to the nearest image", width=180) for name in "AB"
-        }
-        self.strip = Raster(
-            self.walker.steps, 1, title="straight path from A to B, decoded", name="strip"
+        self.field = Select(
+            title="Behind the dots",
+            value="",
+            options=[("", "nothing"), *((name, name) for name in self.fields)],
+            width=340,
         )
-        self.text = Div(styles=STYLE, width=340)
+        self.field.visible = bool(self.fields)
+        self.chosen = CheckboxButtonGroup(
+            labels=[NAMES[method] for method in self.methods], active=[0]
+        )
+        self.chosen.visible = len(self.methods) > 1
+        self.buttons = {
+            name: Button(label=f"{name} to the nearest image", width=170) for name in "AB"
+        }
         self._offer()
 
         self.draw = page.soon(self._draw)
         page.on_change(self._change_kind, "active", self.kind)
         page.on_change(self._change_plane, "value", self.x, self.y)
+        page.on_change(self._paint, "value", self.field)
+        page.on_change(self._choose, "active", self.chosen)
         for name, button in self.buttons.items():
             button.on_click(page.guarded(partial(self._to_image, name)))
+        for event, action in ((PanStart, self._take), (Pan, self._move), (PanEnd, self._let_go)):
+            page.on_event(self.chart.figure, event, action)
+        page.on_event(self.chart.figure, RangesUpdate, lambda event: self._paint())
         hint = Div(
-            text="Drag A or B: each keeps its latents across the plane. Hover over a dot to see "
-            f"its image. The dots are {len(classes):,} {subject.what}.",
+            text="Drag A or B: each keeps its latents across the plane. Lengths are those of the "
+            "polyline through the images shown, of pixels in 0 to 1. Hover over a dot to see its "
+            f"image; the dots are {len(subject.latents):,} {subject.what}.",
             styles=STYLE,
-            width=340,
+            width=500,
         )
         controls = column(
-            self.kind, beside(self.x, self.y), *self.buttons.values(), self.text, hint
+            self.kind,
+            beside(self.x, self.y),
+            self.field,
+            self.chart.scale,
+            beside(*self.buttons.values()),
+            self.chosen,
+            *(trail.strip.figure for trail in self.trails.values()),
+            hint,
         )
-        self.layout = column(beside(self.figure, controls), self.strip.figure)
+        self.layout = beside(self.chart.figure, controls)
+        page.guarded(self._choose)()
         page.guarded(self._change_plane)()
-
-    def _figure(self, labelled: bool) -> Any:
-        plot = figure(
-            width=WIDTH,
-            height=HEIGHT,
-            x_range=Range1d(0, 1),  # fixed: others follow the path as it is dragged
-            y_range=Range1d(0, 1),
-            name="map",
-            tools="wheel_zoom,box_zoom,reset,save",
-            active_scroll="wheel_zoom",
-            active_drag=None,  # a drag moves a handle
-            background_fill_color="#fafafa",
-        )
-        plot.toolbar.logo = None
-        named = {"legend_group": "name"} if labelled else {}
-        dots = plot.scatter(
-            "x", "y", size=7, color="color", alpha=0.75, line_color=None, source=self.dots, **named
-        )
-        plot.add_tools(
-            HoverTool(
-                renderers=[dots],
-                tooltips=(
-                    '<div><img src="@picture" width="84" style="image-rendering: pixelated">'
-                    "<br>@number &nbsp; @name</div>"
-                ),
-            )
-        )
-        plot.line("x", "y", line_width=2, color="black", source=self.path)
-        plot.scatter("x", "y", size=5, color="black", source=self.path)
-        plot.scatter(
-            "x",
-            "y",
-            size=22,
-            fill_color="white",
-            line_color="black",
-            line_width=2,
-            source=self.ends,
-        )
-        plot.text(
-            "x", "y", "name", text_align="center", text_baseline="middle", source=self.ends,
-            text_font_style="bold", text_font_size="14px",
-        )  # fmt: skip
-        if labelled:
-            plot.add_layout(plot.legend[0], "right")
-        self.page.on_event(plot, PanStart, self._take)
-        self.page.on_event(plot, Pan, self._move)
-        self.page.on_event(plot, PanEnd, self._let_go)
-        return plot
 
     def _offer(self) -> None:
         """The directions of the kind that is chosen, the first two taken."""
@@ -137,63 +145,63 @@ class MapView:
     def _change_plane(self) -> None:
         kind = self.KINDS[self.kind.active]
         x, y = int(self.x.value), int(self.y.value)
-        self.walker.plane = Plane.of_directions(self.page.subject, kind, x, y)
-        points = self.walker.plane.points(self.page.subject.latents).numpy()
-        self.dots.data = {**self.dots.data, "x": points[:, 0], "y": points[:, 1]}
+        self.walker.plane = plane = Plane.of_directions(self.page.subject, kind, x, y)
         # A handle may lie outside, because it was dragged along another plane.
-        shown = np.concatenate([points, [self.walker.place(name) for name in "AB"]])
-        low, high = shown.min(0), shown.max(0)
-        room = 0.08 * (high - low) + 1e-6
-        self.width = float(max(high - low + 2 * room))
-        for axis, k in ((self.figure.x_range, 0), (self.figure.y_range, 1)):
-            start, end = float(low[k] - room[k]), float(high[k] + room[k])
-            axis.update(start=start, end=end, reset_start=start, reset_end=end)
-        self.figure.xaxis.axis_label, self.figure.yaxis.axis_label = self.walker.plane.names
+        handles = np.array([self.walker.place(name) for name in "AB"])
+        self.chart.place(plane.points(self.page.subject.latents).numpy(), handles, plane.names)
+        self._draw()
+        self._paint()
+
+    def _choose(self) -> None:
+        for k, trail in enumerate(self.trails.values()):
+            trail.strip.figure.visible = k in self.chosen.active
+            if k not in self.chosen.active:
+                trail.line.data = {"x": [], "y": []}
         self._draw()
 
     def _take(self, event: PanStart) -> None:
-        self.held = self.walker.nearest((event.x, event.y), REACH * self.width)
+        self.held = self.walker.nearest((event.x, event.y), REACH * self.chart.width)
 
     def _move(self, event: Pan) -> None:
         if self.held is not None:
-            x, y = within(self.figure.x_range, event.x), within(self.figure.y_range, event.y)
-            self.walker.drag(self.held, (x, y))
+            x_range, y_range = self.chart.figure.x_range, self.chart.figure.y_range
+            self.walker.drag(self.held, (within(x_range, event.x), within(y_range, event.y)))
             self.draw()
 
     def _let_go(self, event: PanEnd) -> None:
         self._move(event)
-        self.held = None
+        if self.held is not None:
+            self.held = None
+            self._draw()
 
     def _to_image(self, handle: str) -> None:
         self.walker.to_image(handle)
         self._draw()
 
     def _draw(self) -> None:
-        places = [self.walker.place(name) for name in "AB"]
-        x, y = zip(*places, strict=True)
-        self.ends.data = {"x": [*x], "y": [*y], "name": ["A", "B"]}
-        strip = self.walker.strip()
-        self.path.data = {"x": strip.points[:, 0], "y": strip.points[:, 1]}
-        self.strip.show(strip.pictures)
-        apart = (
-            f"{strip.distance:.0f} bits differ"
-            if self.page.subject.bits
-            else f"{strip.distance:.2f} between latents"
-        )
-        self.text.text = (
-            f"<b>From A to B:</b> {apart}, {strip.length:.2f} along the decoded images "
-            "(Euclidean, pixels in 0 to 1)."
-        )
+        self.chart.show_ends([self.walker.place(name) for name in "AB"])
+        chosen = [self.methods[k] for k in self.chosen.active]
+        for strip in self.walker.strips([m for m in chosen if m not in SEARCHED]):
+            self._show(strip)
+        searched = [method for method in chosen if method in SEARCHED]
+        for method in searched:
+            self.trails[method].wait()
+        self.search.stop()
+        if searched:
+            strips = self.walker.strips(searched, refine=self.held is None)
+            self.search.start(lambda: strips, self._show, every=True)
 
+    def _show(self, strip: Strip) -> None:
+        self.trails[strip.method].show(strip, self.page.subject.bits)
 
-def within(axis: Any, value: float) -> float:
-    """The value, or where a handle still lies whole within the range of the axis."""
-    border = BORDER * (axis.end - axis.start)
-    return min(max(value, axis.start + border), axis.end - border)
+    def _paint(self) -> None:
+        self.painting.stop()
+        self.chart.paint(None, self.chart.window)
+        field = self.fields.get(self.field.value)
+        if field is not None:
+            plane, window = self.walker.plane, self.chart.window
 
+            def images() -> Iterator[np.ndarray]:
+                return field.refined(plane, window)
 
-def palette(n: int) -> list[str]:
-    """Colours of n classes."""
-    if n <= 10:
-        return [*Category10[10][:n]]
-    return [Turbo256[round(k * 255 / (n - 1))] for k in range(n)]
+            self.painting.start(images, partial(self.chart.paint, at=window))

@@ -35,7 +35,7 @@ class Raster:
         self.figure.grid.visible = False
         self.figure.outline_line_color = None
         self.figure.toolbar.logo = None
-        self.figure.image_rgba(
+        self.images = self.figure.image_rgba(
             "image",
             x=0,
             y=0,
@@ -50,6 +50,10 @@ class Raster:
         """Show images (n, h, w, c), as many as there are places."""
         sheet = np.ascontiguousarray(mosaic(pictures, self.columns))
         self.source.data = {"image": [sheet.view(np.uint32)[..., 0]]}
+
+    def fade(self, opacity: float) -> None:
+        """Show the images as dimly as that, 1 being as they are."""
+        self.images.glyph.global_alpha = opacity
 
     def place(self, x: float, y: float) -> int | None:
         """The number of the image at a point; None outside."""

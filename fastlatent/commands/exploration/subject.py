@@ -1,7 +1,9 @@
 """The run that is explored, with latents of known images; all tabs share it."""
 
+import copy
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +13,19 @@ from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.commands.exploration.mosaic import data_uri
+from fastlatent.geometry import Metric
 from fastlatent.inference.latents import FITTED, Sampling, decode, unit_images
+from fastlatent.inference.passes import evaluating
+from fastlatent.inference.walking import space_of
 from fastlatent.jobs.errors import RunError, UsageError, sentence_of
-from fastlatent.models.capabilities import project, stored_latents
+from fastlatent.models.capabilities import GaussianPosterior, project, stored_latents
 from fastlatent.noise import generator
+from fastlatent.priors import PathSpace
+from fastlatent.runs.likely import Density, Likely, LikelyOptions, prior_of
 from fastlatent.runs.trained import TrainedRun
 
+METRIC_DIM = 64  # latents up to which a geodesic takes seconds, not minutes
+DENSITIES: tuple[Density, ...] = ("own", *FITTED)
 DRAWS = 512  # by which the mean of a way of drawing is found
 
 
@@ -64,7 +73,96 @@ class Subject:
             images = decode(run.model, latents, run.batch)
             self.what = "samples"
         self.latents = latents.detach().cpu().float()  # (n, d)
+        self.posterior = self._posterior(images)
         self.images = plots.to_bytes(images)  # (n, h, w, c) uint8
+
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor] | None:  # (n, d) each
+        """Mean and deviation of the posteriors of images, where they are diagonal Gaussians."""
+        run = self.run
+        if not isinstance(run.model, GaussianPosterior) or self.what == "samples":
+            return None
+        with evaluating(run.model) as device:
+            parts = [run.model.gaussian_posterior(x.to(device)) for x in images.split(run.batch)]
+        if any(part is None for part in parts):
+            return None
+        mean, std = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+        return mean, std
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """The thread of all long tasks."""
+        return ThreadPoolExecutor(1, "explore")
+
+    @cached_property
+    def apart(self) -> TrainedRun:
+        """The run for that thread, with a model of its own."""
+        twin = copy.copy(self.run)
+        twin.model = copy.deepcopy(self.run.model)
+        return twin
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether the metric of the decoder is there, and cheap enough to look at."""
+        return not self.bits and self.latents.shape[1] <= METRIC_DIM
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric that the decoder gives latents."""
+        return self.apart.metric()
+
+    @cached_property
+    def _density(self) -> Density | None:
+        """Whose density makes points likely: the model's own prior, or the first fitted one."""
+        for kind in DENSITIES:
+            try:
+                space_of(prior_of(self.run, kind))
+            except (RunError, UsageError, ValueError, OSError):
+                continue
+            return kind
+        return None
+
+    @property
+    def offers_likely(self) -> bool:
+        """Whether there is a density of all latents."""
+        return self._density is not None
+
+    @cached_property
+    def likely(self) -> Likely:
+        """The search for likely paths."""
+        assert self._density is not None
+        return Likely(self.apart, LikelyOptions(prior=self._density))
+
+    @cached_property
+    def _space(self) -> PathSpace:
+        assert self._density is not None
+        return space_of(prior_of(self.run, self._density))
+
+    @torch.no_grad()
+    def least_log_prob(self, z: Tensor) -> float | None:
+        """The log density of the least likely of latents (n, d), where there is one."""
+        if not self.offers_likely:
+            return None
+        space = self._space
+        return float(space.log_prob(space.encode(z.to(self.run.device))).min())
+
+    @cached_property
+    def densities(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Log densities of latents (n, d), by the name of the prior."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for kind in DENSITIES:
+            try:
+                space = space_of(prior_of(self.run, kind), "z", self.run.seed)
+            except (RunError, UsageError, ValueError, OSError):
+                continue
+            found[kind] = self._log_prob(space)
+        return found
+
+    def _log_prob(self, space: PathSpace) -> Callable[[Tensor], Tensor]:
+        @torch.no_grad()
+        def log_prob(z: Tensor) -> Tensor:
+            return space.log_prob(z.to(self.run.device)).cpu()
+
+        return log_prob
 
     @property
     def name(self) -> str:
@@ -114,12 +212,14 @@ class Subject:
         """The nearest latents that the model decodes: signs, or in its region: (n, d) -> (n, d)."""
         return torch.where(z < 0, -1.0, 1.0) if self.bits else project(self.run.model, z)
 
-    def decoded(self, z: Tensor) -> Tensor:  # (n, c, h, w) in [0, 1]
+    def decoded(self, z: Tensor, apart: bool = False) -> Tensor:  # (n, c, h, w) in [0, 1]
         """Images of latents (n, d), those nearest to them that can be decoded.
 
-        Raises RunError where the decoder gives NaN.
+        With `apart`, by the model of the thread of long tasks. Raises RunError where the decoder
+        gives NaN.
         """
-        images = decode(self.run.model, self.decodable(z), self.run.batch)
+        run = self.apart if apart else self.run
+        images = decode(run.model, self.decodable(z), run.batch).cpu()
         if not images.isfinite().all():
             raise RunError("the decoder gives numbers that are not finite for these latents")
         return images
