@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a trained model, or compare two sets of images",
     "compare": "compare runs, in a table and a page for the browser",
     "explore": "explore a trained model in the browser",
+    "clean": "remove what a trained run needs only for more training",
     "convert": "convert published weights into a run folder",
     "doctor": "show which kernels serve this machine, and test them",
 }

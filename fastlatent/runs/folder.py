@@ -22,6 +22,8 @@ images/*.png, events.*     pictures; TensorBoard
 
 import os
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -385,7 +387,21 @@ class Run:
         """Drop all but the newest `keep` checkpoints up to the latest, and unfinished ones."""
         latest = self.latest()
         steps = [step for step in self.steps() if latest is not None and step <= latest]
-        for step in set(self.steps()) - set(steps[-keep:]):
+        self._drop(set(self.steps()) - set(steps[-keep:]))
+
+    def drop_training(self) -> None:
+        """Remove what only training and its film read; files and links of others stay."""
+        (self._states / "latest").unlink(missing_ok=True)
+        self._drop(self.steps())
+        self._drop_frames(-1)
+        (self.film / "originals.png").unlink(missing_ok=True)
+        for folder in (self._states, self.film):
+            with suppress(OSError):  # not there, or it holds what others have put there
+                folder.rmdir()
+
+    def _drop(self, steps: Iterable[int]) -> None:
+        """Remove the checkpoints of those steps, and unfinished files."""
+        for step in steps:
             if not (self._states / str(step)).is_symlink():  # somebody has put it there
                 shutil.rmtree(self._states / str(step))
         for unfinished in [*self._states.glob(".*.tmp"), *self.path.glob(".*.tmp")]:
