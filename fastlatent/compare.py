@@ -9,7 +9,17 @@ from typing import Annotated
 
 import tyro
 
-from fastlatent.commands.comparison import columns_of, page, rivals, screen_table, subjects
+from fastlatent.commands.comparison import (
+    SEEDS,
+    chosen,
+    columns_of,
+    first_columns,
+    page,
+    rivals,
+    screen_table,
+    seeds_of,
+    subjects,
+)
 from fastlatent.commands.comparison.pictures import Picture, pictures_of
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.trained import named_code
@@ -19,15 +29,16 @@ from fastlatent.runs.files import RESULTS
 
 DESCRIPTION = """Compare runs: a table on the screen, and one page for the browser.
 
-The page holds the table, which can be sorted, the curves of the losses, and the pictures that the
-runs have drawn: samples, reconstructions and interpolations. It is one file and needs no network.
+The page begins with five numbers and the samples. Reconstructions, interpolations, curves of the
+losses and all numbers follow. It is one file and needs no network.
 
 Numbers with standard errors come from evaluation.json, where evaluate has written it. The best
-value is marked among runs that can be compared: same data, unit, loss and features.
+value is marked among runs that can be compared: same data, unit, loss and features. Runs that
+differ in their seeds alone are averaged below the table.
 
 Examples:
   python -m fastlatent.compare runs/vae-digits runs/bigan-digits
-  python -m fastlatent.compare runs/* --out page.html"""
+  python -m fastlatent.compare runs/* --columns FD recall --out page.html"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Options:
     """Run folders, as training or convert left them."""
     out: Path = Path("compare.html")
     """Page to write, an HTML file."""
+    columns: tuple[str, ...] = ()
+    """Words that are in the titles of the numbers to show; default: five at the top, then all."""
     model_from: str | None = None
     """Python file or installed module of the class, for runs of a model of your own; several with
     commas between them."""
@@ -58,16 +71,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         [path for path in options.runs if path.name != RESULTS], named_code(options.model_from)
     )
     columns = columns_of(runs)
+    first = chosen(columns, options.columns) if options.columns else first_columns(columns)
+    shown = first if options.columns else columns
     labels = [run.label for run in runs]
-    say("\n".join(screen_table(columns, labels, screen_width())))
+    say("\n".join(screen_table(shown, labels, screen_width())))
     say("* best of the runs that can be compared, ~ by less than two standard errors")
-    for line in rivals(columns, labels):
+    for line in rivals(shown, labels):
         say(f"  among {line}")
+    means, groups = seeds_of(runs, shown)
+    if means:
+        say("\n".join([SEEDS, *screen_table(means, groups, screen_width())]))
     pictures = [pictures_of(run) for run in track(runs, "pictures", len(runs), "run")]
     path = options.out.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(page(runs, columns, pictures), encoding="utf-8")
+        temporary.write_text(page(runs, columns, first, pictures), encoding="utf-8")
     say(f"page: {path}, {path.stat().st_size / 1e6:.2f} MB; {saving(pictures)}")
 
 

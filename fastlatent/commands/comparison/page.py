@@ -6,7 +6,8 @@ from pathlib import Path
 from string import Template
 
 from fastlatent import __version__
-from fastlatent.commands.comparison.columns import LAYERS, Column
+from fastlatent.commands.comparison.choice import SEEDS, seeds_of
+from fastlatent.commands.comparison.columns import Column
 from fastlatent.commands.comparison.curves import chart_svg, charts_of, key_svg
 from fastlatent.commands.comparison.pictures import KINDS, Picture, by_kind
 from fastlatent.commands.comparison.subject import Subject
@@ -15,16 +16,17 @@ PARTS = Path(__file__).parent
 
 
 def page(
-    runs: Sequence[Subject], columns: Sequence[Column], pictures: Sequence[Sequence[Picture]]
+    runs: Sequence[Subject],
+    columns: Sequence[Column],
+    first: Sequence[Column],  # those of them that stand at the top
+    pictures: Sequence[Sequence[Picture]],
 ) -> str:
     """The whole page, with the pictures of each run."""
     labels = [run.label for run in runs]
-    main = [column for column in columns if column.group != LAYERS]
-    layers = [column for column in columns if column.group == LAYERS]
-    sections = [_section("Numbers", _table(main, labels), _notes(columns))]
-    if layers:
-        shown = f"<details><summary>{LAYERS}</summary>{_table(layers, labels)}</details>"
-        sections.append(shown)
+    rows = by_kind(pictures)
+    drawn = _gallery(labels, rows.pop("samples")) if "samples" in rows else ""
+    sections = [_section("At a glance", _table(first, labels), _seeds(runs, first), drawn)]
+    sections += [_section(KINDS[kind], _gallery(labels, row)) for kind, row in rows.items()]
     panels = charts_of(runs)
     if panels:
         figures = "".join(
@@ -37,10 +39,13 @@ def page(
         sections.append(
             _section("Curves", _legend(labels), f'<div class="panels">{figures}</div>', note)
         )
-    for kind, row in by_kind(pictures).items():
-        figures = "".join(_figures(labels, row))
-        shape = "pictures" + " broad" * any(picture.is_broad for run in row for picture in run)
-        sections.append(_section(KINDS[kind], f'<div class="{shape}">{figures}</div>'))
+    groups = dict.fromkeys(column.group for column in columns)
+    folded = [
+        f"<details><summary>{escape(group)}</summary>{_table(part, labels)}</details>"
+        for group in groups
+        if (part := [column for column in columns if column.group == group])
+    ]
+    sections.append(_section("All numbers", *folded, _notes(columns)))
     title = " · ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs side by side"
     return Template(_part("page.html")).substitute(
         title=escape(title),
@@ -60,6 +65,19 @@ def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
+def _gallery(labels: Sequence[str], row: Sequence[Sequence[Picture]]) -> str:
+    shape = "pictures" + " broad" * any(picture.is_broad for run in row for picture in run)
+    return f'<div class="{shape}">{"".join(_figures(labels, row))}</div>'
+
+
+def _seeds(runs: Sequence[Subject], columns: Sequence[Column]) -> str:
+    """Means of runs that differ in their seeds alone; nothing where there are none."""
+    means, groups = seeds_of(runs, columns)
+    if not means:
+        return ""
+    return f'<p class="aside">{SEEDS}:</p>{_table(means, groups, keys=False)}'
+
+
 def _legend(labels: Sequence[str]) -> str:
     buttons = "".join(
         f'<button type="button" data-run="{place}" aria-pressed="true">{key_svg(place)}'
@@ -69,7 +87,7 @@ def _legend(labels: Sequence[str]) -> str:
     return f'<div class="legend">{buttons}</div>'
 
 
-def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
+def _table(columns: Sequence[Column], labels: Sequence[str], keys: bool = True) -> str:
     """One row for each run; the groups of columns above their titles."""
     groups: list[tuple[str, int]] = []
     for column in columns:
@@ -88,9 +106,8 @@ def _table(columns: Sequence[Column], labels: Sequence[str]) -> str:
     best = [column.best for column in columns]
     rows = []
     for place, label in enumerate(labels):
-        cells = [
-            f'<th scope="row" data-value="{escape(label)}">{key_svg(place)}{escape(label)}</th>'
-        ]
+        key = key_svg(place) if keys else ""
+        cells = [f'<th scope="row" data-value="{escape(label)}">{key}{escape(label)}</th>']
         for column, first, places in zip(columns, firsts, best, strict=True):
             cells.append(_cell(column, place, first, places.get(place), labels))
         rows.append(f"<tr>{''.join(cells)}</tr>")

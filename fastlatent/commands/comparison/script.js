@@ -26,6 +26,7 @@ for (const table of document.querySelectorAll("table")) {
     table.style.setProperty("--names", table.tHead.rows[1].cells[0].offsetWidth + "px");
   names();
   addEventListener("resize", names);
+  table.closest("details")?.addEventListener("toggle", names);
 }
 
 // Values under the pointer: of each curve the point nearest in steps.
