@@ -616,7 +616,12 @@ def test_real_images_of_mnist(data_root: Path, tmp_path: Path) -> None:
         (sample, ["digits", "--folder", "x", "--out", "x.png"], 2, "--out does not go with a data"),
         (sample, ["digits", "--folder", "x", "--method", "prior"], 2, "--method does not go with"),
         (sample, ["digits", "--folder", "x", "--images", "400"], 2, "of each of 10 classes; class"),
-        (sample, ["digits", "--folder", "x", "--classes", "12"], 1, "has labels 0 to 9; got (12,)"),
+        (
+            sample,
+            ["digits", "--folder", "x", "--classes", "12"],
+            1,
+            "must be labels from 0 to 9, those of digits; got (12,)",
+        ),
         (sample, ["npz", "--folder", "x"], 2, "the data set must be one of"),
         (sample, ["npz:nowhere.npz", "--folder", "x"], 1, "nowhere.npz"),
         (sample, ["mnist", "--root", "nowhere", "--folder", "x"], 1, "mnist"),

@@ -701,7 +701,7 @@ def test_the_geometric_decoder_is_the_generator() -> None:
         ({"image_shape": (1, 16, 32)}, "square with a side"),
         ({"image_shape": (2, 32, 32), "architecture": "seed"}, "of 1 or 3 channels"),
         ({"levels": 5}, "levels must be 1 to 4 for images of this size; got 5"),
-        ({"bands": "burt_adelson", "kernel": "laploss"}, "binomial with bands burt_adelson"),
+        ({"bands": "burt_adelson", "kernel": "laploss"}, "binomial with bands='burt_adelson'"),
         ({"dim": 0}, "dim must be at least 1"),
         ({"alpha": -1.0}, "alpha must be positive"),
         ({"per_sample_alpha": 0.0}, "per_sample_alpha must be positive"),

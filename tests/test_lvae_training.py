@@ -271,12 +271,15 @@ def test_the_published_optimizer_is_adamax(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--model.downsample", "1"), "downsample must be 2 whole numbers, one for each of zdims"),
+        (
+            ("--model.downsample", "1"),
+            "downsample must be 2 whole numbers, one for each of --model.zdims",
+        ),
         (("--model.likelihood", "poisson"), "poisson"),
         (("--model.dim", "3"), "--model.dim"),
         (("--optimizer", "adagrad"), "adagrad"),
         (("--skip", "-1"), "skip must be at least 0"),
-        (("--bound-samples", "0"), "bound_samples must be at least 1"),
+        (("--bound-samples", "0"), "--bound-samples must be at least 1"),
         (("--data.size", "9"), "the model takes images of 8x8 pixels and 1 channel, but digits"),
     ],
 )

@@ -476,7 +476,7 @@ def test_table_with_distances_of_features(runs, walked, tmp_path, monkeypatch):
             interpolate,
             ["{real}", "--method", "likelihood", "--length-weight", "-1"],
             1,
-            "length_weight must be finite and not below 0",
+            "--length-weight must be finite and not below 0",
         ),
         (walks, [], 2, "name a run folder"),
         (walks, ["nowhere"], 1, "nowhere is not a run folder"),
