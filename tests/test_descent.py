@@ -112,7 +112,7 @@ def test_directions_are_those_of_the_dense_inverse_hessian():
         left = unit - weight[:, None, None] * step[:, :, None] * change[:, None]
         along = weight[:, None, None] * step[:, :, None] * step[:, None]
         dense = left @ dense @ left.mT + along
-    got = _two_loops(gradient, history, lambda g: scale * g)
+    got = _two_loops(gradient, torch.arange(2), history, lambda g, rows: scale[rows] * g)
     torch.testing.assert_close(got, (dense @ gradient[:, :, None])[:, :, 0])
 
 

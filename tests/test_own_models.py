@@ -13,9 +13,10 @@ import fastlatent
 import fastlatent.densities as densities
 import fastlatent.reconstruct as reconstruct
 from fastlatent import compare, evaluate, fit_prior, geodesics, interpolate, sample, walks
+from fastlatent.inference.latents import draw
 from fastlatent.models import AutoEncoder
 from fastlatent.models.own import build_own, recorded
-from fastlatent.priors import VampPrior
+from fastlatent.priors import Hierarchical, VampPrior
 from fastlatent.runs.trained import TrainedRun
 
 FILE = str(Path(__file__).with_name("stranger.py"))
@@ -275,6 +276,17 @@ def test_a_prior_of_ones_own_learns_with_the_model():
     assert sum("raw" in name for name in made.state_dict()) == 1
     with pytest.raises(ValueError, match=r"prior must be over 2 latents, .*; it is over 3"):
         AutoEncoder(encoder(), nn.Linear(2, 64), prior=VampPrior(3, SHAPE), image_shape=SHAPE)
+
+
+def test_latents_of_a_prior_of_ones_own_are_drawn_with_and_without_its_noise():
+    torch.manual_seed(3)
+    prior = Hierarchical(2, 1, width=8, depth=1, start_scale=0.5).eval()
+    made = AutoEncoder(encoder(), nn.Linear(2, 64), prior=prior, image_shape=SHAPE).eval()
+    loud, quiet = (
+        draw(made, "prior", 4000, torch.Generator().manual_seed(0), noise=noise)
+        for noise in (True, False)
+    )
+    assert (loud - quiet).std().item() == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(

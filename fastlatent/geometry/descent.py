@@ -126,7 +126,7 @@ def lbfgs(
             break
         gradient = search.gradient[rows]
         past = [(step[rows], change[rows], weight[rows]) for step, change, weight in history]
-        direction = -_two_loops(gradient, past, lambda g, rows=rows: precondition(g, rows))
+        direction = -_two_loops(gradient, rows, past, precondition)
         slope = dot(gradient, direction)
         uphill = ~(slope < 0)
         if uphill.any():
@@ -182,7 +182,11 @@ def _line_search(search: _Search, rows: Tensor, direction: Tensor, slope: Tensor
 
 
 def _remember(
-    history: deque, search: _Search, rows: Tensor, before: Tensor, gradient: Tensor
+    history: deque[tuple[Tensor, Tensor, Tensor]],
+    search: _Search,
+    rows: Tensor,
+    before: Tensor,
+    gradient: Tensor,
 ) -> None:
     """Adds the last step and change of gradient, without weight where the curvature is negative."""
     step, change = torch.zeros_like(search.x), torch.zeros_like(search.x)
@@ -194,9 +198,10 @@ def _remember(
 
 
 def _two_loops(
-    gradient: Tensor,
-    history: list[tuple[Tensor, Tensor, Tensor]],
-    precondition: Callable[[Tensor], Tensor],
+    gradient: Tensor,  # (r, ...), of the problems `rows`
+    rows: Tensor,  # (r,)
+    history: list[tuple[Tensor, Tensor, Tensor]],  # of the same problems
+    precondition: Precondition,
 ) -> Tensor:
     """The inverse Hessian of L-BFGS times the gradient."""
     q, shares = gradient, []
@@ -204,7 +209,7 @@ def _two_loops(
         share = weight * dot(step, q)
         q = q - wide(share, change) * change
         shares.append(share)
-    q = precondition(q)
+    q = precondition(q, rows)
     for (step, change, weight), share in zip(history, reversed(shares), strict=True):
         q = q + wide(share - weight * dot(change, q), step) * step
     return q

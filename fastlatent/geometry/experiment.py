@@ -64,10 +64,11 @@ def eigenvector_pairs(decoder: Decoder | Metric, start: Tensor, step: float = 1.
     return Pairs(start, start - step * (sign[:, None] * v).to(start.dtype), tied)
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """Statistics of a number of values; NaN where there are too few."""
 
-    count: int  # type: ignore[assignment]  # hides what a tuple has
+    count: int
     mean: float
     sd: float
     low: (

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlatent.data import Split
 from fastlatent.inference.passes import evaluating
 from fastlatent.models import LatentModel
-from fastlatent.models.capabilities import OwnPrior, complete_latents, draw_prior
+from fastlatent.models.capabilities import complete_latents, draw_prior, leaves_noise_out
 from fastlatent.noise import generator as stream_of
 from fastlatent.priors import BernoulliCopula, Prior, PriorKind, random_bits
 
@@ -54,12 +54,12 @@ def draw(
     with evaluating(model):
         if noise:
             return draw_prior(model, n, generator)
-        if not (isinstance(model, OwnPrior) and model.leaves_noise_out):
-            raise ValueError(
-                f"draw: {type(model).__name__} draws no latents without noise; priors in two "
-                "steps, as that of the family ladder, do"
-            )
-        return model.draw_prior(n, generator, noise=False)
+        if leaves_noise_out(model):
+            return model.draw_prior(n, generator, noise=False)
+        raise ValueError(
+            f"draw: {type(model).__name__} draws no latents without noise; priors in two steps, as "
+            "that of the family ladder, do"
+        )
 
 
 def draw_in_parts(

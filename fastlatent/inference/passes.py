@@ -20,7 +20,9 @@ from fastlatent.metrics import Weighing, importance_log_likelihood
 from fastlatent.metrics.likelihood import FEW_EFFECTIVE
 from fastlatent.models import LatentModel
 from fastlatent.models.capabilities import (
+    Finalising,
     Inferring,
+    Refitting,
     corrupted,
     learned_latents,
 )
@@ -184,7 +186,10 @@ def finalise(model: LatentModel, split: Split, batch: int, seed: int) -> None:
     """Let the model run its last fit, on images of the split.
 
     The images are drawn at random where it wants fewer than all. Every rank computes the same.
+    Raises ValueError for a model without a last fit.
     """
+    if not isinstance(model, Finalising):
+        raise ValueError(f"finalise: {type(model).__name__} has no last fit")
     with evaluating(model) as device:
         order = epoch_order(len(split), seed, 0)[: model.finalising_images]
         images = _Images(split, batch, device, order)
@@ -218,7 +223,8 @@ def refit(
 
     The images are drawn at random where it wants fewer than there are. Rank 0 computes and gives
     the others its weights; the numbers to log are its own, {} elsewhere. With `unseen` there is
-    among them "held_out_log_prob", of those images.
+    among them "held_out_log_prob", of those images. Raises ValueError for a model that fits nothing
+    between epochs.
     """
     numbers: dict[str, float] = {}
     with main_alone() as mine:
@@ -239,6 +245,8 @@ def _refit(
     unseen: Split | None,
     limit: int,
 ) -> dict[str, float]:
+    if not isinstance(model, Refitting):
+        raise ValueError(f"refit: {type(model).__name__} fits nothing between epochs")
     with evaluating(model) as device:
         order = epoch_order(len(split), seed, epochs)[: model.refit_images(epochs)]
         batches = split.batches(batch, device, order=order)

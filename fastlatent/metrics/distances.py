@@ -12,6 +12,7 @@ All lengths here are those of features times `scale`, a power of two that keeps 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,11 +27,12 @@ TINY = 2.0**-100  # added to each bound: far below 1, and far above what float32
 _PAIRS = 2**20  # features of pairs computed again at a time
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """The nearest rows of the same set, without the row itself, nearest first."""
 
     squared: Tensor  # (n, k) float64 squared distance
-    index: Tensor  # type: ignore[assignment]  # (n, k) int64; hides what a tuple has
+    index: Tensor  # (n, k) int64
 
 
 class Block(NamedTuple):

@@ -15,7 +15,7 @@ U-statistic of the pairs z_i = (x_i, y_i) (there, equation 4), with the kernel
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -146,8 +146,23 @@ def _check_draws(draws: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> None:
             )
 
 
-class _Set:
+_Prepared = TypeVar("_Prepared")  # rows as the kernel takes them
+
+
+class _Blocks(Protocol[_Prepared]):
     """A set as the kernel takes it: block by block."""
+
+    zeros: Tensor  # (n,) float64
+
+    def block(self, rows: slice) -> _Prepared:
+        """Rows of the set, prepared for the kernel."""
+
+    def kernel(self, here: _Prepared, there: _Prepared) -> Tensor:
+        """The kernel of a and b rows with each other: (a, b)."""
+
+
+class _Set:
+    """Rows of one set of features."""
 
     def __init__(self, x: Tensor, kernel: Polynomial):
         self._x, self._kernel = x, kernel
@@ -208,7 +223,7 @@ def _blocks(n: int, first: int = 0) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _own_sums(x: "_Set | _Pairs", a: Tensor) -> _Sums:
+def _own_sums(x: _Blocks[_Prepared], a: Tensor) -> _Sums:
     """Sums over one set with itself; each pair is computed once."""
     rows, subsets = x.zeros.clone(), x.zeros.new_zeros(len(a))
     squares = 0.0

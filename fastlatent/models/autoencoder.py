@@ -220,8 +220,9 @@ class AutoEncoder(LatentModel):
 
     leaves_noise_out = True
 
-    def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.latent_prior.sample(n, generator=generator)
+    def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
+        """Latents from the prior (n, d); see Prior.sample for `noise`."""
+        return self.latent_prior.sample(n, noise=noise, generator=generator)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,13 @@ class OwnPrior(Protocol):
 
     def draw_prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents (n, d)."""
+
+
+class NoiseFree(OwnPrior, Protocol):
+    """Latents are drawn with or without the last, independent noise of a prior in two steps."""
+
+    def draw_prior(self, n: int, generator: torch.Generator, noise: bool = True) -> Tensor:
+        """Latents (n, d); see Prior.sample for `noise`."""
 
 
 @runtime_checkable
@@ -377,6 +384,11 @@ def draw_prior(model: LatentModel, n: int, generator: torch.Generator) -> Tensor
             "bits, which have no prior of their own: draw them from a copula fitted to its codes"
         )
     return torch.randn(n, model.latent_dim, generator=generator, device=generator.device)
+
+
+def leaves_noise_out(model: LatentModel) -> TypeGuard[NoiseFree]:
+    """Whether the model draws latents without noise: it says so, which no signature tells."""
+    return isinstance(model, OwnPrior) and model.leaves_noise_out
 
 
 def latent_prior(model: LatentModel) -> Prior | None:

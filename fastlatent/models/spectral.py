@@ -85,12 +85,14 @@ class SpectralBlock(nn.Module):
     @torch.no_grad()
     def folded(self) -> tuple[nn.Module, nn.Module]:
         """Plain layers that compute what this one does in evaluation: the layer and its ELU."""
-        layer = copy.deepcopy(self.layer)
-        gain = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        layer, norm = copy.deepcopy(self.layer), self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        assert layer.bias is not None and mean is not None and variance is not None
+        gain = norm.weight / (variance + norm.eps).sqrt()
         shape = [1] * layer.weight.dim()
         shape[self.out_dim] = -1
         layer.weight.copy_(self.spectral.divide(layer.weight) * gain.view(shape))
-        layer.bias.sub_(self.norm.running_mean).mul_(gain).add_(self.norm.bias)
+        layer.bias.sub_(mean).mul_(gain).add_(norm.bias)
         return layer, nn.ELU()
 
 
@@ -143,7 +145,10 @@ class ImageDecoder(nn.Module):
 
     def folded(self) -> nn.Sequential:
         """A frozen copy of plain layers, with normalisations as in evaluation folded into them."""
-        blocks = (layer for stage in self.stages for layer in stage.folded())
+        blocks: list[nn.Module] = []
+        for stage in self.stages:
+            assert isinstance(stage, SpectralBlock)
+            blocks += stage.folded()
         project, image = copy.deepcopy(self.project), copy.deepcopy(self.image)
         layers = (project, copy.deepcopy(self.unflatten), *blocks, image, nn.Tanh())
         return nn.Sequential(*layers).eval().requires_grad_(False)

@@ -299,17 +299,18 @@ class BernoulliCopula(Prior):
         self, state_dict: dict, prefix: str, metadata: Any, strict: bool, *lists: Any
     ) -> None:
         missing, _, errors = lists
-        values = {item.name: state_dict.get(prefix + item.name) for item in fields(_Fit)}
-        absent = [prefix + name for name, value in values.items() if value is None]
+        names = [item.name for item in fields(_Fit)]
+        absent = [prefix + name for name in names if state_dict.get(prefix + name) is None]
         if absent:
             missing.extend(absent if strict else [])
             return
-        sign, factor = values["sign"], values["factor"]
-        if sign.dim() != 1 or factor.dim() != 2 or values["source"].shape != sign.shape:
+        stored: dict[str, Tensor] = {name: state_dict[prefix + name] for name in names}
+        sign, factor = stored["sign"], stored["factor"]
+        if sign.dim() != 1 or factor.dim() != 2 or stored["source"].shape != sign.shape:
             errors.append(f"{prefix}sign, source and factor do not fit each other")
             return
-        values |= {"repaired": bool(values["repaired"]), "rarest": float(values["rarest"])}
-        self._fit, self.dim = _Fit(**values), len(sign) - 1
+        repaired, rarest = bool(stored.pop("repaired")), float(stored.pop("rarest"))
+        self._fit, self.dim = _Fit(**stored, repaired=repaired, rarest=rarest), len(sign) - 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self._fit is not None:

@@ -101,7 +101,8 @@ class _FeatureMixture(torch.autograd.Function):
         columns = _parts(table.shape[1], _COLUMNS)
         for rows in _parts(len(z), _NUMBERS // min(table.shape[1], _COLUMNS)):
             features = _features(z[rows], len(table))
-            total, back = None, None
+            total: Tensor | None = None  # of the columns before
+            back: Tensor | None = None
             for part in columns:
                 exponents = features @ table[:, part]
                 peak = exponents.amax(1, keepdim=True).clamp_min(_LEAST)
@@ -109,7 +110,7 @@ class _FeatureMixture(torch.autograd.Function):
                 some = shares.sum(1).to(z.dtype)
                 if slope is not None:
                     part_back = shares.to(z.dtype) @ table[:, part].mT
-                    if back is None:
+                    if back is None or total is None:
                         back = part_back / some[:, None]
                     else:
                         log_some = some.log() + peak[:, 0]
@@ -117,8 +118,9 @@ class _FeatureMixture(torch.autograd.Function):
                         back = torch.lerp(back, part_back / some[:, None], weight)
                 some = some.log_().add_(peak[:, 0])
                 total = some if total is None else torch.logaddexp(total, some)
+            assert total is not None
             values[rows] = total
-            if slope is not None:
+            if slope is not None and back is not None:
                 slope[rows] = _pull_back(back, z[rows])
         ctx.dtype = dtype
         ctx.save_for_backward(*((slope,) if only_z else (z, table, values)))
@@ -160,7 +162,7 @@ class _WideMixture(torch.autograd.Function):
             shares = _exp_(exponents.sub_(peak))
             total = shares.sum(1, keepdim=True)
             values[rows] = (total.log() + peak)[:, 0]
-            if slope is not None:
+            if slope is not None and back is not None:
                 torch.mm(y.mul_((shares / total)[..., None]).flatten(1), back, out=slope[rows])
         ctx.save_for_backward(*((slope,) if only_z else (z, constant, means, factors, values)))
         return values

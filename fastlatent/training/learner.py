@@ -204,7 +204,7 @@ class Learner:
         layout = torch.channels_last
         if isinstance(model, LaidOut):
             layout = model.memory_format(device)
-        self.model = model.to(device, memory_format=layout)
+        self.model = model.to(device).to(memory_format=layout)
         # Asked once: isinstance of a protocol looks at each of its properties, which may compute.
         self._staged = self.model if isinstance(self.model, Staged) else None
         self._annealed = self.model if isinstance(self.model, Annealed) else None
@@ -231,7 +231,11 @@ class Learner:
     @property
     def chosen(self) -> LatentModel:
         """The weights to evaluate, sample and save: the moving average where one is kept."""
-        return self.model if self.average is None else self.average.module
+        if self.average is None:
+            return self.model
+        averaged = self.average.module
+        assert isinstance(averaged, LatentModel)
+        return averaged
 
     def shown(self) -> LatentModel:
         """The model to evaluate and sample, the same on all ranks; to be called on all of them."""
@@ -254,16 +258,17 @@ class Learner:
         are any."""
         if self.learned is not None:
             self.learned.initialise()
-        dependent = isinstance(self.model, DataDependent) and self.model.data_dependent
-        if dependent:
+        model, alike = self.model, not self._given  # whether the weights of all ranks are
+        if isinstance(model, DataDependent) and model.data_dependent:
             chosen = split.spread(self.config.batch)
             images = unit_images(split, chosen, self.accelerator.device)
-            self.model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
-        if (dependent or self._given) and dist.is_initialized():
-            for tensor in (*self.model.parameters(), *self.model.buffers()):
+            model.initialise(images, Noise(self.config.seed, 0).derived("initialise"))
+            alike = False
+        if not alike and dist.is_initialized():
+            for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.data, 0)
         if self.average is not None:
-            self.average.module.load_state_dict(self.model.state_dict())
+            self.average.module.load_state_dict(model.state_dict())
 
     def learn(self, step: int, parts: list[Batch], plan: Plan) -> None:
         """One optimizer step for each alternating step, the gradient summed over the parts."""
@@ -295,9 +300,9 @@ class Learner:
             objective = self.accelerator.unwrap_model(self._steps[0].objective)
             seen.append(self.learned.move(objective, parts, noises))
         self._skipped_in_a_row = 0
-        self.values = [total(part) for part in zip(*seen, strict=True)]
-        for values in self.values:
-            self.meter.add(values, step + 1)
+        self.values = [total(steps) for steps in zip(*seen, strict=True)]
+        for part in self.values:
+            self.meter.add(part, step + 1)
         if self.average is not None:
             self.average.update_parameters(self.model)
 
@@ -343,12 +348,13 @@ class Learner:
         """The gradient's norm; the gradient is bounded where configured."""
         self.accelerator.unscale_gradients()
         parameters = [one for one in self.model.parameters() if one.grad is not None]
-        if not parameters:  # all that this step optimises is frozen
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        if not gradients:  # all that this step optimises is frozen
             return torch.zeros((), device=self.accelerator.device)
-        norm = left = nn.utils.get_total_norm([one.grad for one in parameters])
+        norm = left = nn.utils.get_total_norm(gradients)
         if self.config.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.config.clip_value)
-            left = nn.utils.get_total_norm([one.grad for one in parameters])
+            left = nn.utils.get_total_norm(gradients)
         if self.config.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip, left)
         return norm

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ def summary_values(result: Experiment) -> dict[str, Any]:
     }
     return {
         "improvement": {
-            name: {key: known(x) for key, x in summarise(gain[rows])._asdict().items()}
+            name: {key: known(x) for key, x in asdict(summarise(gain[rows])).items()}
             for name, gain in gains.items()
         },
         "mean_length": {name: known(float(x[rows].mean())) for name, x in lengths.items()},

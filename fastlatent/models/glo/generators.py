@@ -60,11 +60,13 @@ class SeedGenerator(nn.Module):
         published = SEED_CHANNELS[config.image_shape[0]]
         inner = [max(1, round(config.width * channels)) for channels in published]
         channels = [config.dim, *inner, config.image_shape[0]]
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 4) for a, b in pairwise(channels))
+        convolutions = [nn.Conv2d(a, b, 4) for a, b in pairwise(channels)]
+        self.convolutions = nn.ModuleList(convolutions)
         # TensorFlow's eps; its decay of 0.9 is a momentum of 0.1 here.
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, eps=1e-3, momentum=0.1) for c in inner)
-        for convolution in self.convolutions:
+        for convolution in convolutions:
             nn.init.trunc_normal_(convolution.weight, 0, 0.02, -0.04, 0.04)
+            assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which network turns images into the features that sets are compared by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlatent.data import DataConfig, Dataset, epoch_order
+from fastlatent.data import Batch, DataConfig, Dataset, epoch_order
 from fastlatent.files.cache import cache_folder
 from fastlatent.files.image_files import BACKGROUND
 from fastlatent.jobs.naming import setting
@@ -89,13 +89,13 @@ class Chosen:
 
 def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Extractor:
     """A small classifier of the data set's training images: stored, or trained now and stored."""
-    check_labels(data)
+    names, attributes = learnable(data)
     kept = ["name", "size", "classes", "per_class", "crop"]
     kept += ["background"] * (config.background != BACKGROUND)
     described = {name: value for name, value in asdict(config).items() if name in kept}
     train, test = data.train.to(device), data.test.to(device)
 
-    def batches(epoch: int) -> object:
+    def batches(epoch: int) -> Iterable[Batch]:
         order = epoch_order(len(train), CLASSIFIER_SEED, epoch)
         return train.batches(TRAINING_BATCH, device, order=order)
 
@@ -107,10 +107,10 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
             cache_folder(),
             batches,
             lambda _: test.batches(TRAINING_BATCH, device),
-            len(data.label_names),
+            len(names),
             train.shape,
             dataset=repr(described),
-            labels="class" if data.train.labels.dim() == 1 else "attributes",
+            labels="attributes" if attributes else "class",
             seed=CLASSIFIER_SEED,
             device=device,
             progress=heard,
@@ -119,8 +119,13 @@ def classifier_of(config: DataConfig, data: Dataset, device: torch.device) -> Ex
     return Extractor(classifier, "classifier", about)
 
 
-def check_labels(data: Dataset) -> None:
-    """ValueError where there is nothing that a classifier could learn."""
-    if data.label_names is None or data.train.labels is None:
+def learnable(data: Dataset) -> tuple[Sequence[str], bool]:
+    """Names of what a classifier could learn, and whether they are attributes, not classes.
+
+    Raises ValueError where there are no labels.
+    """
+    names, labels = data.label_names, data.train.labels
+    if names is None or labels is None:
         classifier = setting("features", "classifier")
         raise ValueError(f"{classifier} needs labels, and {data.name} has none")
+    return names, labels.dim() == 2

@@ -23,7 +23,7 @@ from fastlatent.metrics import FeatureStatistics, Scores, frechet_distance, scor
 from fastlatent.metrics.features import extract
 from fastlatent.metrics.features.sources import Source, array_source, open_source, read_stored
 from fastlatent.metrics.statistics import Given, moments_of
-from fastlatent.runs.evaluation.extractors import Extractor, check_labels
+from fastlatent.runs.evaluation.extractors import Extractor, learnable
 
 FOLDER_BATCH = 64  # images at a time
 MOMENTS_ONLY = "from moments alone, which tell neither an error nor other metrics"
@@ -132,7 +132,7 @@ def what_is_learnt(
     data = load(config)
     for note in data.notes:
         say(note)
-    check_labels(data)
+    learnable(data)
     own = data.train.shape[0]
     if channels not in (None, own):
         raise UsageError(

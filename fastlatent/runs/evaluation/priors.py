@@ -9,6 +9,7 @@ from fastlatent.inference.passes import Bound, measure, measure_bound
 from fastlatent.jobs.errors import RunError
 from fastlatent.jobs.progress import say
 from fastlatent.models.base import NATS, LatentModel
+from fastlatent.models.capabilities import LearnedPrior
 from fastlatent.priors import Prior, PriorKind
 from fastlatent.runs.opened import OpenedRun
 from fastlatent.runs.priors import prior_file
@@ -58,7 +59,14 @@ def bounds_under(
     samples: int | None,  # of the importance-weighted bound; None: without
     limit: int | None,
 ) -> dict[str, UnderPrior]:
-    """The bounds of one VAE under its `own` prior, and with each of the others in its place."""
+    """The bounds of one VAE under its `own` prior, and with each of the others in its place.
+
+    Raises ValueError for a model in whose prior's place none can stand.
+    """
+    if not isinstance(model, LearnedPrior):
+        raise ValueError(
+            f"bounds_under: {type(model).__name__} takes no other prior in the place of its own"
+        )
     found = {"prior": own}
     for kind, prior in priors.items():
         with model.under(prior):

@@ -4,8 +4,8 @@ Under torch.distributed every rank makes its share and all get all features.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,12 @@ STEPS = 12  # of an interpolation, with both ends, which are two reconstructions
 Made = Iterator[tuple[int, Tensor]]  # where a batch begins in its set, and its images in [0, 1]
 
 
-class ImageSet(NamedTuple):
+@dataclass(frozen=True)
+class ImageSet:
     """Images that are made batch by batch, those of this rank."""
 
     name: str
-    count: int  # type: ignore[assignment]  # of all ranks; hides what a tuple has
+    count: int  # of all ranks
     made: Callable[[], Made]
     copies: bool = False  # each made from the real image of the same place
 
@@ -67,10 +68,9 @@ def made_by_model(
     """
     device = next(model.parameters()).device
 
-    def samples(method: Sampling) -> ImageSet:
+    def samples(method: Sampling, prior: Prior | None = None) -> ImageSet:
         def made() -> Made:
             first = 0
-            prior = priors.get(method)
             for part in draw_in_parts(model, method, n, seed, copula, prior=prior):
                 for start, end in shares(len(part), batch):
                     yield first + start, decode(model, part[start:end], batch)
@@ -100,7 +100,8 @@ def made_by_model(
             latents = path.latents[torch.arange(last - first, device=device), chosen]
             yield first, decode(model, latents, batch)
 
-    sets = [samples(method) for method in (*SAMPLINGS[model.latent_kind], *priors)]
+    sets = [samples(method) for method in SAMPLINGS[model.latent_kind]]
+    sets += [samples(kind, prior) for kind, prior in priors.items()]
     sets.append(ImageSet("reconstruction", n, reconstructed, copies=True))
     if walks:
         sets.append(ImageSet("interpolation", walks, interpolated))
