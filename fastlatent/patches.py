@@ -265,17 +265,16 @@ class _Target:
     module: Callable[[], ModuleType]  # imports it
     function: str
     before: str
-    replacement: FunctionType
+    replacement: CodeType
     ours: Callable[..., Any]  # of the function's arguments; TypeError or ValueError: refused
-    _changed: FunctionType | None = None
-    _original: CodeType | None = None
+    _changed: tuple[FunctionType, CodeType] | None = None  # the function, and its own code
     _holds: int = 0
 
     def find(self) -> FunctionType:
         """The function as its module has it. Raises RuntimeError where that is another one."""
         function = getattr(self.module(), self.function, None)
         ours = _arguments(self.replacement)
-        if not isinstance(function, FunctionType) or _arguments(function) != ours:
+        if not isinstance(function, FunctionType) or _arguments(function.__code__) != ours:
             raise RuntimeError(
                 f"patch: {self.function} of {self.distribution} is not its function of "
                 f"({', '.join(ours)}): other code has replaced it"
@@ -287,13 +286,14 @@ class _Target:
         try:
             return self.ours(*arguments)
         except (TypeError, ValueError) as refusal:
-            assert self._changed is not None and self._original is not None
+            assert self._changed is not None
+            function, code = self._changed
             warnings.warn(
                 f"patch: {self.distribution} computes this by its own code: {refusal}",
                 RuntimeWarning,
                 stacklevel=3,
             )
-            original = FunctionType(self._original, self._changed.__globals__)
+            original = FunctionType(code, function.__globals__)
             try:
                 return original(*arguments)
             except TypeError as broken:
@@ -305,20 +305,21 @@ class _Target:
     def hold(self) -> None:
         with _LOCK:
             if not self._holds:
-                self._changed = self.find()
-                self._original = self._changed.__code__
-                self._changed.__code__ = self.replacement.__code__
+                function = self.find()
+                self._changed = function, function.__code__
+                function.__code__ = self.replacement
             self._holds += 1
 
     def release(self) -> None:
         with _LOCK:
             self._holds -= 1
-            if not self._holds and self._changed is not None and self._original is not None:
-                self._changed.__code__ = self._original
+            if not self._holds and self._changed is not None:
+                function, code = self._changed
+                function.__code__ = code
 
 
-def _arguments(function: FunctionType) -> tuple[str, ...]:
-    return function.__code__.co_varnames[: function.__code__.co_argcount]
+def _arguments(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames[: code.co_argcount]
 
 
 TARGETS = {
@@ -328,7 +329,7 @@ TARGETS = {
         _pytorch_fid,
         "calculate_frechet_distance",
         "scipy.linalg.sqrtm",
-        _of_pytorch_fid,
+        _of_pytorch_fid.__code__,
         _arrays,
     ),
     "cleanfid": _Target(
@@ -337,7 +338,7 @@ TARGETS = {
         _cleanfid,
         "frechet_distance",
         "scipy.linalg.sqrtm",
-        _of_cleanfid,
+        _of_cleanfid.__code__,
         _arrays,
     ),
     "torchmetrics": _Target(
@@ -349,7 +350,7 @@ TARGETS = {
         _torchmetrics,
         "_compute_fid",
         "torch.linalg.eigvals",
-        _of_torchmetrics,
+        _of_torchmetrics.__code__,
         _tensors,
     ),
     "torch_fidelity": _Target(
@@ -358,7 +359,7 @@ TARGETS = {
         _torch_fidelity,
         "fid_statistics_to_metric",
         "numpy.linalg.eigvals",
-        _of_torch_fidelity,
+        _of_torch_fidelity.__code__,
         _dictionaries,
     ),
 }

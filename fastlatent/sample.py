@@ -196,6 +196,7 @@ def report_quality(trained: Trained, repair: Repair) -> None:
         say(f"not measured, because the data set cannot be read: {error}")
         return
     copula = trained.copula(repair)
+    assert copula is not None
     quality = compare_samplers(trained.model, trained.codes, copula, train, test, trained.seed)
     say("\n".join(quality.lines()))
 

@@ -166,7 +166,7 @@ def parse(
                 prog=f"python -m fastlatent.{prog}",
                 description=description,
                 args=arguments,
-                **({} if default is None else {"default": default}),
+                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except ValueError as error:  # a configuration's own check

@@ -58,7 +58,7 @@ def dataclass_options(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = default_of(field, info.default)
         common = _COMMON.get()
         if common and field.name not in common and not dataclasses.is_dataclass(default):
-            kind = tyro.conf.Suppress[kind]
+            kind = Annotated[(kind, tyro.conf.Suppress)]
         fields.append(StructFieldSpec(field.name, kind, default, texts.get(field.name)))
     return StructConstructorSpec(info.type, tuple(fields))
 
@@ -67,7 +67,10 @@ def with_hint(kind: Any) -> Any:
     """The annotation of a field, with `default_hint` beside what else it asks tyro for."""
     kind, *extras = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     given = [extra for extra in extras if isinstance(extra, ARGUMENT)]
-    argument = dataclasses.replace(*(given or [tyro.conf.arg()]), help_behavior_hint=default_hint)
+    (argument,) = given or [tyro.conf.arg()]
+    # Its type is tyro's own.
+    assert dataclasses.is_dataclass(argument) and not isinstance(argument, type)
+    argument = dataclasses.replace(argument, help_behavior_hint=default_hint)
     return Annotated[(kind, *(extra for extra in extras if extra not in given), argument)]
 
 
@@ -181,7 +184,7 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     others = [member for member in members if member is not NoneType]
     if not others or len(others) == len(members):
         return None
-    rest = functools.reduce(operator.or_, others)
+    rest: Any = functools.reduce(operator.or_, others)
     rest = Literal[True, False] if rest is bool else rest  # alone it would be --x and --no-x
     spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(rest, info.markers))
     if not isinstance(spec, PrimitiveConstructorSpec):

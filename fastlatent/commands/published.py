@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastlatent.data import DataConfig
 from fastlatent.files.reading import read_checkpoint, read_pickle
 from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.models import LVAEConfig
 from fastlatent.models.published import glspace, lbae, lvae
 from fastlatent.presets import PRESETS, TrainConfig
 
@@ -50,9 +52,9 @@ def convert_lvae(path: Path, chosen: str | None) -> Converted:
     channels = lvae.image_channels(checkpoint)
     known = stored.get("dataset_name")
     presets = {
-        name: preset.config
+        name: (preset.config, preset.config.model)
         for name, preset in PRESETS.items()
-        if may_fit(preset.config, channels, known)
+        if lvae.takes(preset.config.model, channels) and may_be_of(preset.config.data, known)
     }
     if not presets:
         data = "" if known is None else f" of the data set {known}"
@@ -61,42 +63,40 @@ def convert_lvae(path: Path, chosen: str | None) -> Converted:
         if chosen not in presets:
             listed = ", ".join(presets)
             raise UsageError(f"--preset must be one of {listed}; got {chosen!r}")
-        return with_preset(checkpoint, stored, presets[chosen])
+        return with_preset(checkpoint, stored, *presets[chosen])[0]
 
     fitting, faults = [], []
-    for preset in presets.values():
+    for preset, like in presets.values():
         try:
-            fitting.append(with_preset(checkpoint, stored, preset))
+            fitting.append(with_preset(checkpoint, stored, preset, like))
         except ValueError as error:
             faults.append(error)
     if not fitting:
         raise faults[0]
-    names = sorted({converted.config.data.name for converted in fitting})
+    names = sorted({converted.config.data.name for converted, _ in fitting})
     if len(names) > 1:
-        listed = ", ".join(converted.config.name for converted in fitting)
+        listed = ", ".join(converted.config.name for converted, _ in fitting)
         raise UsageError(
             f"{path} could be of {' or '.join(names)}; say which with --preset, one of {listed}"
         )
-    layers = len(fitting[0].config.model.zdims)
-    return min(
-        fitting,
-        key=lambda found: abs(len(PRESETS[found.config.name].config.model.zdims) - layers),
-    )
+    return min(fitting, key=lambda found: found[1])[0]
 
 
-def may_fit(preset: TrainConfig, channels: int, known: str | None) -> bool:
-    """Whether such images may be of the preset's data set, `known` if the program tells it."""
-    if not lvae.takes(preset.model, channels):
-        return False
+def may_be_of(data: DataConfig, known: str | None) -> bool:
+    """Whether a preset's data set may be the program's, `known` if the program tells it."""
     names = LVAE_DATA.values() if known is None else (LVAE_DATA.get(known),)
-    return preset.data.kind in names
+    return data.kind in names
 
 
 def with_preset(
-    checkpoint: dict[str, Any], stored: dict[str, Any], preset: TrainConfig
-) -> Converted:
-    """A Ladder VAE; ValueError where the checkpoint is of other images or another likelihood."""
-    like = lvae.original_settings(stored, preset.model)
+    checkpoint: dict[str, Any], stored: dict[str, Any], preset: TrainConfig, like: LVAEConfig
+) -> tuple[Converted, int]:
+    """A Ladder VAE, and by how many layers it differs from the preset's model `like`.
+
+    Raises ValueError where the checkpoint is of other images or another likelihood.
+    """
+    layers = len(like.zdims)
+    like = lvae.original_settings(stored, like)
     model, weights = lvae.convert_original(checkpoint, like)
     if model.likelihood != like.likelihood:
         raise ValueError(
@@ -109,7 +109,8 @@ def with_preset(
         f"{model.nonlinearity} activations and images of {preset.data.name} by {source} "
         f"{preset.name}"
     )
-    return Converted(replace(preset, model=model), weights, description)
+    converted = Converted(replace(preset, model=model), weights, description)
+    return converted, abs(len(model.zdims) - layers)
 
 
 def convert_glspace(path: Path, chosen: str | None) -> Converted:

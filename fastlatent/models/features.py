@@ -37,7 +37,11 @@ class LogisticRegression(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, split: Split, batch: int = 1000) -> float:
-        """The fraction of the split's images whose class is found."""
+        """The fraction of the split's images whose class is found.
+
+        Raises ValueError where images have no labels, or attributes in place of one class.
+        """
+        check_classes("LogisticRegression.accuracy", split)
         right = 0
         for part in split.batches(batch, self.weight.device):
             right += int((self(2 * part.images - 1).argmax(1) == part.labels).sum())
@@ -60,11 +64,7 @@ def fit_logistic_regression(
 
     Raises ValueError where images have no labels, or attributes in place of one class.
     """
-    if split.labels is None or split.labels.dim() != 1:
-        raise ValueError(
-            "fit_logistic_regression: split must have one class for each image; got "
-            + ("no labels" if split.labels is None else f"{split.labels.shape[1]} attributes")
-        )
+    check_classes("fit_logistic_regression", split)
     with seeded(seed):
         model = LogisticRegression(math.prod(split.shape), classes)
     model = model.to(device)
@@ -72,6 +72,7 @@ def fit_logistic_regression(
     with torch.enable_grad():
         for epoch in range(epochs):
             for part in split.batches(batch, device, order=epoch_order(len(split), seed, epoch)):
+                assert part.labels is not None
                 loss = F.nll_loss(model(2 * part.images - 1), part.labels)
                 adam.zero_grad()
                 loss.backward()
@@ -79,6 +80,16 @@ def fit_logistic_regression(
             for group in adam.param_groups:
                 group["lr"] *= lr_decay
     return model.eval().requires_grad_(False)
+
+
+def check_classes(caller: str, split: Split) -> None:
+    """ValueError unless each image of the split has one class."""
+    labels = split.labels
+    if labels is None or labels.dim() != 1:
+        raise ValueError(
+            f"{caller}: split must have one class for each image; got "
+            + ("no labels" if labels is None else f"{labels.shape[1]} attributes")
+        )
 
 
 class VGG19Features(nn.Module):

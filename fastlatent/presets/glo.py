@@ -77,7 +77,7 @@ _GREY = _paper("glo-mnist", DataConfig(name="mnist", size=32), 1, 32, epochs=12)
 # K. Li, J. Malik, arXiv 1812.08985.
 _MNIST = replace(
     _GREY,
-    model=replace(_GREY.model, initial_weights="normal"),
+    model=GLOConfig(image_shape=_GREY.model.image_shape, initial_weights="normal"),
     optimizer="adam",
     lr=1e-3,
     betas=(0.5, 0.999),

@@ -51,7 +51,9 @@ _CELEBA = _lbae(
 def _vae(bits: Preset, description: str, dim: int, kl_weight: float, **changes: Any) -> Preset:
     """The Gaussian VAE baseline on the same trunk and data."""
     name = f"{bits.config.name}-vae"
-    model = replace(bits.config.model, latent="gaussian", dim=dim, kl_weight=kl_weight)
+    model = bits.config.model
+    assert isinstance(model, LBAEConfig)
+    model = replace(model, latent="gaussian", dim=dim, kl_weight=kl_weight)
     return Preset(description, replace(bits.config, name=name, model=model, **changes))
 
 

@@ -118,18 +118,18 @@ class Hierarchical(Prior):
         """Mean m(z) and deviation v(z) of q(t|z): (..., dim) -> (..., code.dim) each."""
         self._check_points("posterior", z)
         white = (z - self.centre.to(z)) / self.units.to(z)
-        hidden = self.encoder(white.to(self.mean_head[0].weight.dtype))
+        hidden = self.encoder(white.to(_dtype(self.mean_head)))
         raw = at_least_float32(self.deviation_head(hidden))
         positive = F.softplus(raw) if self.std_head == "softplus" else raw.relu()
         return at_least_float32(self.mean_head(hidden)), positive + _LEAST
 
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of p(z|t): (..., code.dim) -> (..., dim) each."""
-        mean = at_least_float32(self.decoder(t.to(self.decoder[0].weight.dtype)))
+        mean = at_least_float32(self.decoder(t.to(_dtype(self.decoder))))
         if self.deviation_decoder is None:
             std = self.scale.value.to(mean).expand_as(mean)
         else:
-            raw = at_least_float32(self.deviation_decoder(t.to(self.decoder[0].weight.dtype)))
+            raw = at_least_float32(self.deviation_decoder(t.to(_dtype(self.decoder))))
             std = self.scale.bounds[0] + F.softplus(raw)
         units = self.units.to(mean)
         mean, std = self.centre.to(mean) + units * mean, units * std
@@ -304,6 +304,13 @@ class Hierarchical(Prior):
 
     def _fit_code(self, z: Tensor, seed: int) -> FitReport | None:
         return self.code.fit(self._codes(z, seed), seed=seed).report
+
+
+def _dtype(network: nn.Sequential) -> torch.dtype:
+    """That of a perceptron's weights."""
+    layer = network[0]
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.dtype
 
 
 class Ladder(Hierarchical):

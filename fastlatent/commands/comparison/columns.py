@@ -87,13 +87,18 @@ class Column:
         return any(cell is not None and cell.value is None for cell in self.cells)
 
     @property
-    def compared(self) -> list[dict[int, Cell]]:
-        """The cells by their places, those together that are compared with each other."""
-        scales: dict[tuple[object, ...], dict[int, Cell]] = {}
-        if self.better is not None:
-            for place, cell in enumerate(self.cells):
-                if cell is not None and cell.scale is not None and math.isfinite(cell.value):
-                    scales.setdefault(cell.scale, {})[place] = cell
+    def compared(self) -> list[dict[int, Estimate]]:
+        """The values by their places, those together that are compared with each other.
+
+        Unknown errors are 0.
+        """
+        scales: dict[tuple[object, ...], dict[int, Estimate]] = {}
+        for place, cell in enumerate(() if self.better is None else self.cells):
+            if cell is None or cell.scale is None or not isinstance(cell.value, int | float):
+                continue
+            if math.isfinite(cell.value):
+                found = Estimate(cell.value, cell.error or 0)
+                scales.setdefault(cell.scale, {})[place] = found
         return [*scales.values()]
 
     @property
@@ -101,16 +106,16 @@ class Column:
         """Places of the best values among those that can be compared; of equal values none.
 
         True where it is clear: two standard errors of the difference away from all others, as if
-        these had been measured on images of their own. Unknown errors count as none.
+        these had been measured on images of their own.
         """
         found: dict[int, bool] = {}
-        for cells in self.compared:
-            values = [cell.value for cell in cells.values()]
+        for numbers in self.compared:
+            values = [number.value for number in numbers.values()]
             best = min(values) if self.better == "lower" else max(values)
-            others = [cell for cell in cells.values() if cell.value != best]
-            for place, cell in cells.items():
-                if others and cell.value == best:
-                    found[place] = all(_differ(cell, other) for other in others)
+            others = [number for number in numbers.values() if number.value != best]
+            for place, number in numbers.items():
+                if others and number.value == best:
+                    found[place] = all(_differ(number, other) for other in others)
         return found
 
 
@@ -119,15 +124,15 @@ def rivals(columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
     found: dict[tuple[str, ...], list[str]] = {}
     for column in columns:
         known = sum(cell is not None for cell in column.cells)
-        for cells in column.compared:
-            if column.best.keys() & cells.keys() and len(cells) < known:
-                titles = found.setdefault(tuple(labels[place] for place in cells), [])
+        for numbers in column.compared:
+            if column.best.keys() & numbers.keys() and len(numbers) < known:
+                titles = found.setdefault(tuple(labels[place] for place in numbers), [])
                 titles += [] if column.title in titles else [column.title]
     return [f"{', '.join(runs)}: {', '.join(titles)}" for runs, titles in found.items()]
 
 
-def _differ(a: Cell, b: Cell) -> bool:
-    return abs(a.value - b.value) > 2 * math.hypot(a.error or 0, b.error or 0)
+def _differ(a: Estimate, b: Estimate) -> bool:
+    return abs(a.value - b.value) > 2 * math.hypot(a.error, b.error)
 
 
 Entry = tuple[Column, Cell]  # a column without cells, and what a run has there

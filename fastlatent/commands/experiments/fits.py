@@ -37,6 +37,7 @@ def report(
 ) -> None:
     """Print what the fit came to, next to N(0, I)."""
     fitted = prior.report
+    assert fitted is not None
     parts = [f"{fitted.latents:,} latents of {prior.dim} dimensions", format_seconds(seconds)]
     if fitted.components is not None:
         dropped = f", {fitted.dropped:.1%} of the mass dropped" if fitted.dropped > 0.0005 else ""

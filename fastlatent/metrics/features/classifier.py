@@ -176,7 +176,7 @@ def train_classifier(
         raise ValueError("train_classifier: train holds no images")
     kind: Labels = "class" if first[1].dim() == 1 else "attributes"
     with seeded(seed):
-        model = Classifier(Description(dataset, tuple(image_shape), classes, kind, seed))
+        model = Classifier(Description(dataset, (*image_shape,), classes, kind, seed))
     model = model.to(device).train()
     adam = torch.optim.Adam(model.parameters(), lr=_PEAK)
     # Epochs and their length are known once the first is over.
@@ -226,7 +226,7 @@ def stored_classifier(
     `dataset` names the images and labels, with all that changes them (size, chosen classes). A new
     classifier is trained by `train_classifier`, as its defaults say, and stored.
     """
-    path = Description(dataset, tuple(image_shape), classes, labels, seed).path(folder)
+    path = Description(dataset, (*image_shape,), classes, labels, seed).path(folder)
     if path.is_file():
         return Classifier.load(path).to(device)
     model = train_classifier(

@@ -210,7 +210,7 @@ class LadderVAE(LatentModel):
 
     def complete_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draws of the top layer and, given them, of all layers below: (n, prior_dim) -> (n, d)."""
-        top = Normal.of(self.top_down[-1].top_prior, self.config.log_variance_bound)
+        top = Normal.of(self._top_prior, self.config.log_variance_bound)
         standard = (z - top.mean.flatten(1)) * (-top.log_variance.flatten(1) / 2).exp()
         parts = []
         for part in standard.split(PRIOR_PART):
@@ -263,6 +263,7 @@ class LadderVAE(LatentModel):
                 masks,
             )
             layers.insert(0, layer)
+        assert above is not None
         return LadderPass(layers, self._finish(above, masks))
 
     def _bottom_up(self, x: Tensor, masks: Iterator[Tensor] | None = None) -> list[Tensor]:
@@ -272,6 +273,7 @@ class LadderVAE(LatentModel):
         y = self.stem_residual(self.act(self.stem(F.pad(x, (left, right, top, bottom)))), masks)
         features = []
         for blocks in self.bottom_up:
+            assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 y = block(y, masks)
             features.append(y)
@@ -295,10 +297,17 @@ class LadderVAE(LatentModel):
             part.unflatten(1, shape) for part, shape in zip(parts, self.layer_shapes, strict=True)
         ]
 
+    @property
+    def _top_prior(self) -> Tensor:
+        """Parameters of the prior of the top layer: (1, 2 c, h, w)."""
+        top = self.top_down[-1]
+        assert isinstance(top, TopDownLayer)
+        return top.top_prior
+
     @uncompiled
     def _normal(self, n: int, noise: Noise) -> Tensor:
         """Standard normal noise of all latents at once (n, d)."""
-        like = at_least_float32(self.top_down[-1].top_prior)
+        like = at_least_float32(self._top_prior)
         return noise.normal("latent", (n, self.latent_dim), like.device, like.dtype)
 
     @uncompiled

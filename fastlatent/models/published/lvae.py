@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import product
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def image_channels(checkpoint: Mapping[str, Tensor]) -> int:
     return _shape(checkpoint, "first_bottom_up.0.weight")[1]
 
 
-def takes(config: Any, channels: int) -> bool:
+def takes(config: object, channels: int) -> TypeGuard[LVAEConfig]:
     """Whether a configuration is that of a Ladder VAE for images of so many channels."""
     return isinstance(config, LVAEConfig) and config.image_shape[0] == channels
 
