@@ -75,10 +75,12 @@ def test_the_weights_start_from_a_normal_distribution(digits: tuple[Split, Split
     ("labels", "message"),
     [(None, "got no labels"), (torch.zeros(4, 3, dtype=torch.uint8), "got 3 attributes")],
 )
-def test_training_needs_one_class_for_each_image(labels: Tensor | None, message: str) -> None:
+def test_classifiers_need_one_class_for_each_image(labels: Tensor | None, message: str) -> None:
     split = Split("train", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels)
     with pytest.raises(ValueError, match=f"one class for each image; {message}"):
         fit_logistic_regression(split, 2)
+    with pytest.raises(ValueError, match=f"one class for each image; {message}"):
+        LogisticRegression(4, 2).accuracy(split)
 
 
 @pytest.fixture(scope="module")

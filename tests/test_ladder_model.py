@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from fastlatent.models.ladder import LaDDerConfig, PriorSchedule
 from fastlatent.models.ladder.likelihood import Laplace, laplace_bin_log_prob
 from fastlatent.models.ladder.networks import Decoder, Encoder, SymmetricPad, halving
+from fastlatent.nn import glorot_
 
 # Parameters of encoder and decoder, from the published checkpoints and settings.
 NETWORKS = [
@@ -116,6 +118,13 @@ def test_start_is_glorot_uniform_with_zero_biases():
     assert dense.weight.abs().max() <= bound
     assert dense.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
     assert not any(part.bias.any() for part in encoder.modules() if hasattr(part, "bias"))
+
+
+def test_glorot_takes_layers_without_biases():
+    layers = nn.Sequential(nn.Linear(300, 400, bias=False), nn.Conv2d(20, 30, 3, bias=False))
+    glorot_(layers)
+    for layer, fans in zip(layers, (700, 50 * 9), strict=True):
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["softplus", "relu"])

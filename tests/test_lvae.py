@@ -350,6 +350,14 @@ def test_data_dependent_weights_start_from_he_initialisation():
         assert not conv.bias.any()
 
 
+def test_data_dependent_weights_need_biases():
+    part = nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 3, 3, bias=False))
+    before = part[0].weight.clone()
+    with pytest.raises(ValueError, match="the convolution '1' must have a bias"):
+        data_dependent_init_(part, lambda: None, lambda _, shape: torch.zeros(shape))
+    assert torch.equal(part[0].weight, before)
+
+
 def deviation(z: Tensor) -> float:
     return (z - z[:1]).abs().max().item()
 

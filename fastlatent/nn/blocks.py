@@ -135,7 +135,7 @@ class GatedResidual(nn.Module):
                 y = next(norms)(y)
             elif step == "a":
                 y = self.act(y, inplace=spare)
-            else:
+            elif masks is not None:
                 y = y.mul_(next(masks)) if spare else y * next(masks)
             spare = step != "a"
         return x + (y if self.gate is None else self.gate(y))
@@ -195,10 +195,19 @@ def data_dependent_init_(
 
     Weights start from N(0, 2 / fan-in); then, in the order of the pass, each convolution is
     normalised given what the normalised ones before it put out (T. Salimans, D. P. Kingma, "Weight
-    Normalization", NeurIPS 2016, section 3).
+    Normalization", NeurIPS 2016, section 3). Raises ValueError for a convolution without a bias.
     """
+    convolutions = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)
+    }
+    for name, layer in convolutions.items():
+        if layer.bias is None:
+            raise ValueError(f"data_dependent_init_: the convolution {name!r} must have a bias")
 
     def normalise(layer: nn.Module, _: object, y: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None
         dims = [dim for dim in range(y.dim()) if dim != 1]
         variance, mean = torch.var_mean(y, dims)
         factor = scale / (variance + 1e-5).sqrt()
@@ -208,12 +217,12 @@ def data_dependent_init_(
         return (y - mean[:, None, None]) * factor[:, None, None]
 
     hooks = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            fan_in = layer.weight[0].numel()
-            layer.weight.copy_(normal(name, layer.weight.shape) * (2 / fan_in) ** 0.5)
-            layer.bias.zero_()
-            hooks.append(layer.register_forward_hook(normalise))
+    for name, layer in convolutions.items():
+        fan_in = layer.weight[0].numel()
+        layer.weight.copy_(normal(name, layer.weight.shape) * (2 / fan_in) ** 0.5)
+        assert layer.bias is not None
+        layer.bias.zero_()
+        hooks.append(layer.register_forward_hook(normalise))
     try:
         run()
     finally:
@@ -243,7 +252,8 @@ def glorot_(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Triton kernels of the bits family; `fastlatent.ops.bits` is the definition."""
 
+# mypy: allow-untyped-defs
+
 import torch
 import triton
 import triton.language as tl

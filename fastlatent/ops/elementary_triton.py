@@ -1,5 +1,7 @@
 """What the Triton kernels of all families share: elementary functions, types and launches."""
 
+# mypy: allow-untyped-defs
+
 from collections.abc import Sequence
 from typing import Any
 

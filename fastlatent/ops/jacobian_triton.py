@@ -1,5 +1,7 @@
 """Triton kernels of the jacobian family; `fastlatent.ops.jacobian` is the definition."""
 
+# mypy: allow-untyped-defs
+
 import torch
 import triton
 import triton.language as tl

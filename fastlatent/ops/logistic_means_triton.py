@@ -3,6 +3,8 @@
 One program takes a block of elements, or of pixels of one image.
 """
 
+# mypy: allow-untyped-defs
+
 import torch
 import triton
 import triton.language as tl

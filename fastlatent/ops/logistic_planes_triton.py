@@ -5,6 +5,8 @@ pixels of one image. Lengths count half-widths of a bin; `GRID` is a Grid, const
 code.
 """
 
+# mypy: allow-untyped-defs
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,6 +3,8 @@
 `fastlatent.ops.logistic` is the definition, `logistic_planes_triton` what the kernels are made of.
 """
 
+# mypy: allow-untyped-defs
+
 import torch
 import triton
 import triton.language as tl

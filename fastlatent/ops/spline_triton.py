@@ -4,6 +4,8 @@ Weights of a block of places lie in a matrix with a column for each control poin
 step of the recursion needs each column's left neighbour, which a masked sum fetches.
 """
 
+# mypy: allow-untyped-defs
+
 import torch
 import triton
 import triton.language as tl
