@@ -51,6 +51,7 @@ struct bf16 {
   uint16_t bits;
 };
 
+// For tables of constants: where it is used in a formula, it is computed again at each call.
 constexpr double factorial(int k) { return k < 2 ? 1. : k * factorial(k - 1); }
 
 // How one vector type computes: its scalar, its integers, and the constants of its floating-point format.
@@ -70,7 +71,9 @@ struct Format<f32v> {
   static constexpr float kTanhOne = 10.f;  // tanh rounds to 1 from here on
   static constexpr float kLn2Hi = 0x1.62e400p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
   static constexpr float kSmallestNormal = 0x1p-126f;
-  static constexpr int kExpTerms = 8;
+  // 1 / k! for k from 8 down to 2
+  static constexpr float kExpTerms[] = {1 / factorial(8), 1 / factorial(7), 1 / factorial(6), 1 / factorial(5),
+                                        1 / factorial(4), 1 / factorial(3), 1 / factorial(2)};
   static constexpr float kPowerMin = -88.f, kPowerMax = 88.f;
   // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, highest power first, within 2^-26.1 of e^r - 1 (scripts/minimax.py)
   static constexpr float kPowerTerms[] = {0x1.6b95c6p-10f, 0x1.12252ep-7f, 0x1.5556f8p-5f, 0x1.5554b4p-3f,
@@ -91,12 +94,13 @@ struct Format<f64v> {
   static constexpr double kTanhOne = 20.;
   static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
   static constexpr double kSmallestNormal = 0x1p-1022;
-  static constexpr int kExpTerms = 14;
+  // 1 / k! for k from 14 down to 2
+  static constexpr double kExpTerms[] = {1 / factorial(14), 1 / factorial(13), 1 / factorial(12), 1 / factorial(11),
+                                         1 / factorial(10), 1 / factorial(9),  1 / factorial(8),  1 / factorial(7),
+                                         1 / factorial(6),  1 / factorial(5),  1 / factorial(4),  1 / factorial(3),
+                                         1 / factorial(2)};
   static constexpr double kPowerMin = -709., kPowerMax = 709.;
-  static constexpr double kPowerTerms[] = {1 / factorial(14), 1 / factorial(13), 1 / factorial(12), 1 / factorial(11),
-                                           1 / factorial(10), 1 / factorial(9),  1 / factorial(8),  1 / factorial(7),
-                                           1 / factorial(6),  1 / factorial(5),  1 / factorial(4),  1 / factorial(3),
-                                           1 / factorial(2)};
+  static constexpr auto& kPowerTerms = kExpTerms;
   static constexpr int kLogTerms = 11;
 };
 
@@ -220,10 +224,10 @@ inline Reduced<V> reduce_by_ln2(V x) {
 // e^r - 1 for |r| <= ln 2 / 2, by its Taylor series
 template <class V>
 inline V expm1_reduced(V r) {
-  constexpr int terms = Format<V>::kExpTerms;
-  V p = splat<V>(ScalarOf<V>(1 / factorial(terms)));
+  using F = Format<V>;
+  V p = splat<V>(F::kExpTerms[0]);
 #pragma GCC unroll 16
-  for (int k = terms - 1; k >= 2; --k) p = p * r + ScalarOf<V>(1 / factorial(k));
+  for (int k = 1; k < int(sizeof(F::kExpTerms) / sizeof(ScalarOf<V>)); ++k) p = p * r + F::kExpTerms[k];
   return r + (r * r) * p;
 }
 
