@@ -105,8 +105,9 @@ def patch(name: str) -> Patch:
     RuntimeWarning. What `frechet_distance` refuses, as sigmas that are no covariances, goes to the
     package's own code, with a RuntimeWarning that says why.
 
-    Raises ValueError for another name, ModuleNotFoundError where the package is not installed, and
-    RuntimeError where its version or its function is not one whose code is known here.
+    Raises ValueError for another name. Raises ModuleNotFoundError where the package is not
+    installed. Raises RuntimeError where its version or its function is not one whose code is known
+    here.
     """
     if name not in TARGETS:
         known = ", ".join(map(repr, TARGETS))

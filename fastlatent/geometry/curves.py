@@ -117,8 +117,8 @@ def straight(
 ) -> Curves:
     """Straight lines at constant speed; the control points lie at the Greville abscissae.
 
-    Raises TypeError for ends that are not float32 or float64 tensors, ValueError for ends whose
-    shapes, dtypes or devices differ, for spans below 1 and for a degree outside 1 ... 31.
+    Raises TypeError for ends that are not float32 or float64 tensors. Raises ValueError for ends
+    whose shapes, dtypes or devices differ, for spans below 1 and for a degree outside 1 ... 31.
     """
     check_pair("straight", start, end)
     check_whole("straight", "spans", spans, 1)
@@ -141,8 +141,8 @@ def straight_on(
 def bezier(control: Tensor) -> Curves:
     """Bezier curves of degree k - 1 through their first and last control points (n, k, d).
 
-    Raises TypeError for control points that are not a float32 or float64 tensor, ValueError for
-    another shape and for k outside 2 ... 32.
+    Raises TypeError for control points that are not a float32 or float64 tensor. Raises ValueError
+    for another shape and for k outside 2 ... 32.
     """
     check_tensor("bezier", "control", control, "(n, k, d)")
     k = control.shape[1]
@@ -154,8 +154,9 @@ def bezier(control: Tensor) -> Curves:
 def fit(points: Tensor, t: Tensor, spans: int, degree: int = 3) -> Curves:
     """Curves from the first to the last points (n, m, d) that come closest to those between.
 
-    t (m,) from 0 to 1 is where each point is to be passed; closest in the sense of least squares,
-    and next to the straight line where few points leave a choice.
+    t (m,), from 0 to 1, says where each point is to be passed. Closest means least squares; where
+    few points leave a choice, the curve nearest to the straight line is taken. Shapes are not
+    checked.
     """
     line = straight(points[:, 0], points[:, -1], spans, degree)
     unit = torch.eye(line.control.shape[1], dtype=points.dtype, device=points.device)[None]

@@ -201,7 +201,7 @@ class TwiceReverseMode(ForwardMode):
 class GradientsByReverseMode(ForwardMode):
     """The derivatives of another map, whose gradients are taken by two reverse passes.
 
-    Of w^T J v they are J^T w by v, and that of (J^T w)^T v by z.
+    The gradient of w^T J v by v is J^T w; that by z is the gradient of (J^T w)^T v.
     """
 
     def __init__(self, function: LatentFunction, trial: Trial, derivatives: Map):

@@ -63,15 +63,15 @@ def curve_length(
 ) -> Length:
     """Lengths of B-spline curves under the metric that the decoder pulls back.
 
-    The number of segments starts at `segments` and doubles until the estimated error is below
-    `rtol` times the length, for each curve by itself, or `max_segments` is reached. The value is
-    L_2T + (L_2T - L_T) / 3 (Richardson), the error |L_2T - L_T| / 3, of chords with a bound of
-    what rounding leaves of differences between decoded points. Where doubling does not bring
-    results together, as near the edge of a metric that grows without bound, parts are halved one by
-    one, `max_segments` more at most, and the error is the sum of what that changes. What hides
-    between the points of the first two grids is not seen. `points` is the grid of the original's
-    rules. Decoders whose metric is no pull-back are measured by "midpoint" where "chord" is asked
-    for. No gradients.
+    The number of segments T starts at `segments` and doubles, for each curve by itself. It ends
+    where the estimated error is below `rtol` times the length, or at `max_segments`. The value is
+    L_2T + (L_2T - L_T) / 3 (Richardson extrapolation), the error |L_2T - L_T| / 3. The error of
+    chords includes a bound on the rounding of differences between decoded points. Doubling may not
+    converge, as near the edge of a metric that grows without bound. Then parts are halved one by
+    one, `max_segments` more at most, and the error is the sum of the changes. What hides between
+    the points of the first two grids is not seen. `points` is the grid of the original's rules.
+    Decoders whose metric is no pull-back are measured by "midpoint" where "chord" is asked for. No
+    gradients.
 
     Raises ValueError for an unknown rule, for numbers out of range, and what `as_metric` and
     `fastlatent.ops.bspline` raise.
@@ -182,8 +182,8 @@ def curve_measure(
 ) -> Tensor:  # (n,)
     """How far curves run along the cheapest directions: 1 entirely, 0 across them.
 
-    The mean over `points` points of |cos| of the angle between c' and the eigenvector of the
-    smallest eigenvalue, weighted by the condition number (Michelis and Becker 2021).
+    The mean of |cos| of the angle between c' and the eigenvector of the smallest eigenvalue, over
+    `points` points, weighted by the condition number (Michelis and Becker 2021).
 
     Raises TypeError for anything but Curves, ValueError for fewer than two points, and what
     `as_metric` raises.

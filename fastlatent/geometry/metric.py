@@ -34,13 +34,13 @@ def as_metric(
 ) -> Metric:
     """The metric that the decoder gives its latents; a Metric is returned as it is.
 
-    With J_f = df/dz: J_f^T J_f for a deterministic decoder, J_m^T J_m + J_s^T J_s for a
-    stochastic one with mean m and standard deviation s, and what a feature map makes of them; a
-    variance that does not depend on z adds nothing. A feature map of a stochastic decoder gives
-    J_m^T M_phi J_m + J_s^T diag(M_phi) J_s at the mean image, or with `draws` the mean of the
-    metrics of phi(m + s eps) over that many fixed draws of noise: another definition, and for maps
-    with many features a much faster one. All but the former are Embeddings. Feature maps need an
-    example to tell whether there is a variance.
+    With J_f = df/dz, the metric of a deterministic decoder f is J_f^T J_f. That of a stochastic
+    one, with mean m and standard deviation s, is J_m^T J_m + J_s^T J_s (G. Arvanitidis, L. K.
+    Hansen, S. Hauberg, "Latent Space Oddity", ICLR 2018). A variance that does not depend on z adds
+    nothing. A feature map phi of a stochastic decoder gives J_m^T M_phi J_m + J_s^T diag(M_phi) J_s
+    at the mean image. With `draws` it gives the mean metric of phi(m + s eps) over that many fixed
+    draws of noise. That is another definition, much faster for maps with many features. All but the
+    former are Embeddings. Feature maps need an example to tell whether there is a variance.
 
     Parameters are frozen. Modules are left as they are found: what a decoder writes to parameters,
     buffers and attributes is undone. Decoders are evaluated in the mode they are in: batch norm and
@@ -48,8 +48,8 @@ def as_metric(
     Make a new metric after changing a decoder.
 
     Raises TypeError or ValueError for a decoder whose output depends on the batch, is not
-    differentiable in z, has a negative variance, or is neither a float32 or float64 tensor nor such
-    a pair; for most of this only when there are latents to try it on.
+    differentiable in z or has a negative variance. So it does where the output is neither a float32
+    or float64 tensor nor a pair of such. Most of this needs latents to try the decoder on.
     """
     if draws is not None and draws < 1:
         raise ValueError(f"as_metric: draws must be at least 1; got {draws}")

@@ -88,15 +88,15 @@ def graph_curves(
 ) -> Curves:
     """Curves along shortest paths in the graph of nearest neighbours, to start `geodesic` from.
 
-    The nodes and all ends are joined to their `neighbours` nearest in latent space, parts of the
-    graph that hang apart by the shortest line between them; an edge weighs as much as its straight
-    line is long under the metric. Each path is cut into equal steps and fitted by a spline; where
-    the decoder is not finite along all paths it is the straight line.
-    It helps where latents are dense, in two or three dimensions.
+    The nodes and all ends are joined to their `neighbours` nearest in latent space. Separate parts
+    of the graph are joined by the shortest line between them. The weight of an edge is the length
+    of its straight line under the metric. Each path is cut into equal steps and fitted by a spline;
+    where the decoder is not finite along all paths it is the straight line. It helps where latents
+    are dense, in two or three dimensions.
 
-    Raises TypeError for nodes or ends that are not float32 or float64 tensors, ValueError for
-    shapes, dtypes or devices that do not fit, values that are not finite, neighbours or spans below
-    1, and what `as_metric` raises.
+    Raises TypeError for nodes or ends that are not float32 or float64 tensors. Raises ValueError
+    for shapes, dtypes or devices that do not fit, values that are not finite, neighbours or spans
+    below 1, and what `as_metric` raises.
     """
     check_whole("graph_curves", "neighbours", neighbours, 1)
     check_whole("graph_curves", "spans", spans, 1)
@@ -156,8 +156,8 @@ def distance_matrix(
     Symmetric with a zero diagonal. An upper bound of the true distances: curves are local minima.
     Pairs i < j come row by row, those of `first` too; their curves are held for 16,384 at a time.
 
-    Raises TypeError for points that are not a float32 or float64 tensor, ValueError for another
-    shape and for points that are not finite, and what `geodesic` raises.
+    Raises TypeError for points that are not a float32 or float64 tensor. Raises ValueError for
+    another shape and for points that are not finite, and what `geodesic` raises.
     """
     check_tensor("distance_matrix", "points", points, "(m, d)")
     check_finite("distance_matrix", "points", points)

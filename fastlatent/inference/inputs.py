@@ -56,8 +56,8 @@ def images_for(model: LatentModel, name: str, x: Any) -> Tensor:  # (n, c, h, w)
 def latents_for(model: LatentModel, name: str, z: Any) -> Tensor:  # (n, d)
     """One vector of latents or a batch, tensor or array, in float32 on the model's device.
 
-    Raises TypeError for what is no array of numbers, ValueError for another shape, for numbers that
-    are not finite, and for bits other than +1 and -1; all name the argument by `name`.
+    Raises TypeError for what is no array of numbers. Raises ValueError for another shape, for
+    numbers that are not finite, and for bits other than +1 and -1; all name the argument by `name`.
     """
     d = model.latent_dim
     kind = "bits, +1 and -1," if model.latent_kind == "bits" else "real latents"

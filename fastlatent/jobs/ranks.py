@@ -74,11 +74,11 @@ def launcher() -> str:
 
 @contextmanager
 def joined(device: torch.device | None = None, patience: float = PATIENCE) -> Iterator[None]:
-    """The processes that a launcher has started as one group; of a lone process nothing.
+    """The processes that a launcher has started, as one group; nothing for a lone process.
 
-    A group that is there is used and stays. Of an error that several processes have, only the
-    first to have it is told. Raises RunError where there are fewer GPUs than processes, and where
-    another process has ended or given no sign of life for so many seconds.
+    A group that is there is used and stays. If several processes have one error, only the first
+    reports it. Raises RunError where there are fewer GPUs than processes, and where another process
+    has ended or given no sign of life for so many seconds.
     """
     if Minder.current is not None:
         yield

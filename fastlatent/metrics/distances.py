@@ -122,7 +122,7 @@ def _neighbours(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distances, index (both (r, keep)) and whether they are certain (r,).
 
-    Of the given rows to all, or of all to all by half of the products.
+    They lead from the given rows to all, or from all to all by half of the products.
     """
     n = len(x)
     chosen = torch.arange(n, device=x.device) if rows is None else rows

@@ -39,13 +39,14 @@ def frechet_distance(
     sigma2: Tensor,  # (..., d, d), a covariance
     diagnostics: bool = False,
 ) -> Tensor | tuple[Tensor, Diagnostics]:  # (...) float64
-    """The squared Frechet distance, differentiable, in float64; at least 0.
+    """The squared Frechet distance of two Gaussians (Dowson and Landau 1982), at least 0.
 
-    With `diagnostics` also how fastlatent.ops.trace_sqrtm found its part. Rounding that would make
-    the distance negative is cut off. Raises TypeError for other dtypes than float32 and float64,
-    ValueError for shapes that do not fit, values that are not finite, or a sigma that is no
-    covariance: how far from it, and what repairs it. Of a sigma that is symmetric up to rounding
-    the symmetric part counts; `fastlatent.metrics.statistics.asymmetry` says how far that goes.
+    Computed in float64, and differentiable. `diagnostics` also returns how
+    fastlatent.ops.trace_sqrtm found its part. A distance that rounding makes negative is returned
+    as 0. A sigma may be asymmetric by rounding, which `fastlatent.metrics.statistics.asymmetry`
+    measures; its symmetric part counts. Raises TypeError for other dtypes than float32 and float64.
+    Raises ValueError for shapes that do not fit and for values that are not finite. Raises
+    ValueError for a sigma that is no covariance; it says how far from one, and what repairs it.
     """
     arguments = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2}
     for name, value in arguments.items():
@@ -132,8 +133,8 @@ def frechet_from_features(
 ) -> Tensor | tuple[Tensor, Diagnostics]:  # () float64
     """The squared Frechet distance between the sets, with covariances of n - 1; differentiable.
 
-    A set of fewer rows than d is its own factor, so no d x d matrix is formed for it and the cost
-    falls with n; nothing is singular on the way. Raises TypeError or ValueError as
+    A set of fewer rows than d is its own factor. No d x d matrix is formed for it, so the cost
+    falls with n, and nothing is singular on the way. Raises TypeError or ValueError as
     frechet_distance, and for fewer than 2 rows.
     """
     check_sets("frechet_from_features", real, fake)
@@ -186,16 +187,15 @@ def frechet_standard_error(
 ) -> Tensor:  # () float64
     """Standard error of frechet_from_features over draws of the samples, to first order.
 
-    The distance is a function of the weights of the samples; its derivatives by them are the
-    influences of the samples, and their variances over n and m add up (B. Efron, "Nonparametric
-    estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It says
-    nothing of the bias, which is positive and falls with 1 / n. It is too large where both sets
-    come from one distribution, by 1.2 to 1.5 in simulations: the first order vanishes there, and
-    the derivatives have twice the variance of the second, which makes a factor of 2^(1/2). Of
-    dependent fake samples, such as
-    the images along one walk, each `together` in succession count as one draw; of fake samples
-    made from the real ones, such as reconstructions, pairs are draws. Raises ValueError where m is
-    no multiple of `together`, and for paired sets of different sizes.
+    The distance is a function of the weights of the samples. Its derivatives by them are the
+    influences of the samples. Their variances, over n and over m, add up (B. Efron, "Nonparametric
+    estimates of standard error", Biometrika 68, 1981, the infinitesimal jackknife). It leaves out
+    the bias, which is positive and falls with 1 / n. It is too large where both sets come from one
+    distribution, by 1.2 to 1.5 in simulations. The first order vanishes there, and the derivatives
+    have twice the variance of the second, which makes a factor of 2^(1/2). Fake samples may depend
+    on each other, as images along one walk do: then `together` of them in succession count as one
+    draw. They may be made from the real ones, as reconstructions are: then pairs are draws. Raises
+    ValueError where m is no multiple of `together`, and for paired sets of different sizes.
     """
     check_sets("frechet_standard_error", real, fake)
     if paired:

@@ -56,7 +56,7 @@ def kernel_distance(
     draws: tuple[Tensor, Tensor] | None = None,  # (subsets, size) rows of real and of fake
     paired: bool = False,  # each row of fake is made from the same row of real
 ) -> KernelDistance:
-    """The distance under k(x, y) = (gamma x.y + coef0)^degree, not multiplied by anything.
+    """The unbiased squared MMD under k(x, y) = (gamma x.y + coef0)^degree, without a factor.
 
     Each subset is drawn without replacement, from each side by itself, by `seed` or as given in
     `draws`; the draw is the same on every device. Sets of which one has fewer than `subset_size`
@@ -66,13 +66,13 @@ def kernel_distance(
     Paired sets are a sample of pairs. Subsets are of pairs, and the estimate leaves out the kernel
     between the two sides of one pair: with it, copies of the real samples would come out below 0.
 
-    The error is that of a U-statistic with its first and second order (Gretton et al. 2012, section
-    6.1; both are needed, since the first vanishes for equal laws), of two samples or of pairs, plus
-    what the finite number of subsets adds.
+    The error is that of a U-statistic of two samples or of pairs, plus what the finite number of
+    subsets adds. It has the first and the second order (Gretton et al. 2012, section 6.1), since
+    the first vanishes for equal distributions.
 
-    Raises ValueError for sets that do not fit each other or hold other than finite numbers, for
-    fewer than 2 rows, for a kernel that is not finite, for draws that are no subsets, and for
-    paired sets or draws that differ.
+    Raises ValueError for sets that do not fit each other or are not finite, and for fewer than 2
+    rows. Raises ValueError for a kernel that is not finite, draws that are no subsets, and paired
+    sets or draws that differ.
     """
     check_sets("kernel_distance", real, fake)
     if paired:

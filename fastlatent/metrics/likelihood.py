@@ -64,9 +64,10 @@ def importance_log_likelihood(
     Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, equation
     8. Images are encoded once; `samples` cost 8 bytes of memory each. Draws are a function of noise
     and number of the image, so that `batch` changes nothing but rounding. The standard error says
-    how much the estimate varies with the draws: the mean of its square over many images is right or
-    too large for any law of the weights, from 5 samples on. It does not say how far the estimate is
-    below log p(x); `dominated` says where that may be far.
+    how much the estimate varies with the draws. From 5 samples on, the mean of its square over many
+    images is right or too large, for any distribution of the weights. It does not say how far the
+    estimate is below log p(x); `dominated` says where that may be far. Raises ValueError for
+    samples or batch below 1.
     """
     for name, value in (("samples", samples), ("batch", batch)):
         if value < 1:

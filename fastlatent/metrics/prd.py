@@ -51,13 +51,14 @@ def prd_curve(
 ) -> PRDCurve:
     """The curve of two sets of one size, clustered by scikit-learn's mini-batch k-means.
 
-    Samples of both sets and runs are also drawn again with replacement, each sample with the
-    clusters that it has, for the errors of what is made from the curve. Paired samples are drawn
-    again as pairs. In simulations those errors were 0.8 to 1.5 times the spread over new samples,
-    and up to 3 times where F is near 1 and samples are few: resampling adds noise that 1 bounds.
+    The errors of what is made from the curve come from a bootstrap: samples of both sets, and runs,
+    are drawn again with replacement. Each sample keeps its clusters. Paired samples are drawn as
+    pairs. In simulations these errors were 0.8 to 1.5 times the standard deviation over new
+    samples. They were up to 3 times as large where F is near 1 and samples are few.
 
-    Raises ValueError for sets of different sizes, on which the histograms' noise would depend,
-    for sets that do not fit or are not finite, and for more clusters than samples in both.
+    Raises ValueError for sets of different sizes, as the noise of histograms depends on the size.
+    Raises ValueError for sets that do not fit or are not finite, and for more clusters than samples
+    in both.
     """
     from sklearn.cluster import MiniBatchKMeans  # takes longer to import than all other metrics
 
@@ -109,7 +110,7 @@ def prd_of_histograms(
     fake: Tensor,  # (..., clusters)
     angles: int = 1001,
 ) -> tuple[Tensor, Tensor]:  # (..., angles) float64 each
-    """Precision and recall along the curve, for angles at equal distances."""
+    """Precision and recall along the curve, at equally spaced angles (Sajjadi et al. 2018)."""
     q, p = (part.double() / part.double().sum(-1, keepdim=True) for part in (real, fake))
     angle = torch.linspace(_EDGE, math.pi / 2 - _EDGE, angles, dtype=torch.float64)
     slope = angle.tan()
@@ -123,8 +124,8 @@ def prd_of_histograms(
 def prd_f_beta(curve: PRDCurve, beta: float = 8.0) -> PRDScore:
     """The largest F_beta and F_1/beta on the curve, as its authors report it with beta = 8.
 
-    F_b = (1 + b^2) precision recall / (b^2 precision + recall). The errors are the spread of both
-    over the resampled curves.
+    F_b = (1 + b^2) precision recall / (b^2 precision + recall). The errors are the standard
+    deviations of both over the resampled curves. Raises ValueError for a beta that is not above 0.
     """
     if not beta > 0:
         raise ValueError(f"prd_f_beta: beta must be above 0; got {beta}")

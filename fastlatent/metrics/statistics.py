@@ -210,7 +210,7 @@ Given = Tensor | FeatureStatistics  # features (n, d), or the moments of some
 
 
 def count_of(found: Given) -> int | None:
-    """Of how many samples; None where a file of moments does not say."""
+    """Number of samples; None where a file of moments does not say."""
     return len(found) if isinstance(found, Tensor) else found.known_count
 
 

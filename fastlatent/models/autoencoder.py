@@ -25,8 +25,8 @@ TRIED = 2  # rows that find out a module's sizes
 class AutoEncoder(LatentModel):
     """Gaussian posteriors by `encoder`, pixels by `decoder`, the negative ELBO as loss.
 
-    encoder: images (n, c, h, w) in [0, 1] to the mean and the log-variance of the latents, as a
-    pair of (n, d) or as one tensor (n, 2 d) whose first half are the means.
+    encoder: images (n, c, h, w) in [0, 1] to the mean and the log-variance of the latents. They are
+    a pair of (n, d), or one tensor (n, 2 d) whose first half are the means.
 
     decoder: latents (n, d) to k numbers for each pixel, (n, k, h, w) or flattened, where k goes by
     `likelihood`:
@@ -34,9 +34,9 @@ class AutoEncoder(LatentModel):
     log-variances; "discretized_logistic": c means and c log-scales of 8-bit values;
     "discretized_logistic_mixture": as fastlatent.ops has them, in ten components.
 
-    `prior` is "normal" for N(0, I), "vamp" for learned pseudo-images, the name of an entry point of
-    the group fastlatent.priors, whose class takes the number of latents, or a
-    fastlatent.priors.Prior; gradients train it with the rest. `image_shape` is (c, h, w);
+    `prior` is "normal" for N(0, I), "vamp" for learned pseudo-images, or a fastlatent.priors.Prior.
+    It may be the name of an entry point of the group fastlatent.priors, whose class takes the
+    number of latents. Gradients train it with the rest. `image_shape` is (c, h, w);
     fastlatent.train takes that of the data. `latent_dim` is found by a pass where it is not given.
 
     `forward` returns "loss" = "reconstruction" + "kl" at one draw of the latents, in nats.

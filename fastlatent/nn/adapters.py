@@ -10,7 +10,7 @@ _INDEX_BITS = 63  # that an int64 holds
 
 
 def lfq_settings(module: Any) -> dict[str, Any]:
-    """Of `LFQ` of vector-quantize-pytorch, without its temperature and projections."""
+    """Settings of `LFQ` of vector-quantize-pytorch, without its temperature and projections."""
     bits, groups = _found(module, "from_lfq", "LFQ", "codebook_dim", "num_codebooks")
     for name in ("orthogonal_rotation", "experimental_softplus_entropy_loss"):
         if getattr(module, name, False):
@@ -35,7 +35,7 @@ def lfq_settings(module: Any) -> dict[str, Any]:
 
 
 def bsq_settings(module: Any) -> dict[str, Any]:
-    """Of `BinarySphericalQuantizer` of bsq-vit."""
+    """Settings of `BinarySphericalQuantizer` of bsq-vit."""
     form = "BinarySphericalQuantizer"
     bits, groups = _found(module, "from_bsq", form, "embed_dim", "num_groups")
     if not module.soft_entropy:

@@ -181,8 +181,8 @@ def pack_bits(
 ) -> Tensor:  # (n, ceil(d / 64)) int64
     """Codes as bits: bit j of word w is coordinate 64 w + j, set for +1; padding is 0.
 
-    Raises TypeError for a dtype that is not floating, ValueError for a wrong number of dimensions
-    and, on CPU or under FASTLATENT_STRICT=1, for an element that is neither +1 nor -1.
+    Raises TypeError for a dtype that is not floating. Raises ValueError for a wrong number of
+    dimensions and, on CPU or under FASTLATENT_STRICT=1, for an element that is neither +1 nor -1.
     """
     _check.tensor("pack_bits", "codes", codes, 2, _check.FLOATING)
     if codes.is_cuda and strict() and not bool((codes.abs() == 1).all()):
@@ -225,8 +225,8 @@ def unpack_bits(
 ) -> Tensor:  # (n, d) of +/-1
     """The codes that `pack_bits` packed, in the given floating dtype.
 
-    Raises TypeError for words that are not int64 or a dtype that is not floating, ValueError where
-    d does not fit the number of words.
+    Raises TypeError for words that are not int64 or a dtype that is not floating. Raises ValueError
+    where d does not fit the number of words.
     """
     d = _check_words("unpack_bits", words, d)
     _check.floating_dtype("unpack_bits", "dtype", dtype)

@@ -47,8 +47,8 @@ def bernoulli_log_prob(
     The sum is in float32, or float64 for such logits. Its gradient by the logits is
     c_j sigmoid(-c_j a_j); codes have none.
 
-    Raises TypeError for logits that are not floating and codes of another dtype, ValueError for
-    shapes or devices that do not fit.
+    Raises TypeError for logits that are not floating and codes of another dtype. Raises ValueError
+    for shapes or devices that do not fit.
     """
     op = "bernoulli_log_prob"
     _check.tensor(op, "logits", logits, 2, _check.FLOATING)

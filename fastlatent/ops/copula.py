@@ -102,8 +102,8 @@ def bernoulli_copula_sample(
     never in TensorFloat-32 or bfloat16: rounding there biases rare bits. It is BLAS's own, so
     another number of threads may turn the sign of a projection that is zero but for rounding.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit.
+    Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes or devices that do not fit.
     """
     _check.tensor("bernoulli_copula_sample", "factor", factor, 2, _DTYPES)
     _check.tensor("bernoulli_copula_sample", "noise", noise, 2, _DTYPES)

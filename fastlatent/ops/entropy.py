@@ -292,8 +292,8 @@ def binary_entropy(
     For lookup-free quantisation with inverse temperature tau and codes of +/-s, logits = 4 tau s x.
     The work is 2 n 2^g multiplications and additions, and twice as many for the gradient.
 
-    Raises TypeError for a dtype that is not floating, ValueError for shapes or devices that do not
-    fit, groups that do not divide d, more than 32 bits in a group and, on a CPU or under
+    Raises TypeError for a dtype that is not floating. Raises ValueError for shapes or devices that
+    do not fit, groups that do not divide d, more than 32 bits in a group and, on a CPU or under
     FASTLATENT_STRICT=1, for NaN among the logits and for weights that are below 0 or all 0.
     """
     op = "binary_entropy"

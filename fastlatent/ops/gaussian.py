@@ -300,9 +300,9 @@ def discretized_gaussian_log_prob(
     Means and log-scales have the domain of `discretized_logistic_log_prob`: log-scales below -60
     count as -60 and get no gradient. A NaN parameter gives NaN there only.
 
-    Raises TypeError for bins that are not uint8 or int32 or parameters that are not floating,
-    ValueError for shapes or devices that differ, an unknown grid or cdf, n_bins outside
-    2 ... 65536 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
+    Raises TypeError for bins that are not uint8 or int32 or parameters that are not floating.
+    Raises ValueError for shapes or devices that differ, an unknown grid or cdf, n_bins outside 2
+    ... 65536 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
     """
     op = "discretized_gaussian_log_prob"
     check_single(op, bins, mean, log_scale)
@@ -324,8 +324,8 @@ def from_diffusion(
     function returns, to rounding; without `cdf` it is the likelihood that it approximates. Where
     `n_bins` is not 256, both take it.
 
-    Raises TypeError for an x that is not floating, ValueError for shapes that differ and for an x
-    that is off the grid 2 k / (n_bins - 1) - 1, on a CPU or under FASTLATENT_STRICT=1.
+    Raises TypeError for an x that is not floating. Raises ValueError for shapes that differ and for
+    an x that is off the grid 2 k / (n_bins - 1) - 1, on a CPU or under FASTLATENT_STRICT=1.
     """
     op = "from_diffusion"
     _check.tensor(op, "x", x, None, _check.FLOATING)

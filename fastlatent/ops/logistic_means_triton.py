@@ -171,7 +171,7 @@ def _clipped_colours(
     GRID: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of the coupled channels of component i: values, derivatives, and tanh with its slope."""
+    """Values and derivatives of the coupled channels of component i, and tanh with its slope."""
     t0, slope0 = tanh(plane(parameters, 3 * K + i, parameters_plane, inside, WIDE), WIDE)
     t1, slope1 = tanh(plane(parameters, 6 * K + i, parameters_plane, inside, WIDE), WIDE)
     t2, slope2 = tanh(plane(parameters, 9 * K + i, parameters_plane, inside, WIDE), WIDE)

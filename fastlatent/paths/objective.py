@@ -99,8 +99,8 @@ class Objective:
 def typical_level(log_prob: LogProb, draws: Tensor, share: float = 0.95) -> float:
     """The -log p that this share of draws (m, d) from the distribution does not exceed, in nats.
 
-    In many dimensions hardly any draw is as probable as the mode: a path that only keeps below
-    this level stays where data lies.
+    In many dimensions hardly any draw is as probable as the mode. A path that only keeps below this
+    level stays where data lies.
     """
     with torch.no_grad():
         return float(-log_prob(draws).double().quantile(1 - share))

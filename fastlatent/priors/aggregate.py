@@ -28,7 +28,7 @@ def aggregate_log_prob(
     means: Tensor,  # (N, d) of q(z|x_i)
     stds: Tensor,  # (N, d)
 ) -> Tensor:  # (...) nats
-    """log q(z), streaming over the N posteriors."""
+    """log q(z) of the aggregate posterior, the mean of the N posteriors q(z | x_i)."""
     weights = means.new_full((len(means),), -math.log(len(means)))
     return log_diagonal_mixture(z, weights, means, stds)
 
@@ -43,7 +43,11 @@ def posterior_divergences(
     *,
     generator: torch.Generator | None = None,
 ) -> Divergences:
-    """How the posteriors of N images lie to the prior, by draws of each of them."""
+    """Mean KL of N posteriors from the prior and from q(z), and KL of q(z) from the prior, in nats.
+
+    q(z) is the mean of the posteriors. All are Monte Carlo estimates by draws of each posterior.
+    Raises ValueError where means and stds are not of one shape (N, d).
+    """
     if means.dim() != 2 or means.shape != stds.shape or not len(means):
         raise ValueError(
             "posterior_divergences: means and stds must have one shape (N, d); "

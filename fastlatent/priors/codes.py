@@ -176,7 +176,10 @@ def random_bits(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # (n, d) codes +/-1, or (n, ceil(d / 64)) int64
-    """n codes of d independent fair bits. `device` is where they go, by default the generator's."""
+    """n codes of d independent fair bits, on `device`, by default the generator's.
+
+    Raises ValueError for n below 0 and d below 1.
+    """
     if n < 0 or d < 1:
         raise ValueError(f"random_bits: n must be at least 0 and d at least 1; got {n} and {d}")
     source = generator.device if generator is not None else device or "cpu"
@@ -199,7 +202,9 @@ def edit_attribute(
 
     Bit i becomes the sign of c_i = E[b_i | k] - E[b_i] where |c_i| > threshold, else it stays.
     `reference="zero"` is the rule of the LBAE authors' program, c_i = E[b_i | k], which also
-    overwrites every bit that is biased in all codes alike.
+    overwrites every bit that is biased in all codes alike. Raises TypeError or ValueError for codes
+    that are not +1 and -1, another number of bits, an unknown reference, and a label that is out of
+    range or that no code carries.
     """
     check_codes("edit_attribute", "codes", codes)
     if codes.shape[1] != statistics.d:

@@ -16,7 +16,8 @@ def kernel_log_prob(
 ) -> Tensor:  # (...) nats
     """log of the mean of p(z|t) over draws of p(t): unbiased for p(z), so low in the mean of logs.
 
-    Useful where t has few dimensions: the draws have to come near to each z.
+    Useful where t has few dimensions: the draws have to come near to each z. Raises ValueError for
+    draws below 1.
     """
     if draws < 1:
         raise ValueError(f"kernel_log_prob: draws must be at least 1; got {draws}")
@@ -32,7 +33,10 @@ def quadrature_log_prob(
     side: int = 401,  # points of the grid in each dimension of t
     reach: float = 8.0,  # the grid spans [-reach, reach]
 ) -> Tensor:  # (...) nats
-    """log of the sum of p(z|t) p(t) over a grid of t, of 1 or 2 dimensions: exact up to it."""
+    """log of the sum of p(z|t) p(t) over a grid of t: log p(z) up to the grid.
+
+    Raises ValueError for t of more than 2 dimensions, side below 2 and reach that is not positive.
+    """
     r = prior.code.dim
     if r > 2:
         raise ValueError(f"quadrature_log_prob: t may have at most 2 dimensions; got {r}")

@@ -84,8 +84,8 @@ def _head(
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, on the CPU, and the metadata of a safetensors file.
 
-    Raises FileNotFoundError, and ValueError when the file is damaged: no such file, or its content
-    is another than `write_tensors` put in, which is not known of files that others wrote.
+    Raises FileNotFoundError. Raises ValueError when the file is damaged: it is no such file, or its
+    content is not what `write_tensors` put in. The latter is not known of files that others wrote.
     """
     tensors, metadata = reading.read_tensors(path)
     mark = metadata.pop(CONTENT, None)

@@ -200,7 +200,7 @@ class Run:
         """The latents learned for the training images, mapped from their file.
 
         Raises RunError when there are none, or they were learned with other weights than those
-        beside them, ValueError when they are of another size.
+        beside them. Raises ValueError when they are of another size.
         """
         path = self.path / LATENT_FILES[which]
         if not path.is_file():

@@ -115,7 +115,7 @@ def inferring(method: Callable[Concatenate[Self, P], Tensor]) -> Callable[..., T
 class TrainedRun(OpenedRun):
     """A trained run at work, as `fastlatent.load` and `fastlatent.train` give it.
 
-    Images are taken as tensors or NumPy arrays, one image (c, h, w) or a batch (n, c, h, w), uint8
+    Images are tensors or NumPy arrays, one image (c, h, w) or a batch (n, c, h, w). They are uint8
     in 0 to 255 or floats in [0, 1]. Results are batches on the run's device, of one row for one
     image: images (n, c, h, w) in [0, 1], latents (n, d). Wrong arguments are a ValueError or
     TypeError that names the argument.
@@ -157,11 +157,12 @@ class TrainedRun(OpenedRun):
         `method` is one of `sampling_methods`; by default that of the command `sample`: the copula
         fitted to the training codes for bits, the model's own prior for real latents. The codes are
         counted once, which takes the data set if training has not left them in the run folder.
-        Without `noise`, priors in two steps give means of the second. `repair` says what gives way
-        where the moments of the codes fit no copula.
+        Without `noise`, priors in two steps give means of the second. `repair` says how to repair
+        moments of the codes that no copula has.
 
-        Raises ValueError for a method that does not fit the latents, RunError for a prior that
-        fit_prior has not fitted yet, OSError where the data set is needed and is not there.
+        Raises ValueError for a method that does not fit the latents. Raises RunError for a prior
+        that fit_prior has not fitted yet. Raises OSError where the data set is needed and is not
+        there.
         """
         check_whole("sample: n", n, 1)
         parts = self.draw_latents(n, method, seed, noise=noise, repair=repair)
@@ -209,15 +210,15 @@ class TrainedRun(OpenedRun):
     ) -> Tensor:  # (n, steps, c, h, w)
         """Images in [0, 1] on the way from each image of a to that of b.
 
-        A way begins and ends with the reconstructions of the two.
-        `method` is one of `interpolation_methods`: "copula" for bits; "spherical" or "linear",
-        "geodesic" (equal steps along a curve that is short under the metric of the decoder) or
-        "likelihood" (points that are likely under a prior: the model's own, or one that fit_prior
-        has fitted) for real latents. Where one side is a single image it goes with all of the
-        other.
+        The first and the last image are the reconstructions of the two. `method` is one of
+        `interpolation_methods`: "copula" for bits; "spherical", "linear", "geodesic" or
+        "likelihood" for real latents. "geodesic" takes equal steps along a curve that is short
+        under the metric of the decoder. "likelihood" takes points that are likely under `prior`:
+        "own", the model's, or one that fit_prior has fitted. A single image on one side goes with
+        all of the other.
 
-        Raises ValueError for a method that does not fit the latents or the prior, RunError for a
-        prior that is not fitted yet.
+        Raises ValueError for a method that does not fit the latents or the prior. Raises RunError
+        for a prior that is not fitted yet.
         """
         first = images_for(self.model, "interpolate: a", a)
         last = images_for(self.model, "interpolate: b", b)
@@ -264,16 +265,17 @@ class TrainedRun(OpenedRun):
         """What the command `evaluate` measures, prints and stores in the run, as JSON values.
 
         "values" are losses and their parts on the images of the split, each with its standard
-        error; "sets" compare samples, reconstructions and interpolations with real images, by the
-        `features` of a classifier of the data set, or of "inception" or "dinov2" with the file of
-        their `feature_weights`; "none" leaves that out. `samples` are draws for the
-        importance-weighted bound on the log-likelihood, `limit` is the number of images, evenly
-        spread, and `reference` a folder or .npz file to compare with in place of the split. `jpeg`
-        stores images as JPEG before features are taken. With `closed_balls`, precision, recall,
-        density and coverage count a sample on the surface of a ball as inside.
+        error. "sets" compare samples, reconstructions and interpolations with real images by
+        `features`. These are of a classifier of the data set, or of "inception" or "dinov2" with
+        the file `feature_weights`; "none" leaves the comparison out. `samples` is the number of
+        draws for the importance-weighted bound on the log-likelihood. `limit` is the number of
+        images, evenly spaced in the split. `reference` is a folder or .npz file to compare with in
+        place of the split. `jpeg` stores images as JPEG before features are taken. With
+        `closed_balls`, precision, recall, density and coverage count a sample on the surface of a
+        ball as inside.
 
-        Raises ValueError for options that do not fit the model or each other, OSError where the
-        data set is not there.
+        Raises ValueError for options that do not fit the model or each other. Raises OSError where
+        the data set is not there.
         """
         for name, value, choices in (
             ("split", split, ("test", "train")),

@@ -188,8 +188,8 @@ class Learner:
     ):
         """A model with seeded weights, and room for the latents of the split if it learns any.
 
-        The folder `place` is for files that need not last. Of given weights, all ranks take those
-        of rank 0.
+        The folder `place` is for files that need not last. All ranks take the given weights of rank
+        0.
         """
         from accelerate.utils import set_seed
 

@@ -62,9 +62,9 @@ def train(
     To be called on every rank where there are several; a process group that is there is used and
     left as it is. A rank that gives no sign of life for `timeout` seconds is given up.
 
-    Raises UsageError or ValueError for settings and data that do not fit, Diverged when a loss is
-    no longer finite, RunError when an image cannot be read, a checkpoint cannot be written, another
-    rank has ended or another process trains there, Stopped after a signal.
+    Raises UsageError or ValueError for settings and data that do not fit. Raises Diverged when a
+    loss is no longer finite. Raises RunError when an image cannot be read, a checkpoint cannot be
+    written, another rank has ended or another process trains there. Raises Stopped after a signal.
     """
     with joined(patience=timeout), ExitStack() as held:
         with together():

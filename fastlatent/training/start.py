@@ -48,24 +48,26 @@ def train(
     are what is to be different in it: fields of TrainConfig, such as `epochs=20`, `batch=64` or
     `device="cpu"`, those of a preset's model as `model={"dim": 16}`.
 
-    A model of your own is a fastlatent.models.AutoEncoder around two modules, a LatentModel, or any
-    module with `image_shape` (c, h, w), `latent_dim`, `encode`, `decode` and a `forward(x)` that
-    returns the losses of the images, (n,). Training begins with its weights and leaves it as it
-    is; the returned run has the trained one. The run folder records its class, as module:Class, and
-    the arguments that it was built with, each of which the model keeps as an attribute.
+    A model of your own is a fastlatent.models.AutoEncoder around two modules, a LatentModel, or a
+    module of your own contract. Such a module has `image_shape` (c, h, w), `latent_dim`, `encode`,
+    `decode` and a `forward(x)` that returns the losses of the images, (n,). Training begins with
+    its weights and leaves it as it is; the returned run has the trained one. The run folder records
+    its class, as module:Class, and the arguments that it was built with, each of which the model
+    keeps as an attribute.
 
     `data` takes the place of the preset's: the name of a data set such as "mnist" or
     "folder:photos", a DataConfig, or settings such as {"per_class": 20}; images as a tensor or an
     array, (n, c, h, w), (n, h, w, c) or (n, h, w), uint8 or floats in [0, 1]; a torch Dataset of
-    images, or of tuples of an image and its class; or a pair of such, for training and testing. Of
-    a single set every tenth image is for testing. Images are kept in the run folder as data.npz,
+    images, or of tuples of an image and its class; or a pair of such, for training and testing.
+    Every tenth image of a single set is for testing. Images are kept in the run folder as data.npz,
     and the model takes their channels and, where the preset has no size, their size.
 
     `callbacks` are objects with any of on_step, on_epoch and on_end, as
     fastlatent.training.Callback has them.
 
-    Raises ValueError or TypeError for settings and data that do not fit, naming them, Diverged when
-    a loss is no longer finite, RunError where training cannot go on, Stopped after a signal.
+    Raises ValueError or TypeError for settings and data that do not fit, naming them. Raises
+    Diverged when a loss is no longer finite, and RunError where training cannot go on. Raises
+    Stopped after a signal.
     """
     for callback in callbacks:
         if not any(hasattr(callback, name) for name in NAMES):

@@ -132,7 +132,7 @@ def _mean(values: Tensor) -> Estimate:  # (k,)
 
 
 def _distance(trained: Trained, path: Walk, extractor: Extractor, real: Tensor) -> Estimate | None:
-    """Of the images between the ends; its error is that of the choice of the walks."""
+    """Distance of the images between the ends; its error counts walks as drawn at random."""
     inner = path.latents[:, 1:-1]
     k, m = inner.shape[:2]
     if k < 2:

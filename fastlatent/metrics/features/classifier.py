@@ -224,7 +224,8 @@ def stored_classifier(
     """The classifier that `folder` holds for this data set, seed and shape, else a new one.
 
     `dataset` names the images and labels, with all that changes them (size, chosen classes). A new
-    classifier is trained by `train_classifier`, as its defaults say, and stored.
+    classifier is trained by `train_classifier`, with its defaults, and stored. Raises ValueError
+    where the labels are of another kind than `labels`.
     """
     path = Description(dataset, (*image_shape,), classes, labels, seed).path(folder)
     if path.is_file():

@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of an image, (c, h, w); None for features, and as above."""
+        """Shape (c, h, w) of an image; None for features, and where only a pass can tell."""
 
     def batches(self, batch: int, rank: int, world: int) -> Iterator[Tensor]:
         """Every batch whose number is `rank` modulo `world`, in order."""
@@ -291,8 +291,8 @@ def read_npz(path: Path | str, key: str | None = None) -> FeatureStatistics | Te
     (n, h, w), (n, h, w, c) or (n, c, h, w), uint8, bool or floats in [0, 1]; uint8 of 0 and 1 alone
     is taken as black and white.
 
-    Raises FileNotFoundError, and ValueError where the file is damaged or its arrays are not those
-    of one of the three: it names what is there.
+    Raises FileNotFoundError. Raises ValueError where the file is damaged or its arrays are not
+    those of one of the three: it names what is there.
     """
     return read_stored(Path(path).expanduser(), key).values
 

@@ -213,7 +213,7 @@ def activation_jvp(
     shift.
 
     Raises TypeError for dtypes other than float32 and float64, for unequal ones or a slope that is
-    no number, ValueError for shapes or devices that do not fit or an unknown kind.
+    no number. Raises ValueError for shapes or devices that do not fit or an unknown kind.
     """
     op = "activation_jvp"
     _check.tensor(op, "x", x, None, DTYPES)

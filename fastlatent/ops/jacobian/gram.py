@@ -77,8 +77,8 @@ def jacobian_gram(
     Meant for D much larger than d. Tangents (n, d, D) are Jacobians as `tangents.mT`, without a
     copy. Weights may have any sign; only non-negative ones make the result positive semi-definite.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit.
+    Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes or devices that do not fit.
     """
     op = "jacobian_gram"
     _check.tensor(op, "jacobian", jacobian, 3, DTYPES)

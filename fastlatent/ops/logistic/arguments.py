@@ -13,7 +13,7 @@ BINS = (torch.uint8, torch.int32)
 
 
 def check_grid(op: str, n_bins: int, grid: str, min_log_scale: float | None) -> Grid:
-    """Of one logistic for each value."""
+    """The grid of an op with one logistic for each value; ValueError for arguments out of range."""
     _check.choice(op, "grid", grid, GRIDS)
     n_bins = _check.whole(op, "n_bins", n_bins, 2, 65536, "a whole number in 2 ... 65536")
     floor = UNCLAMPED if min_log_scale is None else _check.real(min_log_scale)

@@ -25,8 +25,8 @@ def from_pixelcnn(
     float32, just above that, where the difference of two sigmoids cancels. The order of the
     parameters is the same.
 
-    Raises TypeError for an x that is not floating, ValueError for params that do not fit and, as
-    `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
+    Raises TypeError for an x that is not floating. Raises ValueError for params that do not fit
+    and, as `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
     """
     _check.tensor("from_pixelcnn", "x", x, 4, _check.FLOATING)
     grid = check_grid("from_pixelcnn", n_bins, "centred", None)

@@ -133,9 +133,9 @@ def discretized_logistic_mean(
 
     The mean of "continuous" samples, within half a bin of that of "quantized" ones. NaN gives NaN.
 
-    Raises TypeError for parameters that are not floating tensors of one dtype, ValueError for
-    shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ... 65536
-    and min_log_scale below -60.
+    Raises TypeError for parameters that are not floating tensors of one dtype. Raises ValueError
+    for shapes that don't broadcast, devices that differ, an unknown grid, n_bins outside 2 ...
+    65536 and min_log_scale below -60.
     """
     of = check_grid("discretized_logistic_mean", n_bins, grid, min_log_scale)
     check_values("discretized_logistic_mean", mean=mean, log_scale=log_scale)

@@ -118,9 +118,9 @@ def discretized_logistic_log_prob(
     Log-scales below `min_log_scale` count as that and get no gradient (at equality they do);
     None means -60. A NaN parameter gives NaN there only.
 
-    Raises TypeError for bins that are not uint8 or int32 or parameters that are not floating,
-    ValueError for shapes or devices that differ, an unknown grid, n_bins outside 2 ... 65536,
-    min_log_scale below -60 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
+    Raises TypeError for bins that are not uint8 or int32 or parameters that are not floating.
+    Raises ValueError for shapes or devices that differ, an unknown grid, n_bins outside 2 ...
+    65536, min_log_scale below -60 and, on CPU or under FASTLATENT_STRICT=1, a bin outside the grid.
     """
     op = "discretized_logistic_log_prob"
     check_single(op, bins, mean, log_scale)

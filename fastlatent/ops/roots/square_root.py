@@ -175,8 +175,8 @@ def sqrtm_psd(
     singular the derivative along directions that leave its range is infinite: that block of the
     gradient is set to 0.
 
-    Raises TypeError for dtypes other than float32 and float64, ValueError for another shape or,
-    on a CPU, for a matrix with an eigenvalue below -d eps of the largest, with the eps of a's
+    Raises TypeError for dtypes other than float32 and float64. Raises ValueError for another shape
+    or, on a CPU, for a matrix with an eigenvalue below -d eps of the largest, with the eps of a's
     dtype; `project_psd` repairs it.
     """
     _check.tensor("sqrtm_psd", "a", a, None, DTYPES)

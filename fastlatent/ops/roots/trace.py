@@ -179,9 +179,9 @@ def trace_sqrtm(
     that block of its gradient is set to 0. Second derivatives hold for positive definite
     arguments.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes that are not equal and square or, on a CPU, for a matrix further from positive
-    semi-definite than rounding in its dtype explains; `project_psd` repairs it.
+    Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes that are not equal and square or, on a CPU, for a matrix further from
+    positive semi-definite than rounding in its dtype explains; `project_psd` repairs it.
     """
     _check.tensor("trace_sqrtm", "a", a, None, DTYPES)
     _check.tensor("trace_sqrtm", "b", b, None, DTYPES)

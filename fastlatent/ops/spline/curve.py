@@ -211,10 +211,10 @@ def bspline(
     control points and t, and with them any higher derivative. The first and the last knot bound t;
     at an inner knot the derivative of order `degree`, which jumps there, is that of the right side.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit, degree outside 1 ... 31, order outside 0 ... degree, knots
-    that require gradients and, on CPU or under FASTLATENT_STRICT=1, for knots that are not clamped
-    or not distinct and for t outside them.
+    Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes or devices that do not fit, degree outside 1 ... 31, order outside 0 ...
+    degree, knots that require gradients and, on CPU or under FASTLATENT_STRICT=1, for knots that
+    are not clamped or not distinct and for t outside them.
     """
     _check.tensor("bspline", "control", control, 3, DTYPES)
     _check.tensor("bspline", "t", t, None, DTYPES)
@@ -246,9 +246,9 @@ def uniform_knots(
 ) -> Tensor:  # (k + degree + 1,)
     """Clamped knots on [0, 1] for k control points, equally spaced between the ends.
 
-    Raises TypeError for a dtype that is not floating or something that is no device, ValueError for
-    degree outside 1 ... 31, for fewer than degree + 1 control points and for more than 2^24, whose
-    knots float32 could not keep apart.
+    Raises TypeError for a dtype that is not floating or something that is no device. Raises
+    ValueError for degree outside 1 ... 31, for fewer than degree + 1 control points and for more
+    than 2^24, whose knots float32 could not keep apart.
     """
     degree = check_degree("uniform_knots", degree)
     expectation = f"a whole number of control points, at most 2^24 = {MAX_POINTS:,}"

@@ -30,9 +30,9 @@ def insert_knot(
     with own knots, (n,) holds one for each curve and (n, r) holds r. They may come in any order.
     The degree follows from the shapes.
 
-    Raises TypeError for dtypes other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit and, on CPU or under FASTLATENT_STRICT=1, for a u that is not
-    strictly between the first and the last knot or is a knot already.
+    Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes or devices that do not fit and, on CPU or under FASTLATENT_STRICT=1, for a
+    u that is not strictly between the first and the last knot or is a knot already.
     """
     _check.tensor("insert_knot", "control", control, 3, DTYPES)
     _check.tensor("insert_knot", "knots", knots, None, DTYPES)
@@ -74,9 +74,9 @@ def insertion_matrix(
 ) -> Tensor:  # (k + r, k), or (n, k + r, k)
     """What `insert_knot` multiplies control points by: rows are not negative and add up to 1.
 
-    Raises TypeError for a dtype other than float32 and float64 or for unequal ones, ValueError for
-    shapes or devices that do not fit and, on CPU or under FASTLATENT_STRICT=1, for a u that is not
-    strictly between the first and the last knot or is a knot already.
+    Raises TypeError for a dtype other than float32 and float64 or for unequal ones. Raises
+    ValueError for shapes or devices that do not fit and, on CPU or under FASTLATENT_STRICT=1, for a
+    u that is not strictly between the first and the last knot or is a knot already.
     """
     _check.tensor("insertion_matrix", "knots", knots, None, DTYPES)
     degree = check_degree("insertion_matrix", degree)

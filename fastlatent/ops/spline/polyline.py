@@ -127,8 +127,8 @@ def polyline_length(
 ) -> Tensor:  # (n,) in the unit of the points
     """Sums of the m - 1 chords' Euclidean lengths; the gradient of a chord of length 0 is 0.
 
-    Raises TypeError for a dtype other than float32 and float64, ValueError for a wrong number of
-    dimensions or for m = 0.
+    Raises TypeError for a dtype other than float32 and float64. Raises ValueError for a wrong
+    number of dimensions or for m = 0.
     """
     _check_points("polyline_length", points)
     return _length(points)
@@ -142,8 +142,8 @@ def polyline_energy(
 
     At least the square of the length, and equal to it where all chords are equally long.
 
-    Raises TypeError for a dtype other than float32 and float64, ValueError for a wrong number of
-    dimensions or for m = 0.
+    Raises TypeError for a dtype other than float32 and float64. Raises ValueError for a wrong
+    number of dimensions or for m = 0.
     """
     _check_points("polyline_energy", points)
     return _energy(points)
