@@ -1,7 +1,7 @@
 """Latent Bernoulli Autoencoders, and the published Gaussian VAE baseline on the same trunk."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from fastlatent.data import DataConfig
 from fastlatent.models import LBAEConfig
@@ -51,8 +51,7 @@ _CELEBA = _lbae(
 def _vae(bits: Preset, description: str, dim: int, kl_weight: float, **changes: Any) -> Preset:
     """The Gaussian VAE baseline on the same trunk and data."""
     name = f"{bits.config.name}-vae"
-    model = bits.config.model
-    assert isinstance(model, LBAEConfig)
+    model = cast(LBAEConfig, bits.config.model)
     model = replace(model, latent="gaussian", dim=dim, kl_weight=kl_weight)
     return Preset(description, replace(bits.config, name=name, model=model, **changes))
 
