@@ -40,6 +40,8 @@ def _spoken(kind: type[BaseException], error: BaseException, where: TracebackTyp
 
 if sys.argv[:1] == ["-m"]:  # python -m fastlatent.WORD, whose imports take seconds
     sys.excepthook = _spoken
+    if "fastlatent" not in sys.orig_argv:  # which begins without them
+        importlib.import_module("fastlatent.jobs.loading").say_loading()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from fastlatent import __version__
+from fastlatent.jobs.loading import say_loading
 from fastlatent.jobs.spelling import did_you_mean
 
 COMMANDS = {
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         guess = did_you_mean(word, COMMANDS) or f"; choose from {known}"
         print(f"error: there is no command {given!r}{guess}", file=sys.stderr)
         return 2
+    if argv is None:
+        say_loading()
     try:
         run = importlib.import_module(f"fastlatent.{word}").main
     except KeyboardInterrupt:

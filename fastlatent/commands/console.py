@@ -26,6 +26,7 @@ from fastlatent.jobs.errors import (
     computing_failure,
     sentence_of,
 )
+from fastlatent.jobs.loading import clear_loading
 from fastlatent.jobs.naming import naming
 from fastlatent.jobs.progress import printable, say
 from fastlatent.jobs.ranks import is_main_process, launched
@@ -80,6 +81,7 @@ def command(
         try:
             check_environment(main.__module__, shared)
             if argv is None:
+                clear_loading()
                 keep_freed_memory()
                 end_by_exception()
                 count = launched()
