@@ -188,6 +188,7 @@ class AutoEncoder(LatentModel):
         return self._halves(self.encoder(x))
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return features[0]
 
     @property
@@ -200,6 +201,7 @@ class AutoEncoder(LatentModel):
         return self.features(x)[0]
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | x), each (n, d)."""
         mean, log_variance = self.features(x)
         return mean, (log_variance / 2).exp()
 

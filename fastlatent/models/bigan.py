@@ -166,6 +166,7 @@ class BiGAN(LatentModel):
         return (self.encoder(2 * x - 1),)
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return features[0]
 
     def decode(self, z: Tensor) -> Tensor:

@@ -229,10 +229,12 @@ class LBAE(LatentModel):
         return self.encoder(x)
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         bits = self.latent_kind == "bits"
         return binarize(features[0], self.config.surrogate)[0] if bits else features[0]
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of q(z | x), each (n, d); None of bits."""
         self._check_images("x", x)
         if self.latent_kind == "bits":
             return None

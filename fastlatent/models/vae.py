@@ -136,6 +136,7 @@ class VAE(LatentModel):
         return self.features(x)[0]
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | x), each (n, d)."""
         mean, log_variance = self.features(x)
         return mean, (log_variance / 2).exp()
 
@@ -146,6 +147,7 @@ class VAE(LatentModel):
         return mean, log_variance
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:

@@ -79,6 +79,7 @@ class GLO(LatentModel):
             self.register_buffer("component_scale", torch.ones(()))
 
     def latents_to_learn(self, split: Split, room: Room) -> MovingLatents:
+        """Room for the latents of the images of a split, without values yet."""
         return MovingLatents(self, split, room)
 
     @property
@@ -209,6 +210,7 @@ class GLO(LatentModel):
         return self.fit(x)
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return features[0]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -231,6 +233,7 @@ class GLO(LatentModel):
         return self.latents
 
     def learned_latents(self, split: Split, index: Tensor) -> Tensor | None:
+        """Latents (k, d) learned for the split's images at `index` (k,); None without any."""
         latents = self.stored_latents(split)
         return (
             None if latents is None else latents[index.to(latents.device)].to(self.code_mean.device)

@@ -104,11 +104,13 @@ class LaDDer(LatentModel):
     # How it trains
 
     def begin_epoch(self, epoch: int) -> None:
+        """Take up what changes with the epoch, counted from 0."""
         if epoch != self._epoch:
             self._epoch = epoch
             self.rules.fill_(self._uses_learned_prior_in(epoch))
 
     def idle_in(self, epochs: float) -> str | None:
+        """What a training of so many epochs leaves unused, in a sentence; None: nothing."""
         warmup, kind = self.config.schedule.warmup_epochs, self.config.prior.kind
         if kind == "normal" or epochs > warmup:
             return None
@@ -169,6 +171,7 @@ class LaDDer(LatentModel):
         return self
 
     def refit_images(self, epochs: int) -> int:
+        """Training images that the next fit of the prior takes; 0: nothing is fitted."""
         schedule, kind = self.config.schedule, self.config.prior.kind
         after = epochs - schedule.warmup_epochs
         if not schedule.train_prior or after < 0:
@@ -350,6 +353,7 @@ class LaDDer(LatentModel):
         return self.latent_prior.sample(n, noise=noise, generator=generator)
 
     def gaussian_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | x), each (n, d)."""
         self._check_images("x", x)
         return self.encoder(x)
 
@@ -358,6 +362,7 @@ class LaDDer(LatentModel):
         return self.gaussian_posterior(x)
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return features[0]
 
     def log_weights(self, features: Sequence[Tensor], x: Tensor, noise: Noise) -> Tensor:

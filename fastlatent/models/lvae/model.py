@@ -91,6 +91,7 @@ class LadderVAE(LatentModel):
         )
 
     def begin_step(self, step: int) -> None:
+        """Take up what changes with the optimizer step, counted from 0."""
         if self.config.beta_anneal:
             self.beta.fill_(min(1.0, step / self.config.beta_anneal))
 
@@ -150,6 +151,7 @@ class LadderVAE(LatentModel):
         return self.latents_from(self.features(x))
 
     def latents_from(self, features: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives for images with these features: (n, d)."""
         return self.posterior(features).latents
 
     def decode(self, z: Tensor) -> Tensor:
