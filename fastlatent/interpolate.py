@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+import tyro
 from torch import Tensor
 
 from fastlatent import plots
@@ -18,13 +19,11 @@ from fastlatent.commands.single_images import SingleImages
 from fastlatent.commands.trained import Trained
 from fastlatent.geometry.solver import Method
 from fastlatent.inference.latents import Repair, check_method, decode
-from fastlatent.inference.walking import Direction, Space, Walk, Walking, walk, walkings
+from fastlatent.inference.walking import Direction, Walk, Walking, walk, walkings
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say
-from fastlatent.paths.likelihood import Method as Search
-from fastlatent.paths.objective import Reduction
 from fastlatent.priors import edit_attribute
-from fastlatent.runs.likely import Density, LikelyOptions
+from fastlatent.runs.likely import LikelyOptions
 
 DESCRIPTION = """Interpolate between images through the latent space, one interpolation in each row.
 
@@ -48,7 +47,7 @@ Examples:
   python -m fastlatent.interpolate runs/vae-mnist --method geodesic --from -1 --to 1
   python -m fastlatent.interpolate runs/vae-mnist --method likelihood --prior gmm"""
 
-LIKELY = tuple(field.name for field in fields(LikelyOptions))
+LIKELY = tuple(option.name for option in fields(LikelyOptions))
 SEARCH = tuple(CurveOptions.__annotations__)
 GEODESIC = "solver", "spans", "points", *SEARCH
 
@@ -77,26 +76,8 @@ class Options(CurveOptions, EndOptions):
     """With --method geodesic: polynomial pieces of the curves, level by level; default: 2 8 16."""
     points: int | None = None
     """With --method geodesic: grid points of the original program's length; default: 20."""
-    prior: Density | None = None
-    """With --method likelihood: prior whose density counts; default: own, the model's. The others
-    need fit_prior first."""
-    space: Space | None = None
-    """With --method likelihood: t: the prior's own space (default), which is its inner latents for
-    a hierarchical prior; z: the model's latents."""
-    length_weight: float | None = None
-    """With --method likelihood: cost of a unit of length, in nats; default: 10."""
-    spread_weight: float | None = None
-    """With --method likelihood: cost of a unit of the steps' standard deviation; default: 100."""
-    reduction: Reduction | None = None
-    """With --method likelihood: add -log p of all points (default), or take 8 times their mean."""
-    typical: bool | None = None
-    """With --method likelihood: points as likely as 95 % of the prior's draws cost nothing;
-    default: in more than 8 dimensions."""
-    iterations: int | None = None
-    """With --method likelihood: iterations of the search; default: 300, or 500 for --search
-    original."""
-    search: Search | None = None
-    """With --method likelihood: adam, or original, the published search; default: adam."""
+    likely: tyro.conf.OmitArgPrefixes[LikelyOptions] = field(default_factory=LikelyOptions)
+    """How --method likelihood searches; no other method takes these."""
     out: Path | None = None
     """Picture to write, a PNG; default: interpolation-METHOD.png in images of the run folder, with
     --feature interpolation-geodesic-FEATURE.png, with --set-attribute attribute-NUMBER.png. Methods
@@ -117,10 +98,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError("--set-attribute needs a model whose latents are bits")
         if options.end:
             raise UsageError("--to does not go with --set-attribute, which makes its own ends")
-    for needed, names in (("geodesic", GEODESIC), ("likelihood", LIKELY)):
-        for name in names:
-            if method != needed and getattr(options, name) is not None:
-                raise UsageError(f"--{name.replace('_', '-')} needs --method {needed}")
+    standard = LikelyOptions()
+    given = {
+        "geodesic": [name for name in GEODESIC if getattr(options, name) is not None],
+        "likelihood": [k for k in LIKELY if getattr(options.likely, k) != getattr(standard, k)],
+    }
+    for needed, names in given.items():
+        if method != needed and names:
+            raise UsageError(f"--{names[0].replace('_', '-')} needs --method {needed}")
     check_method("interpolation", method, choices, trained.model)
     set_one = options.set_attribute is not None
     singles = None if options.folder is None else SingleImages(options.folder, "interpolate")
@@ -131,9 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = walk_shorter(trained, joined, options.steps, **searched, out=options.out)
         images = images.flatten(0, 2)
     elif method == "likelihood":
-        given = {name: getattr(options, name) for name in LIKELY}
-        likely = LikelyOptions(**{name: x for name, x in given.items() if x is not None})
-        images = walk_likely(trained, joined, options.steps, likely, options.out)
+        images = walk_likely(trained, joined, options.steps, options.likely, options.out)
         images = images.flatten(0, 2)
     else:
         images = walk_plainly(trained, options, joined, method)

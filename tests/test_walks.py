@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -452,6 +453,23 @@ def test_table_with_distances_of_features(runs, walked, tmp_path, monkeypatch):
         found, error = float(row["distance"]), float(row["distance_error"])
         assert found == pytest.approx(float(frechet_from_features(real, fake)), rel=1e-4)
         assert error == pytest.approx(float(frechet_standard_error(real, fake, 3)), rel=1e-3)
+
+
+OTHER_THAN_DEFAULT = {
+    "prior": "gmm",
+    "space": "z",
+    "reduction": "mean",
+    "typical": "False",
+    "search": "original",
+}
+
+
+@pytest.mark.parametrize("name", [option.name for option in fields(LikelyOptions)])
+def test_options_of_likely_paths_need_their_method(name, runs, capsys):
+    option = f"--{name.replace('_', '-')}"
+    given = [option, OTHER_THAN_DEFAULT.get(name, "7"), "--method", "linear"]
+    assert interpolate.main([str(runs["vae-digits"]), *given]) == 2
+    assert f"{option} needs --method likelihood" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

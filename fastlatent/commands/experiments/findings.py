@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,11 +151,16 @@ def known(number: float) -> float | None:
 
 
 def circumstances(trained: Trained, options: RunOptions) -> dict[str, Any]:
-    """What the numbers depend on: the weights and the whole command line."""
+    """What the numbers depend on: the weights and the command line, without groups of options.
+
+    A group belongs to one method, and these are the numbers of another.
+    """
     stated = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(options).items()
-        if not isinstance(value, Path) and name not in ("other", "folder", "root", "map", "show")
+        if not isinstance(value, Path)
+        and not is_dataclass(value)
+        and name not in ("other", "folder", "root", "map", "show")
     }
     return {
         "run": trained.path.name,
