@@ -600,6 +600,8 @@ UNIT = (256, "unit", -7.0)
         lambda raw: raw.unpack_bits(torch.zeros(1, 1, dtype=torch.int64), 4096, torch.float32),
         lambda raw: raw.pack_bits(torch.ones(2, 64, dtype=torch.uint8)),
         lambda raw: raw.binarize_backward(torch.ones(4, 8), torch.ones(4, 8).double(), "tanh"),
+        lambda raw: raw.elu_backward(torch.ones(3), torch.ones(4)),
+        lambda raw: raw.elu_backward(torch.ones(4), torch.ones(4).double()),
         lambda raw: raw.binary_moments(torch.zeros(5, 1, dtype=torch.int32), 64),
         lambda raw: raw.bernoulli_copula_sample(
             torch.ones(3, 2).half(), torch.ones(4, 2).half(), 0
