@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from fastlatent import plots
 from fastlatent.commands.console import command, parse
 from fastlatent.commands.trained import RunOptions, Trained
+from fastlatent.inference.layers import draw_row
 from fastlatent.inference.passes import evaluating
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.progress import say, track
@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = track(range(options.images), f"layer {layer}", options.images, unit="row")
         with evaluating(model):
             images = torch.cat(
-                [draw_row(model, layer, options, Noise(trained.seed, row)) for row in rows]
+                [
+                    draw_row(model, layer, options.images, Noise(trained.seed, row), options.pixels)
+                    for row in rows
+                ]
             )
         channels, height, width = model.layer_shapes[layer]
         caption = (
@@ -73,19 +76,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         picture = plots.grid(images, options.images, caption)
         say(f"layer {layer}: {trained.draw(picture, folder / f'layer-{layer}.png')}")
-
-
-def draw_row(model: Layered, layer: int, options: Options, noise: Noise) -> Tensor:
-    """Images (n, c, h, w) that differ in this layer and, by it, in those below."""
-    passed = model.sample_prior(
-        options.images,
-        noise,
-        mode_layers=range(layer),
-        constant_layers=range(layer + 1, len(model.layer_shapes)),
-    )
-    if options.pixels == "mean":
-        return model.likelihood.mean(passed.features)
-    return model.likelihood.sample(passed.features, noise)
 
 
 if __name__ == "__main__":

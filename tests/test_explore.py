@@ -2,6 +2,7 @@
 
 import builtins
 import html
+import io
 import os
 import queue
 import re
@@ -20,16 +21,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastlatent
-from fastlatent import explore, sample
+from fastlatent import explore, layers, sample
 from fastlatent.commands.console import parse
 from fastlatent.commands.exploration.fields import Field, fields, marginal
 from fastlatent.commands.exploration.mosaic import data_uri, mosaic
 from fastlatent.commands.exploration.plane import Plane
 from fastlatent.commands.exploration.subject import Subject
+from fastlatent.commands.exploration.upload import fitted
 from fastlatent.commands.exploration.walker import Walker, methods_of
+from fastlatent.inference.layers import draw_row
 from fastlatent.jobs.errors import RunError, UsageError
+from fastlatent.noise import Noise
 from fastlatent.runs.likely import Likely, LikelyOptions
 
 FAMILIES = ("lbae-digits", "vae-digits", "lvae-digits", "ladder-digits", "glo-digits")
@@ -310,7 +315,8 @@ def at(x: float, y: float) -> SimpleNamespace:
 def test_every_view_opens(name):
     page = shared_page(name)
     page.document.validate()
-    assert list(page.views) == ["Samples", "Latents", "Map"]
+    layered = ["Layers"] if name == "lvae-digits" else []
+    assert list(page.views) == ["Samples", "Latents", "Map", *layered, "Reconstruct"]
     assert page.message.text == ""
     for raster in (page.samples.raster, page.latents.raster, strip_of(page)):
         assert len(np.unique(shown(raster))) > 10
@@ -476,6 +482,68 @@ def test_of_long_tasks_the_newest_is_shown():
     later.start(broken, seen.append)
     finish(page)
     assert seen == ["newer"] and page.message.text == "no path"
+
+
+def test_a_layer_is_drawn_as_the_command_draws_it():
+    page = shared_page("lvae-digits")
+    view, run = page.views["Layers"], page.subject.run
+    view.layer.value = "1"
+    settle(page)
+    with torch.no_grad():
+        row = draw_row(run.model, 1, 8, Noise(int(view.seed.value), 2))
+    sheet = shown(view.raster).view(np.uint8).reshape(8, 30, 8, 30, 4)
+    np.testing.assert_array_equal(sheet[2, 1:-1, :, 1:-1, 0].swapaxes(0, 1), bytes_of(row)[..., 0])
+    words = shlex.split(html.unescape(re.sub(r"<[^>]*>", "", view.command.text.split("<br>")[1])))
+    again = parse(layers.Options, words[3:], "layers", "")
+    assert (again.layers, again.images, again.seed) == ((1,), 8, view.seed.value)
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_image_is_cropped_scaled_and_greyed_for_the_model():
+    red = np.zeros((56, 84, 3), np.uint8)
+    red[:, 8:76] = (200, 0, 0)  # the middle, which stays
+    (found,) = fitted(png_of(red), "red.png", (1, 28, 28))
+    torch.testing.assert_close(found, torch.full((1, 28, 28), 60 / 255), rtol=0, atol=1e-6)
+    grey = fitted(png_of(red[..., 0]), "grey.png", (3, 28, 28))
+    torch.testing.assert_close(grey, torch.full((1, 3, 28, 28), 200 / 255))
+    assert fitted(png_of(red), "red.png", (3, 10, 20)).shape == (1, 3, 10, 20)
+
+
+@pytest.mark.parametrize("name", ["vae-digits", "lbae-digits"])
+def test_an_image_of_ones_own_is_reconstructed_and_taken_elsewhere(name):
+    page = shared_page(name)
+    view, run = page.views["Reconstruct"], page.subject.run
+    (image,) = run.data.test.images(run.data.test.spread(1))
+    size = run.model.image_shape[-1]
+    view.take(png_of(image[0].numpy()), "my <one>.png")
+    assert view.to_latents.disabled and "encoding" in view.text.text
+    finish(page)
+    assert page.message.text == "" and view.text.text.startswith("my &lt;one&gt;.png: the two")
+    sheet = shown(view.raster).view(np.uint8).reshape(size + 2, 2, size + 2, 4)[1:-1, :, 1:-1, 0]
+    np.testing.assert_array_equal(sheet[:, 0], image[0])
+    expected = bytes_of(run.reconstruct(image))[0, ..., 0].astype(int)
+    assert np.abs(sheet[:, 1] - expected).max() <= 1
+    view._take()
+    assert torch.equal(page.latents.base, run.encode(image)[0]) and page.tabs.active == 1
+    view._place("B")
+    assert torch.equal(page.views["Map"].walker.handles["B"], run.encode(image)[0])
+    assert page.tabs.active == 2
+
+
+def test_a_file_that_is_no_image_is_a_message_on_the_page(monkeypatch):
+    page = shared_page("vae-digits")
+    view = page.views["Reconstruct"]
+    page.guarded(lambda: view.take(b"no image", "../../notes.txt"))()
+    assert page.message.text.startswith("notes.txt is not a readable image")
+    assert view.to_latents.disabled
+    monkeypatch.setattr("fastlatent.commands.exploration.upload.MOST", 99)
+    page.guarded(lambda: view.take(png_of(np.zeros((10, 10), np.uint8)), "large.png"))()
+    assert page.message.text == "large.png is 10x10; 99 pixels are the most"
 
 
 def test_what_goes_wrong_is_a_message_on_the_page():

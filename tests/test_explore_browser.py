@@ -45,6 +45,17 @@ const found = [];
 })(document.body);
 return found;
 """
+FILE = """
+const found = [];
+(function walk(node) {
+  if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.children) {
+    if (child.matches("input[type=file]")) found.push(child);
+    walk(child);
+  }
+})(document.body);
+return found[0];
+"""
 PLACE = """
 const view = Bokeh.index.find_one(Bokeh.documents[0].get_model_by_name("map"));
 const ends = Bokeh.documents[0].get_model_by_name("ends").data;
@@ -148,7 +159,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chrome.quit()
 
 
-def test_pictures_are_drawn_and_follow_a_drag(driver: Any) -> None:
+def test_pictures_are_drawn_and_follow_the_mouse(driver: Any, tmp_path: Path) -> None:
     with served("vae-digits") as address:
         browser = Browser(driver)
         browser.open(address)
@@ -163,5 +174,13 @@ def test_pictures_are_drawn_and_follow_a_drag(driver: Any) -> None:
         wait_for(lambda: np.abs(np.subtract(browser.run(PLACE, "B"), (x - 40, y - 30))).max() < 3)
         wait_for(lambda: np.any(browser.drawn("strip-spherical") != before))
         assert inked(browser.drawn("strip-spherical"))
+        browser.tab("Reconstruct")
+        file = tmp_path / "halves.png"
+        bright_above = np.kron([[255], [0]], np.ones((40, 80))).astype(np.uint8)
+        Image.fromarray(bright_above).save(file)
+        browser.run(FILE).send_keys(str(file))
+        wait_for(lambda: inked(browser.drawn("reconstructed")))
+        above, below = np.array_split(browser.drawn("reconstructed")[40:-10, 20:200], 2)
+        assert above.mean() > 200 and below.mean() < 60
         troubles = [entry["message"] for entry in driver.get_log("browser")]
         assert troubles == []

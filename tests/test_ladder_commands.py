@@ -22,6 +22,7 @@ from fastlatent import convert, evaluate, interpolate, layers, plots, reconstruc
 from fastlatent.data import load
 from fastlatent.estimate import Estimate
 from fastlatent.inference.latents import draw, unit_images
+from fastlatent.inference.layers import draw_row
 from fastlatent.inference.passes import Bound, measure_bound, measure_loss
 from fastlatent.metrics import importance_log_likelihood
 from fastlatent.models import LadderVAE, LVAEConfig, build
@@ -161,23 +162,20 @@ def test_evaluate_other_families(bits: Path, capsys: pytest.CaptureFixture) -> N
 
 
 def test_layers_differ_in_one_layer_alone(colour: Path) -> None:
-    options = layers.Options(colour, images=4)
     model = ladder_of(colour)
     for layer in (0, 1):
-        row = layers.draw_row(model, layer, options, Noise(1, 0))
+        row = draw_row(model, layer, 4, Noise(1, 0))
         assert row.shape == (4, 3, 8, 8)
         assert (row[1:] - row[:-1]).abs().amax((1, 2, 3)).min() > 1e-6
         # Once nothing follows from the layer, nothing is left to differ.
         expand = ladder_of(colour)
         for parameter in expand.top_down[layer].expand.parameters():
             torch.nn.init.zeros_(parameter)
-        row = layers.draw_row(expand, layer, options, Noise(1, 0))
+        row = draw_row(expand, layer, 4, Noise(1, 0))
         torch.testing.assert_close(row, row[:1].expand_as(row))
-    drawn = layers.draw_row(
-        model, 0, layers.Options(colour, images=4, pixels="sample"), Noise(1, 0)
-    )
+    drawn = draw_row(model, 0, 4, Noise(1, 0), "sample")
     torch.testing.assert_close(drawn * 255, (drawn * 255).round())
-    assert (drawn - layers.draw_row(model, 0, options, Noise(1, 0))).abs().max() > 0.1
+    assert (drawn - draw_row(model, 0, 4, Noise(1, 0))).abs().max() > 0.1
 
 
 def test_layers(grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

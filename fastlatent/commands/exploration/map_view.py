@@ -15,6 +15,7 @@ from bokeh.models import (
     RadioButtonGroup,
     Select,
 )
+from torch import Tensor
 
 from fastlatent.commands.exploration.chart import Chart, within
 from fastlatent.commands.exploration.fields import fields
@@ -177,6 +178,11 @@ class MapView:
     def _to_image(self, handle: str) -> None:
         self.walker.to_image(handle)
         self._draw()
+
+    def put(self, handle: str, latents: Tensor) -> None:
+        """Give a handle latents (d,), and show where that is."""
+        self.walker.handles[handle] = latents
+        self._change_plane()
 
     def _draw(self) -> None:
         self.chart.show_ends([self.walker.place(name) for name in "AB"])

@@ -10,12 +10,15 @@ from bokeh.layouts import column
 from bokeh.models import Div, TabPanel, Tabs
 
 from fastlatent.commands.exploration.latents_view import LatentsView
+from fastlatent.commands.exploration.layers_view import LayersView
 from fastlatent.commands.exploration.map_view import MapView
 from fastlatent.commands.exploration.parts import STYLE, beside
+from fastlatent.commands.exploration.reconstruct_view import ReconstructView
 from fastlatent.commands.exploration.samples_view import SamplesView
 from fastlatent.commands.exploration.subject import Subject
 from fastlatent.jobs.errors import RunError, sentence_of
 from fastlatent.models import model_title
+from fastlatent.models.capabilities import Layered
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ class Page:
         if len(subject.principal) > 1:
             views["Map"] = MapView(self)
         self.views = views
+        if isinstance(subject.run.model, Layered):
+            views["Layers"] = LayersView(self, subject.run.model)
+        views["Reconstruct"] = ReconstructView(self)
         self.tabs = Tabs(
             tabs=[TabPanel(child=view.layout, title=title) for title, view in views.items()]
         )
@@ -45,6 +51,10 @@ class Page:
         document.title = f"{name} - fastlatent"
         top = beside(heading, self.message)
         document.add_root(column(top, *notes, self.tabs, margin=8))
+
+    def open(self, title: str) -> None:
+        """Bring a view to the front."""
+        self.tabs.active = [*self.views].index(title)
 
     def guarded(self, action: Callable[[], None]) -> Callable[[], None]:
         """The action as a callback: what goes wrong is a message on the page, which lives on."""

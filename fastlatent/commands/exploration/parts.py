@@ -41,7 +41,7 @@ class Raster:
             y=0,
             dw=columns,
             dh=rows,
-            origin="top_left",
+            origin="bottom_left",  # at 0, which the flipped range has at the top
             anchor="bottom_left",
             source=self.source,
         )

@@ -61,4 +61,4 @@ class SamplesView:
         if k is not None and k < len(self.latents):
             name = f"sample {k + 1} of seed {int(self.seed.value or 0)}, {self.method.value}"
             self.page.latents.take(self.latents[k], name)
-            self.page.tabs.active = 1
+            self.page.open("Latents")

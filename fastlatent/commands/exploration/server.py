@@ -17,6 +17,7 @@ from fastlatent.commands.exploration.subject import Subject
 from fastlatent.jobs.errors import RunError
 
 HOST = "127.0.0.1"
+MESSAGE = 256 << 20  # bytes of an image file that is handed in, as text of 4 characters to 3 bytes
 FORGET = 5_000  # milliseconds after which a closed tab's state is freed
 
 
@@ -40,6 +41,7 @@ class Server:
             {"/": Application(FunctionHandler(show))},
             prefix=token,
             extra_websocket_origins=[f"{HOST}:{port}"],
+            websocket_max_message_size_bytes=MESSAGE,
             unused_session_lifetime_milliseconds=FORGET,
             check_unused_sessions_milliseconds=FORGET,
         )
