@@ -467,7 +467,8 @@ def test_a_process_that_waits_for_others_hears_ctrl_c(monkeypatch, capsys, tmp_p
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in {**LAUNCHED, **place}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("fastlatent.jobs.ranks.GATHERING", timedelta(seconds=20))
+    patience = timedelta(seconds=60)
+    monkeypatch.setattr("fastlatent.jobs.ranks.GATHERING", patience)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     before = time.monotonic()
     # Where tests run in the background, the signal is ignored by default.
@@ -477,7 +478,7 @@ def test_a_process_that_waits_for_others_hears_ctrl_c(monkeypatch, capsys, tmp_p
         assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 128 + signal.SIGINT
     finally:
         signal.signal(signal.SIGINT, ours)
-    assert time.monotonic() - before < 15
+    assert time.monotonic() - before < patience.total_seconds()
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -134,7 +134,7 @@ def test_no_reader_runs_code(form: str, name: str, tmp_path: Path) -> None:
 def test_programs_are_loaded_where_they_are_trusted(tmp_path: Path) -> None:
     scripted = torch.jit.script(torch.nn.Flatten())
     scripted.save(str(tmp_path / "m.pt"))
-    with pytest.raises(ValueError, match=r"m\.pt holds a program.*--trust-feature-code"):
+    with pytest.raises(ValueError, match=r"m\.pt holds a program.*trust_code=True"):
         dinov2(tmp_path / "m.pt")
     assert dinov2(tmp_path / "m.pt", trust_code=True)(torch.zeros(2, 1, 8, 8)).shape[0] == 2
 

@@ -332,7 +332,7 @@ def _probed(model: Any, x: Tensor) -> Iterator[Tensor]:
     name, n, form = form.__name__, len(x), completed(form)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        values = form.forward(model, x, noise=Noise(0, 0))  # type: ignore[arg-type]
+        values = form.forward(model, x, noise=Noise(0, 0))
         expected = f"train: forward of {name} must return losses (n,), or a dictionary of such with"
         if not isinstance(values, dict) or "loss" not in values:
             raise ValueError(f'{expected} "loss"; got {_kind(values)}')

@@ -25,6 +25,8 @@ from fastlatent.priors import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 DRAWS = 10_000  # of t, by which the density of an inner VAE is averaged
@@ -135,8 +137,8 @@ def circles(
     """Latents as dots, components as outlines; the wider the line, the greater the weight."""
     figure, axes = _axes(panels, rows)
     for place, panel in zip(axes, panels, strict=True):
-        dots = panel.dots[spread(len(panel.dots), DOTS)].cpu()
-        place.scatter(*dots.T, s=2, color="0.55", alpha=0.5, linewidths=0, rasterized=True)
+        x, y = panel.dots[spread(len(panel.dots), DOTS)].cpu().unbind(1)
+        place.scatter(x, y, s=2, color="0.55", alpha=0.5, linewidths=0, rasterized=True)
         heaviest = panel.weights.max() if len(panel.weights) else 1
         for weight, outline in zip(panel.weights, panel.outlines.cpu(), strict=True):
             width = 0.4 + 2.6 * float(weight / heaviest)
@@ -154,7 +156,7 @@ def window_of(dots: Sequence[Tensor], margin: float = 0.25) -> tuple[float, floa
     return x - half, x + half, y - half, y + half
 
 
-def _axes(panels: Sequence[Panel], rows: int):  # type: ignore[no-untyped-def]
+def _axes(panels: Sequence[Panel], rows: int) -> "tuple[Figure, list[Axes]]":
     columns = -(-len(panels) // rows)
     # Panels are square, below a title each, beside a scale of colours where there is one.
     lines = max(panel.title.count("\n") for panel in panels)
@@ -164,6 +166,7 @@ def _axes(panels: Sequence[Panel], rows: int):  # type: ignore[no-untyped-def]
         place.set_title(panel.title, fontsize=10)
         place.tick_params(labelsize=8)
         edge = place.get_subplotspec()
+        assert edge is not None
         if edge.is_last_row():
             place.set_xlabel(f"first {panel.latent}", fontsize=9)
         if edge.is_first_col():
