@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{options.run}: {server.address}")
     say("Ctrl-C ends it")
     server.run()
+    subject.close()
     say("ended")
 
 

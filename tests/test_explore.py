@@ -1,6 +1,7 @@
 """The page that explores a run: what its views show, and the server that gives it."""
 
 import builtins
+import copy
 import html
 import io
 import os
@@ -10,6 +11,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -579,6 +581,28 @@ def test_the_page_names_the_run_as_the_user_does(monkeypatch):
     assert heading.startswith("<b>my run</b>") and heading.count("my run") == 1
 
 
+def test_a_closed_subject_ends_a_task_that_would_go_on():
+    pytest.importorskip("bokeh")
+    from bokeh.document import Document
+
+    from fastlatent.commands.exploration.later import Later
+
+    known = copy.copy(subject("vae-digits"))
+    known.__dict__.pop("pool", None)  # a thread of its own
+    began = threading.Event()
+
+    def endless() -> Iterator[int]:
+        while True:
+            began.set()
+            yield 0
+            time.sleep(0.001)
+
+    Later(known, Document(), lambda action: action).start(endless, print)
+    assert began.wait(20)
+    known.close()  # comes back
+    assert known.closed
+
+
 # The command
 
 
@@ -613,6 +637,8 @@ def test_options_that_do_not_fit_are_one_sentence(words, sentence, capsys):
 def test_the_server_gives_the_page_to_who_has_the_token(monkeypatch, capsys):
     pytest.importorskip("bokeh")
     known, lines, seen = subject("vae-digits"), queue.Queue(), []
+    known = copy.copy(known)  # the command closes it
+    known.__dict__.pop("pool", None)
     monkeypatch.setattr(explore, "Subject", lambda *_: known)
     monkeypatch.setattr(explore, "say", lines.put)
 

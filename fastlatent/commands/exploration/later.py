@@ -22,7 +22,7 @@ class Later:
     def __init__(
         self, subject: Subject, document: Document, guarded: Callable[..., Callable[[], None]]
     ):
-        self._pool, self._document, self._guarded = subject.pool, document, guarded
+        self._subject, self._document, self._guarded = subject, document, guarded
         self._turn = 0
         document.on_session_destroyed(lambda context: self.stop())
 
@@ -54,14 +54,14 @@ class Later:
         def run() -> None:
             try:
                 for result in task() if turn == self._turn else ():
-                    if turn != self._turn:
+                    if turn != self._turn or self._subject.closed:
                         return
                     waiting.append(result)
                     self._next(shown)
             except Exception as error:
                 self._next(partial(fail, error))
 
-        self._pool.submit(run)
+        self._subject.pool.submit(run)
 
     def _next(self, action: Callable[[], Any]) -> None:
         """What Bokeh lets other threads do."""

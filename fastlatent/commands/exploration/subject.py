@@ -52,6 +52,7 @@ class Subject:
     def __init__(self, run: TrainedRun, limit: int = 600, words: Sequence[str] = ()):
         self.run = run
         self.words = [*words] or [str(run.path)]
+        self.closed = False
         self.notes: list[str] = []
         self.classes: tuple[str, ...] | None = None  # of each known image
         try:
@@ -92,6 +93,11 @@ class Subject:
     def pool(self) -> ThreadPoolExecutor:
         """The thread of all long tasks."""
         return ThreadPoolExecutor(1, "explore")
+
+    def close(self) -> None:
+        """Let the thread end with the next result of its task."""
+        self.closed = True
+        self.pool.shutdown(cancel_futures=True)
 
     @cached_property
     def apart(self) -> TrainedRun:
