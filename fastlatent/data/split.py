@@ -140,9 +140,9 @@ class Split:
     ) -> Iterator[Batch]:
         """One pass in steps of `batch` images for each of `world` ranks, from step `start` on.
 
-        Rank r takes rows r * batch to (r + 1) * batch of each step's batch * world samples, so
-        the last step may be short or empty on some ranks, but every rank sees as many steps.
-        Streaming raises ValueError for a damaged file when it reaches it.
+        A step has batch * world samples; rank r takes rows r * batch to (r + 1) * batch. The last
+        step may be short or empty on some ranks. Every rank sees as many steps. Streaming raises
+        ValueError for a damaged file when it reaches it.
         """
         for name, value, least in (("batch", batch, 1), ("start", start, 0), ("world", world, 1)):
             if value < least:

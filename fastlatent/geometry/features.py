@@ -100,8 +100,8 @@ class FeatureMetric(TiledMetric):
 class DrawnFeatures:
     """The features of `draws` random images m(z) + s(z) eps, each divided by sqrt(draws).
 
-    The noise is drawn once, so that this is a function of z, and the metric that it pulls back is
-    the mean of those of phi(m + s eps): noise before phi, which is not linearised.
+    The noise is drawn once, which makes this a function of z. The metric that it pulls back is the
+    mean of those of phi(m + s eps): noise before phi, which is not linearised.
     """
 
     def __init__(self, decoder: LatentFunction, feature_map: LatentFunction, draws: int, seed: int):

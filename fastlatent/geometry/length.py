@@ -182,8 +182,8 @@ def curve_measure(
 ) -> Tensor:  # (n,)
     """How far curves run along the cheapest directions: 1 entirely, 0 across them.
 
-    The mean of |cos| of the angle between c' and the eigenvector of the smallest eigenvalue, over
-    `points` points, weighted by the condition number (Michelis and Becker 2021).
+    The mean over `points` points of |cos| of the angle between c' and the eigenvector of the
+    smallest eigenvalue. Its weights are the condition numbers (Michelis and Becker 2021).
 
     Raises TypeError for anything but Curves, ValueError for fewer than two points, and what
     `as_metric` raises.

@@ -1,10 +1,10 @@
 """The operations on its latents that a decoder carries out, recorded while it runs once.
 
-What is recorded are calls of PyTorch's own operators, below modules, hooks, functions and
-autograd. So it makes no difference how the decoder is written: weights under spectral norm are
-constants here, and a layer is the same operator as a module and as a function. The tape holds for
-all latents only if the decoder's Python code does not look at values, which is refused here where
-it shows, and verified by whoever uses the tape.
+What is recorded are calls of PyTorch's own operators, below modules, hooks, functions and autograd.
+So it makes no difference how the decoder is written: weights under spectral norm are constants
+here, and a layer is the same operator as a module and as a function. The tape holds for all latents
+only if the decoder's Python code does not look at values. Code that shows that it does is refused
+here; whoever uses the tape verifies the rest.
 """
 
 from collections.abc import Callable, Iterator

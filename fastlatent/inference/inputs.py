@@ -15,8 +15,8 @@ def images_for(model: LatentModel, name: str, x: Any) -> Tensor:  # (n, c, h, w)
     """One image or a batch, tensor or array, as float32 in [0, 1] on the model's device.
 
     `x` is (c, h, w) or (n, c, h, w), uint8, bool or floats in [0, 1]. Channels may come last where
-    that is the only reading, and grey images may be (h, w) or (n, h, w). uint8 of 0 and 1 alone is
-    black and white, as in files, and that is said.
+    that is the only reading. Grey images may be (h, w) or (n, h, w). Values of uint8 that are all 0
+    or 1 are black and white, as in files; a note says so.
 
     Raises TypeError for what is no such array, ValueError for another shape or range; both name the
     argument by `name`.

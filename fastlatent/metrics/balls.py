@@ -72,10 +72,10 @@ class Balls:
 class Halves:
     """What balls would hold if both sets were halves of themselves.
 
-    A ball of a half reaches to the k-th of those of its neighbours that belong to the half. So of
-    each pair of a centre and a point it is kept how many neighbours of the centre are nearer, as
-    far as the neighbours are known. Points in very many balls, and balls with very many points,
-    keep enough pairs to be always held, and the rest are a sample with weights.
+    A ball of a half reaches to the k-th of those of its neighbours that belong to the half. So for
+    each pair of a centre and a point the number of neighbours of the centre that are nearer is
+    kept, as far as they are known. Points in very many balls, and balls with very many points, keep
+    enough pairs to be always held, and the rest are a sample with weights.
     """
 
     def __init__(self, neighbours: Neighbours, points: int, k: int, closed: bool):

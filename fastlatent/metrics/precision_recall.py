@@ -10,8 +10,8 @@ k-th nearest other sample; a sample is near the set if it lies inside one of its
     density    mean number of real balls that a fake sample lies in, divided by k
     coverage   fraction of real balls with a fake sample inside
 
-A sample at the very distance of the k-th neighbour lies outside its ball, as in the prdc of Naeem
-et al., or with `closed` inside, as in torch-fidelity. The two differ where distances are equal:
+A sample at the very distance of the k-th neighbour lies outside the ball, as in the prdc of Naeem
+et al. With `closed` it lies inside, as in torch-fidelity. The two differ where distances are equal:
 among copies, and for features that are whole numbers.
 
 Decisions are exact, as `fastlatent.metrics.distances` says: they equal those of float64 distances.
@@ -20,8 +20,8 @@ All take O((n + m) k) memory beyond the features and a few blocks of distances.
 **Errors.** A standard error holds the choice of both sets, taken as independent unless they are
 paired: they are split at random into halves, pairs as one, and the number is made from one half of
 each and from the other. A quarter of the mean squared difference over many splits is the variance
-of the number, as far as that falls as one over the number of samples. No distance is computed again
-for it. In simulations it was 0.7 to 1.15 times the spread over new samples; the least where a few
+of the number. This holds as far as the variance falls as 1 / n. No distance is computed again for
+it. In simulations it was 0.7 to 1.15 times the spread over new samples; the least where a few
 outliers make the number, or where coverage is near 1. The density's was 0.73 to 0.87 times it for
 clustered sets and for fewer samples than features: two errors cover 85 to 90 % there. Where most
 distances are equal it was 0.7 to 1.3 times the spread with open balls; with closed ones it can be

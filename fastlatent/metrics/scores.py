@@ -36,12 +36,12 @@ def score(
 ) -> Scores:
     """Frechet and kernel distance, precision, recall, density, coverage, and the two F of PRD.
 
-    With the settings of their papers: 3 nearest neighbours for precision and recall, 5 for density
-    and coverage, 20 clusters, and subsets of 1,000 for the kernel distance, of which there are 100.
-    PRD takes as many rows of the larger set as the smaller has, drawn by the seed. What needs more
-    samples than there are is left out, which `notes` says. Errors take samples as independent, or
-    pairs of them where they are paired. Errors of precision and recall are NaN below 16 samples of
-    either set, those of density and coverage below 24.
+    The settings are those of their papers: 3 nearest neighbours for precision and recall, 5 for
+    density and coverage, 20 clusters. The kernel distance has 100 subsets of 1,000. PRD takes as
+    many rows of the larger set as the smaller has, drawn by the seed. Metrics that need more
+    samples are left out, which `notes` says. Errors take samples as independent, or pairs of them
+    where they are paired. Errors of precision and recall are NaN below 16 samples of either set,
+    those of density and coverage below 24.
 
     Raises ValueError for sets that do not fit each other, are not finite or have fewer than 2 rows.
     """

@@ -91,11 +91,10 @@ class BiGAN(LatentModel):
 
     A training step has two alternating steps, each with a "loss" of its own, of binary
     cross-entropies in nats: the discriminator learns that (x, E(x)) is real and (G(z), z) is not,
-    then encoder and generator learn the opposite, for other z. Neither says how good the model is,
-    so what `forward` measures otherwise, and the "loss" by which weights are called the best, is
-    the mean squared error of the pixels of G(E(x)) in [-1, 1], which nothing minimises.
-    "score_real" and "score_fake" are the probabilities of being real that the discriminator gives
-    both pairs.
+    then encoder and generator learn the opposite, for other z. Neither says how good the model is.
+    So the "loss" that `forward` measures, by which the best weights are chosen, is another: the
+    mean squared error of the pixels of G(E(x)) in [-1, 1]. Nothing minimises it. "score_real" and
+    "score_fake" are the probabilities of being real that the discriminator gives both pairs.
     """
 
     def __init__(self, config: BiGANConfig):

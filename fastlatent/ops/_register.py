@@ -36,9 +36,9 @@ State = Literal["kernel", "asked for", "none", "left out", "missing"]
 class Serving(NamedTuple):
     """Which implementation serves an op on a device, and why.
 
-    `state`: "kernel" where one serves; else the reference does, which was asked for, or there is
-    none for this device, or the build left it out on purpose, or it is "missing": it should be here
-    and does not load.
+    `state`: "kernel" where one serves; else the reference does. It was asked for, or there is no
+    kernel for this device, or the build left it out on purpose, or it is "missing": it should be
+    here and does not load.
     """
 
     op: str

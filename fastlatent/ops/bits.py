@@ -132,10 +132,10 @@ def binarize(
 ) -> tuple[Tensor, Tensor]:  # codes (..., d) in x's dtype, error (...)
     """Codes sign(x) with a straight-through gradient, and the quantisation error of each row.
 
-    With t = tanh(x) for surrogate "tanh" and t = x for "identity" and "clip", the error is the mean
-    of |t - code| over the last dimension, in float32 or x's own precision if that is higher; it
-    carries no gradient. The gradient of the codes is 1 ("identity"), 1 where |x| <= 1 and 0 beyond
-    ("clip"), or 1 - tanh(x)^2 ("tanh"). sign(0) = +1; NaN stays NaN.
+    The error is the mean of |t - code| over the last dimension, in float32 or x's own precision if
+    that is higher. It carries no gradient. Here t = tanh(x) for surrogate "tanh", and t = x for
+    "identity" and "clip". The gradient of the codes is 1 ("identity"), 1 where |x| <= 1 and 0
+    beyond ("clip"), or 1 - tanh(x)^2 ("tanh"). sign(0) = +1; NaN stays NaN.
 
     Raises TypeError for a dtype that is not floating, ValueError for a scalar or an unknown
     surrogate.
@@ -272,8 +272,8 @@ def binary_moments(
 ) -> tuple[Tensor, Tensor]:  # ones (d,) int64, agree (d, d) int64
     """Exact counts: ones[i] codes have +1 at i, agree[i, j] codes have i and j equal.
 
-    Counts of parts of a data set add up. With n codes the mean of coordinate i is 2 ones[i] / n - 1
-    and the uncentred second moment of i and j is 2 agree[i, j] / n - 1.
+    Counts of parts of a data set add up. With n codes the mean of coordinate i is 2 ones[i] / n -
+    1. The uncentred second moment of i and j is 2 agree[i, j] / n - 1.
 
     Raises TypeError for words that are not int64, ValueError where d does not fit the number of
     words.

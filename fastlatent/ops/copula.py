@@ -97,10 +97,11 @@ def bernoulli_copula_sample(
 ) -> Tensor:  # (n, d) codes +/-1 in factor's dtype, or (n, ceil(d / 64)) int64 packed
     """Codes sign(noise factor^T), each times the sign of its last coordinate, which is dropped.
 
-    The codes have P(v_i = v_j) = 1/2 + arcsin(R_ij) / pi and E[v_i] = (2 / pi) arcsin(R_i*), where
-    R is factor factor^T and * its last row. The product runs in the precision of the arguments,
-    never in TensorFloat-32 or bfloat16: rounding there biases rare bits. It is BLAS's own, so
-    another number of threads may turn the sign of a projection that is zero but for rounding.
+    With R = factor factor^T and * its last row, the codes have P(v_i = v_j) = 1/2 + arcsin(R_ij) /
+    pi. Their means are E[v_i] = (2 / pi) arcsin(R_i*). The product runs in the precision of the
+    arguments, never in TensorFloat-32 or bfloat16: rounding there biases rare bits. It is BLAS's
+    own, so another number of threads may turn the sign of a projection that is zero but for
+    rounding.
 
     Raises TypeError for dtypes other than float32 and float64 or for unequal ones. Raises
     ValueError for shapes or devices that do not fit.

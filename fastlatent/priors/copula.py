@@ -170,8 +170,8 @@ class BernoulliCopula(Prior):
     ) -> Tensor:  # (n, d) float32 codes +/-1, or (n, ceil(d / 64)) int64
         """n codes, `chunk` drawn at a time, on `device` (else the generator's, else the fit's).
 
-        The factor is computed in float64; `dtype` is that of the product A g. float32 turns its
-        rows by about 1e-7, so the probability that two bits differ moves by that much over pi.
+        The factor is computed in float64; `dtype` is that of the product A g. With float32 its rows
+        are off by an angle of about 1e-7, and the probability that two bits differ by that over pi.
         None takes float32 unless some pair differs in fewer than one code in a million, then
         float64.
 

@@ -1,9 +1,9 @@
 """From moments of signs to a factor A (m, r) of Gaussian correlations R = A A^T, rows of length 1.
 
 Sign moments mapped entry by entry to Gaussian ones, H (m, m), need not be positive semidefinite.
-Each of the three repairs takes H, symmetric with unit diagonal, float64, and how many coordinates
-each row stands for (m,), by default 1, and returns A. Entry i, j weighs n_i n_j: R is as near to H
-as if all these coordinates had rows of their own, and they stay equal.
+Each of the three repairs takes H, symmetric with unit diagonal, in float64, and returns A. It also
+takes how many coordinates each row stands for, (m,), by default 1. Entry i, j weighs n_i n_j: R is
+as near to H as if all these coordinates had rows of their own, and they stay equal.
 """
 
 from collections.abc import Callable

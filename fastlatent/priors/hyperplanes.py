@@ -22,10 +22,10 @@ def margin_directions(
     """The directions that keep the largest distance from every wall of their code's cell.
 
     With y = (code, +1): the smallest y_i (R beta)_i is maximised over unit m. This hard-margin
-    support vector machine is solved in its dual, alpha^T (y y^T * R) alpha / 2 - sum alpha
-    minimised over 0 <= alpha <= 1e4 with beta = y * alpha, by accelerated projected gradient with
-    adaptive restart (O'Donoghue and Candes 2015), all codes at once. Stops when every margin is
-    within `tolerance`, relative, of its dual bound, or after `rounds`.
+    support vector machine is solved in its dual: alpha^T (y y^T * R) alpha / 2 - sum alpha,
+    minimised over 0 <= alpha <= 1e4 with beta = y * alpha. The solver is accelerated projected
+    gradient with adaptive restart (O'Donoghue and Candes 2015), for all codes at once. Stops when
+    every margin is within `tolerance`, relative, of its dual bound, or after `rounds`.
     """
     y = torch.cat([codes, codes.new_ones(len(codes), 1)], 1).to(correlation)
     step = 1 / torch.linalg.eigvalsh(correlation)[-1]

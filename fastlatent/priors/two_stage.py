@@ -52,8 +52,8 @@ def train(
 ) -> FitReport:
     """Adam on the mean of -log p(z); `refit` and `finish` fit what gradients do not train.
 
-    It has converged where the last fifth of the steps, at a tenth of the rate and below, raised the
-    mean log p of the same latents, by the same draws, by no more than SETTLED.
+    The last fifth of the steps has a tenth of the rate and below. The fit has converged if these
+    steps raised the mean log p by no more than SETTLED, for the same latents and random numbers.
     """
     generator = torch.Generator(z.device).manual_seed(seed)
     scales = prior.scale_parameters()

@@ -24,8 +24,9 @@ class VampPrior(Prior):
     """Mixture of the posteriors of K pseudo-images u_k, all of weight 1/K.
 
     The encoder, images (k, c, h, w) to mean and deviation (k, dim), is bound and no child, so the
-    model that has both owns it. Without gradients the components are kept between calls, until u or
-    the encoder changes or the prior's mode is set, as it is before each pass of evaluation.
+    model that has both owns it. Without gradients the components are kept between calls. They are
+    computed anew when u or the encoder changes, and when the prior's mode is set, as before each
+    pass of evaluation.
 
     Pseudo-images are squashed into [0, 1] by a sigmoid; with `free` they are not, as in the LaDDer
     program.

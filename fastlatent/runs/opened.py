@@ -79,8 +79,8 @@ class OpenedRun:
     def data(self) -> Dataset:
         """The data set of the run; raises what fastlatent.data.load raises.
 
-        ValueError where its images have another shape than those of the model, RunError where
-        they are others than those trained on, in the place that `root` names.
+        ValueError where its images have another shape than those of the model. RunError where the
+        images below `root` are not those that the run was trained on.
         """
         config, root = self.config.data, self.root
         data = load_data(config if root is None else moved_to(config, root))

@@ -222,7 +222,7 @@ def metric_map(
     """Four views of a two-dimensional latent space.
 
     Volume with lines along the largest eigenvector, condition number with lines along the smallest,
-    encoded images by class, and curves coloured by how much shorter they are than straight lines.
+    encoded images by class, and curves coloured by their gain over straight lines.
     """
     width = field.extent[1] - field.extent[0]
     height = field.extent[3] - field.extent[2]

@@ -85,10 +85,10 @@ def convert_original(
 ) -> tuple[LVAEConfig, dict[str, Tensor]]:
     """Configuration and weights of a checkpoint.
 
-    The layers follow from the tensors. The tensors do not tell the size of the images before
-    padding, the nonlinearity, the rate of dropout, how the model was trained, and a Gaussian from
-    a discretized logistic: that is as in `like`. Every tensor must be there with its shape and
-    none may be left over, otherwise ValueError.
+    The layers follow from the tensors. The tensors do not hold the size of the images before
+    padding, the nonlinearity, the rate of dropout and how the model was trained. Nor do they
+    distinguish a Gaussian from a discretized logistic: that is as in `like`. Every tensor must be
+    there with its shape and none may be left over, otherwise ValueError.
     """
     check_tensors(checkpoint, "checkpoint")
     config = _config(checkpoint, like)

@@ -19,11 +19,11 @@ def from_pixelcnn(
 ) -> tuple[Tensor, Tensor]:  # bins (n, c, h, w), params
     """For PyTorch ports of PixelCNN++: what `discretized_mix_logistic_loss(x, params)` takes.
 
-    `-discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params)).sum()` is that loss where
-    its own is right. It differs for bins of probability below 1e-5, for which the loss takes the
-    density at the bin's centre, up to 2.15 nats a channel too low at log-scale -7; and, in
-    float32, just above that, where the difference of two sigmoids cancels. The order of the
-    parameters is the same.
+    `-discretized_logistic_mixture_log_prob(*from_pixelcnn(x, params)).sum()` is that loss where its
+    own is right. It differs for bins of probability below 1e-5. For these the loss takes the
+    density at the bin's centre, up to 2.15 nats a channel too low at log-scale -7; and, in float32,
+    just above that, where the difference of two sigmoids cancels. The order of the parameters is
+    the same.
 
     Raises TypeError for an x that is not floating. Raises ValueError for params that do not fit
     and, as `nearest_bins` does, for an x that is off the grid 2 k / (n_bins - 1) - 1.
@@ -44,11 +44,11 @@ def from_vdvae(
     `nll` is `-discretized_logistic_mixture_log_prob(*from_vdvae(x, params)) / (h w 3)`. It differs
     where PixelCNN++'s loss does, see `from_pixelcnn`.
 
-    With `low_bit` add `n_bins=32`. x is VDVAE's and Efficient-VDVAE's 5-bit data,
-    x = 8 k / 127.5 - 1 for k = 0 ... 31, or all of it 2 k / 31 - 1; the grid that x is nearer to is
-    taken. The bins are exact, but on data of 8 k / 127.5 - 1 the likelihood can't equal `nll`.
-    That takes bins of half-width 1 / 31 about x, more than half their spacing of 8 / 127.5, so its
-    32 "probabilities" add up to more than 1. Here bin k is centred at 2 k / 31 - 1.
+    With `low_bit` add `n_bins=32`. x is VDVAE's and Efficient-VDVAE's 5-bit data, x = 8 k / 127.5 -
+    1 for k = 0 ... 31, or all of it 2 k / 31 - 1; the grid that x is nearer to is taken. The bins
+    are exact, but on data of 8 k / 127.5 - 1 the likelihood can't equal `nll`. That takes bins of
+    half-width 1 / 31 about x, more than half their spacing of 8 / 127.5. So its 32 "probabilities"
+    add up to more than 1. Here bin k is centred at 2 k / 31 - 1.
 
     Raises as `from_pixelcnn`, and TypeError for a `low_bit` that is no bool.
     """

@@ -83,8 +83,8 @@ def pivoted_cholesky(
 ) -> Tensor | None:  # (d, rank)
     """A factor of the matrix scaled to unit diagonal, scaled back; None if that leaves a remainder.
 
-    The columns are kept in the order of the pivots and the rows in their own, so W is triangular
-    but for a permutation of its rows.
+    Columns are in the order of the pivots, rows in their own order. So W is triangular up to a
+    permutation of its rows.
     """
     d = len(a)
     scale = a.diagonal().clamp_min(0).sqrt()

@@ -167,13 +167,13 @@ def trace_sqrtm(
 
     Covariances of rank r < d cost an r x r problem. Cholesky factors where they exist, with pivots
     otherwise; then eigenvalues where the condition allows, singular values where it does not, and
-    matrix products alone on a GPU while their bound is met. The error stays below 1e-9 of
-    tr A + tr B for matrices that count as of full rank, and against the factors of those that are
-    singular but for rounding. What is left of a feature's variance once others are accounted for,
-    or in a batch an eigenvalue, counts as 0 below (d + 16) eps of the whole: rounding the entries
-    alone moves it as far. Where it is not 0 in truth, each such feature can cost
-    sqrt((d + 16) eps) / 2 of tr A + tr B, 3e-8 for d = 2; of `diagnostics` the rank tells.
-    NaN or infinity in a matrix gives NaN.
+    matrix products alone on a GPU while their bound is met. The error stays below 1e-9 of tr A + tr
+    B for matrices that count as of full rank. Matrices that are singular up to rounding are
+    compared with their factors. The part of a feature's variance that others do not explain counts
+    as 0 below (d + 16) eps of the whole, because rounding the entries moves it as far. In a batch
+    the same holds for eigenvalues. If it is not 0 in truth, each such feature can cost sqrt((d +
+    16) eps) / 2 of tr A + tr B, 3e-8 for d = 2; the rank in `diagnostics` shows it. NaN or infinity
+    in a matrix gives NaN.
 
     Where an argument is singular the derivative along directions that leave its range is infinite:
     that block of its gradient is set to 0. Second derivatives hold for positive definite
