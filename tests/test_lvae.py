@@ -826,7 +826,7 @@ def test_compiled_training_does_not_recompile_at_every_step():
             {"downsample": (1, 1)},
             "downsample must be 3 whole numbers, one for each of zdims, from 0",
         ),
-        ({"downsample": (5, 0, 0)}, r"from 0 to blocks \(4\); got \(5, 0, 0\)"),
+        ({"downsample": (5, 0, 0)}, r"from 0 to blocks=4; got \(5, 0, 0\)"),
         ({"image_shape": (1, 28.0, 28)}, "image_shape must be three whole numbers from 1 up"),
         ({"zdims": (8.0,)}, "zdims must be at least one whole number"),
         ({"downsample": (1, 1, 0.5)}, "downsample must be 3 whole numbers"),
