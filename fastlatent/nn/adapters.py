@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_INDEX_BITS = 63  # that an int64 holds
+INDEX_BITS = 63  # that an int64 holds
 
 
 def lfq_settings(module: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def bsq_settings(module: Any) -> dict[str, Any]:
         "codebook_weight": weight * module.gamma,
         "commitment_weight": module.beta,
         "channel_first": module.input_format == "bchw",
-        "index": "code" if bits <= _INDEX_BITS else "groups",
+        "index": "code" if bits <= INDEX_BITS else "groups",
         "order": "msb",
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastlatent import ops
 from fastlatent.jobs.environment import grouped
-from fastlatent.nn.adapters import bsq_settings, lfq_settings
+from fastlatent.nn.adapters import INDEX_BITS, bsq_settings, lfq_settings
 from fastlatent.nn.blocks import at_least_float32
 from fastlatent.ops import _check
 from fastlatent.ops.entropy import entropy_of_probabilities
@@ -22,7 +22,6 @@ from fastlatent.ops.entropy import entropy_of_probabilities
 Index = Literal["code", "groups", "words"]
 INDICES = ("code", "groups", "words")
 ORDERS = ("lsb", "msb")
-_INDEX_BITS = 63  # that an int64 holds
 _GROUP_BITS = 32  # that binary_entropy counts
 
 SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {  # the functions whose slopes codes take
@@ -131,9 +130,9 @@ class BinaryQuantizer(nn.Module):
         if index is not None:
             _check.choice("BinaryQuantizer", "index", index, INDICES)
         self.index = index or ("code" if self.groups == 1 else "groups")
-        if self.index == "code" and self.bits > _INDEX_BITS:
+        if self.index == "code" and self.bits > INDEX_BITS:
             raise ValueError(
-                f'BinaryQuantizer: index "code" holds at most {_INDEX_BITS} bits, got {bits}: '
+                f'BinaryQuantizer: index "code" holds at most {INDEX_BITS} bits, got {bits}: '
                 'use "groups" or "words"'
             )
         _check.choice("BinaryQuantizer", "order", order, ORDERS)

@@ -1,6 +1,7 @@
 """Likely paths through the latents of a run: whose density counts, and the search."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -94,7 +95,7 @@ class Likely:
             "iterations": o.iterations,
             "seed": self.trained.seed,
         }
-        return search | {"data": self.nodes()} if o.search == "adam" else search
+        return search | {"data": self.nodes} if o.search == "adam" else search
 
     def walks(self, start: Tensor, end: Tensor, steps: int) -> dict[str, Walk]:
         """Straight lines and likely paths between latents (k, d) and (k, d)."""
@@ -102,6 +103,7 @@ class Likely:
         likely = walk(model, "likelihood", start, end, steps, space=space, search=self.search)
         return {"linear": walk(model, "linear", start, end, steps, space=space), "likely": likely}
 
+    @cached_property
     @torch.no_grad()
     def nodes(self) -> Tensor:  # (m, space.dim)
         """Encoded training images in the space, as the graph of neighbours has them."""

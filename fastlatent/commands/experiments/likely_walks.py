@@ -65,7 +65,7 @@ def walk_likely(
     saved = trained.draw(history, place.with_name(f"{place.stem}-history.png"))
     say(f"picture: {saved}")
     if likely.space.dim == 2:
-        encoded = likely.nodes()
+        encoded = likely.nodes
         drawn = density_picture(likely.space.log_prob, found, encoded, likely.about)
         saved = trained.draw(drawn, place.with_name(f"{place.stem}-density.png"))
         say(f"picture: {saved}")
