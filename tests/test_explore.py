@@ -357,6 +357,11 @@ def test_a_clicked_sample_becomes_the_base_of_latents():
     assert page.tabs.active == 1 and "sample 11" in page.latents.of.text
     page.samples._tap(at(-1, 1))
     assert torch.equal(page.latents.base, page.samples.latents[10])
+    page.samples.goal.active = 2
+    page.samples._tap(at(0.5, 0.5))
+    assert torch.equal(page.views["Map"].walker.handles["B"], page.samples.latents[0])
+    assert page.tabs.active == 2 and torch.equal(page.latents.base, page.samples.latents[10])
+    page.samples.goal.active = 0
 
 
 def test_a_slider_moves_the_image_along_its_direction():

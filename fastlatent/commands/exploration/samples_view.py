@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from bokeh.events import Tap
 from bokeh.layouts import column
-from bokeh.models import Button, Div, Select, Slider, Spinner
+from bokeh.models import Button, Div, RadioButtonGroup, Select, Slider, Spinner
 
 from fastlatent.commands.exploration.parts import STYLE, Raster, beside, shell
 from fastlatent.inference.gallery import NAMES
@@ -16,7 +16,7 @@ SIDE = 8  # samples in a row, and rows
 
 
 class SamplesView:
-    """A grid of samples; one that is clicked becomes the base of the view of latents."""
+    """A grid of samples; a click takes one to the view of latents or to a handle of the map."""
 
     def __init__(self, page: "Page"):
         self.page = page
@@ -31,13 +31,17 @@ class SamplesView:
         self.anew = Button(label="Draw anew", width=120)
         self.command = Div(styles=STYLE, width=300)
         self.raster = Raster(SIDE, SIDE, name="samples")
-        hint = Div(text="Click a sample to take it to Latents.", styles=STYLE, width=300)
+        hint = Div(text="A click takes a sample to", styles=STYLE, width=300)
+        handles = ["A on the map", "B on the map"] if len(subject.principal) > 1 else []
+        self.goal = RadioButtonGroup(labels=["Latents", *handles], active=0)
 
         self.draw = page.soon(self._draw)
         page.on_change(self.draw, "value", self.method, self.temperature, self.seed)
         self.anew.on_click(page.guarded(self._next_seed))
         page.on_event(self.raster.figure, Tap, self._tap)
-        controls = column(self.method, self.temperature, self.seed, self.anew, hint, self.command)
+        controls = column(
+            self.method, self.temperature, self.seed, self.anew, hint, self.goal, self.command
+        )
         self.layout = beside(controls, self.raster.figure)
         page.guarded(self._draw)()
 
@@ -58,7 +62,13 @@ class SamplesView:
 
     def _tap(self, event: Tap) -> None:
         k = self.raster.place(event.x, event.y)
-        if k is not None and k < len(self.latents):
+        if k is None or k >= len(self.latents):
+            return
+        goal = self.goal.labels[self.goal.active]
+        if goal == "Latents":
             name = f"sample {k + 1} of seed {int(self.seed.value or 0)}, {self.method.value}"
             self.page.latents.take(self.latents[k], name)
             self.page.open("Latents")
+        else:
+            self.page.views["Map"].put(goal[0], self.latents[k])
+            self.page.open("Map")
