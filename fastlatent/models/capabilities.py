@@ -22,6 +22,14 @@ from fastlatent.priors import Normal, Prior, PriorKind
 
 
 @runtime_checkable
+class ShapedLater(Protocol):
+    """The model may be made before its images are known; it has no `image_shape` until then."""
+
+    def shaped(self, image_shape: tuple[int, int, int]) -> LatentModel:
+        """The same model around images (c, h, w)."""
+
+
+@runtime_checkable
 class GaussianPosterior(Protocol):
     """q(z | x) is a diagonal Gaussian."""
 

@@ -16,7 +16,7 @@ from fastlatent.inference.devices import choose_device
 from fastlatent.jobs.errors import UsageError
 from fastlatent.jobs.ranks import is_main_process, joined, main_first
 from fastlatent.jobs.spelling import did_you_mean
-from fastlatent.models import AutoEncoder
+from fastlatent.models.capabilities import ShapedLater
 from fastlatent.models.own import (
     check_attributes,
     recorded,
@@ -136,7 +136,7 @@ def _own(
     shape: tuple[int, int, int] | None,  # of images at hand; None: those of `data`
 ) -> tuple[TrainConfig, Given]:
     """How to train a model of the caller's own: the usual settings, and what builds it again."""
-    if isinstance(model, AutoEncoder) and not hasattr(model, "image_shape"):
+    if isinstance(model, ShapedLater) and not hasattr(model, "image_shape"):
         c, h, w = load_data(data).train.shape if shape is None else shape
         model = model.shaped((c, h, w))
     check_attributes(model)
