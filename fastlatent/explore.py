@@ -18,7 +18,9 @@ tab of the browser explores for itself. Ctrl-C ends the command.
 Views:
 - Samples: draws by any method that the run offers, with a temperature and a seed
 - Latents: sliders of principal directions or of single latents; switches for bits
-- Map: encoded images in a plane of two directions, and a straight path between two points to drag
+- Map: encoded images in a plane of two directions, paths between two points to drag, densities
+- Layers: what each layer of a Ladder VAE holds
+- Reconstruct: an image file of your own, and what the model makes of it
 
 It needs Bokeh: pip install 'fastlatent[explore]'
 
