@@ -1,15 +1,14 @@
 """`clean` removes what only training needs, and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastlatent import clean, sample, train
-from fastlatent.runs import Run
 
 TINY = (
-    *("glo-digits", "--model.width", "0.1", "--model.dim", "4", "--data.per-class", "8"),
+    *("lbae-digits", "--model.width", "0.05", "--model.dim", "12", "--data.per-class", "8"),
     *("--batch", "16", "--steps", "4", "--checkpoint-every", "2 steps", "--keep", "3"),
     *("--film-every", "1 step", "--pictures-every", "never", "--device", "cpu"),
 )
@@ -20,10 +19,15 @@ def named(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     assert train.main([*TINY, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def trained(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "run")
 
 
 @pytest.fixture
@@ -62,26 +66,21 @@ def test_training_is_gone_and_samples_stay(trained: Path, said, tmp_path: Path, 
     assert {name.split("/")[0] for name in gone} == {"state", "film"}
     assert all(path.read_text() == "dear" for path in [*foreign, elsewhere / "mine.txt"])
     assert samples(trained) == before
-    assert torch.equal(
-        Run.open(trained).latents("last", 4), Run.open(trained).model("last").latents
-    )
 
     assert train.main(["--resume", str(trained), "--steps", "6"]) == 1
     assert "holds no checkpoint to resume from" in capsys.readouterr().err
     assert said(trained)[0] == 0
 
 
-def test_a_run_that_can_go_on_is_kept_unless_asked(tmp_path: Path, said) -> None:
-    folder = tmp_path / "run"
-    assert train.main([*TINY, "--out", str(folder)]) == 0
-    for path in folder.glob("state/*/finished.json"):
+def test_a_run_that_can_go_on_is_kept_unless_asked(trained: Path, said) -> None:
+    for path in trained.glob("state/*/finished.json"):
         path.unlink()
-    files = named(folder)
-    code, text = said(folder)
+    files = named(trained)
+    code, text = said(trained)
     assert code == 1 and "step 4 to go on; --unfinished removes" in text
-    assert named(folder) == files
-    assert said(folder, "--unfinished")[0] == 0
-    assert not (folder / "state").exists() and not (folder / "film").exists()
+    assert named(trained) == files
+    assert said(trained, "--unfinished")[0] == 0
+    assert not (trained / "state").exists() and not (trained / "film").exists()
 
 
 def test_what_is_no_run_is_left_alone(tmp_path: Path, said) -> None:
