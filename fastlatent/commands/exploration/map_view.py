@@ -171,9 +171,7 @@ class MapView:
 
     def _let_go(self, event: PanEnd) -> None:
         self._move(event)
-        if self.held is not None:
-            self.held = None
-            self._draw()
+        self.held = None  # what is drawn next is refined
 
     def _to_image(self, handle: str) -> None:
         self.walker.to_image(handle)

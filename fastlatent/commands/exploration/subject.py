@@ -58,13 +58,6 @@ class Subject:
         try:
             learned = stored_latents(run.model, run.data.train) is not None
             split = run.split("train" if learned else "test")
-            index = split.spread(limit)
-            latents = run.latents_of(split, index)
-            images = unit_images(split, index, "cpu")
-            labels, names = split.labels, run.data.label_names
-            if names and labels is not None and labels.ndim == 1:
-                self.classes = tuple(names[k] for k in labels[index.to(labels.device)].tolist())
-            self.what = f"{split.name} images"
         except (OSError, ValueError, RunError) as error:
             self.notes.append(
                 f"samples stand in for images, because the data set cannot be read: "
@@ -73,6 +66,14 @@ class Subject:
             latents = torch.cat(list(run.draw_latents(limit)))
             images = decode(run.model, latents, run.batch)
             self.what = "samples"
+        else:
+            index = split.spread(limit)
+            latents = run.latents_of(split, index)
+            images = unit_images(split, index, "cpu")
+            labels, names = split.labels, run.data.label_names
+            if names and labels is not None and labels.ndim == 1:
+                self.classes = tuple(names[k] for k in labels[index.to(labels.device)].tolist())
+            self.what = f"{split.name} images"
         self.latents = latents.detach().cpu().float()  # (n, d)
         self.posterior = self._posterior(images)
         self.images = plots.to_bytes(images)  # (n, h, w, c) uint8
