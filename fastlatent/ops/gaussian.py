@@ -29,8 +29,7 @@ from fastlatent.ops.logistic.cases import bins_and_parameters, upstream_gradient
 from fastlatent.ops.logistic.cell import (
     NARROWEST,
     Cell,
-    cell_of,
-    confined,
+    cell_on,
     log_prob_of,
     widen,
 )
@@ -177,11 +176,6 @@ def _tanh_slopes(c: Cell) -> tuple[Tensor, Tensor]:
     return torch.where(there, by_mean, zero), torch.where(there, by_log_scale, zero)
 
 
-def _cell(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
-    centre = grid.gamma * confined(widen(mean)) - grid.shift
-    return cell_of(bins.int(), centre, widen(log_scale), grid)
-
-
 def _reference(
     bins: Tensor,
     mean: Tensor,
@@ -190,7 +184,7 @@ def _reference(
     grid: str = "centred",
     cdf: str = "exact",
 ) -> Tensor:
-    cell = _cell(bins, mean, log_scale, Grid.of(n_bins, grid, None))
+    cell = cell_on(bins, mean, log_scale, Grid.of(n_bins, grid, None))
     return (_exact if cdf == "exact" else _tanh)(cell).contiguous()
 
 
@@ -198,7 +192,7 @@ def _backward_reference(
     grad: Tensor, bins: Tensor, mean: Tensor, log_scale: Tensor, n_bins: int, grid: str, cdf: str
 ) -> tuple[Tensor, Tensor]:
     of = Grid.of(n_bins, grid, None)
-    cell = _cell(bins, mean, log_scale, of)
+    cell = cell_on(bins, mean, log_scale, of)
     by_mean, by_log_scale = (_exact_slopes if cdf == "exact" else _tanh_slopes)(cell)
     by_mean = by_mean * cell.sign * cell.inverse_scale
     floored = widen(log_scale) < of.floor

@@ -50,6 +50,12 @@ def cell_of(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
     )
 
 
+def cell_on(bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid) -> Cell:
+    """`mean` is on the grid's scale; `bins` and parameters have the dtypes that users give."""
+    centre = grid.gamma * confined(widen(mean)) - grid.shift
+    return cell_of(bins.int(), centre, widen(log_scale), grid)
+
+
 def clamped(log_scale: Tensor, grid: Grid) -> Tensor:
     """At least grid.floor, with gradient 1 at equality."""
     return torch.where(log_scale < grid.floor, torch.full_like(log_scale, grid.floor), log_scale)

@@ -14,7 +14,7 @@ from fastlatent.ops.logistic.arguments import (
     flat,
 )
 from fastlatent.ops.logistic.cases import bins_and_parameters, upstream_gradient
-from fastlatent.ops.logistic.cell import cell_of, confined, log_prob_of, slopes_of, widen
+from fastlatent.ops.logistic.cell import cell_on, log_prob_of, slopes_of, widen
 from fastlatent.ops.logistic.grid import SINGLE, Grid, on_grid
 
 
@@ -26,18 +26,15 @@ def _single_reference(
     grid: str = "unit",
     min_log_scale: float | None = -7.0,
 ) -> Tensor:
-    of = Grid.of(n_bins, grid, min_log_scale)
-    centre = of.gamma * confined(widen(mean)) - of.shift
-    return log_prob_of(cell_of(bins.int(), centre, widen(log_scale), of)).contiguous()
+    cell = cell_on(bins, mean, log_scale, Grid.of(n_bins, grid, min_log_scale))
+    return log_prob_of(cell).contiguous()
 
 
 @on_grid
 def _single_backward_reference(
     grad: Tensor, bins: Tensor, mean: Tensor, log_scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    scale = widen(log_scale)
-    cell = cell_of(bins.int(), grid.gamma * confined(widen(mean)) - grid.shift, scale, grid)
-    slopes = slopes_of(cell, scale, grid)
+    slopes = slopes_of(cell_on(bins, mean, log_scale, grid), widen(log_scale), grid)
     by_mean, by_log_scale = ((grad * slope).to(mean.dtype).contiguous() for slope in slopes)
     return by_mean, by_log_scale
 
