@@ -11,12 +11,16 @@ PATH, CONFTEST = (ROOT / "benchmarks" / name for name in ("table.py", "conftest.
 COPY = "copy of as many bytes"
 
 
-@pytest.fixture(scope="module")
-def judge():
-    spec = importlib.util.spec_from_file_location("table", PATH)
+def module_at(path):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return module_at(PATH)
 
 
 def row(what, implementation, median, size="", **more):
@@ -109,10 +113,7 @@ def test_a_file_of_a_gpu_gets_a_table_whatever_it_lacks(judge, tmp_path):
 
 @pytest.fixture(scope="module")
 def guard():
-    spec = importlib.util.spec_from_file_location("benchmarks_conftest", CONFTEST)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(CONFTEST)
 
 
 CONTRACT = """<testsuites><testsuite>

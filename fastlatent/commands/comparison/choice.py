@@ -16,26 +16,30 @@ from fastlatent.runs.config import to_json
 SEEDS = "mean ± standard deviation of runs that differ in their seeds alone"
 MOST = 5  # columns at first sight
 # The beginnings of their titles, the most telling first.
-FIRST = ("loss", "log likelihood", "FD", "FID", "precision", "recall", "best test loss")
-THEN = ("parameters", "time")
+FIRST = (
+    "loss",
+    "log likelihood",
+    "FD",
+    "FID",
+    "precision",
+    "recall",
+    "best test loss",
+    "parameters",
+    "time",
+)
 
 
 def first_columns(columns: Sequence[Column]) -> list[Column]:
     """The five numbers, at most, that tell most about these runs."""
     drawn = [c for c in columns if c.group in SETS.values() and c.title.startswith(("FD", "FID"))]
     samples = max(drawn, key=_known).group if drawn else None
-    found: list[Column] = []
-    for beginning in (*FIRST, *THEN):
-        fitting = [
-            column
-            for column in columns
-            if column.title.startswith(beginning)
-            and column.group in ("run", "training", "evaluation", samples)
-            and not (beginning == "best test loss" and any(c.title == "loss" for c in found))
-        ]
-        if fitting and len(found) < MOST:
-            found.append(max(fitting, key=_known))
-    return found
+    shown = [c for c in columns if c.group in ("run", "training", "evaluation", samples)]
+    found: dict[str, Column] = {}
+    for beginning in FIRST:
+        fitting = [column for column in shown if column.title.startswith(beginning)]
+        if fitting and not (beginning == "best test loss" and "loss" in found):
+            found[beginning] = max(fitting, key=_known)
+    return [*found.values()][:MOST]
 
 
 def _known(column: Column) -> int:

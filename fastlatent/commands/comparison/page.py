@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from string import Template
 
@@ -39,11 +40,9 @@ def page(
         sections.append(
             _section("Curves", _legend(labels), f'<div class="panels">{figures}</div>', note)
         )
-    groups = dict.fromkeys(column.group for column in columns)
     folded = [
-        f"<details><summary>{escape(group)}</summary>{_table(part, labels)}</details>"
-        for group in groups
-        if (part := [column for column in columns if column.group == group])
+        f"<details><summary>{escape(group)}</summary>{_table([*part], labels)}</details>"
+        for group, part in groupby(columns, lambda column: column.group)
     ]
     sections.append(_section("All numbers", *folded, _notes(columns)))
     title = " · ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs side by side"
