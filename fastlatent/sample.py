@@ -7,21 +7,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from fastlatent import plots
 from fastlatent.commands.console import OUTSIDE_TRAINING, command, parse
+from fastlatent.commands.real_images import write_images
 from fastlatent.commands.single_images import SingleImages
 from fastlatent.commands.trained import RunOptions, Trained
-from fastlatent.data import DataConfig, Split, load
+from fastlatent.data import DataConfig
 from fastlatent.data.config import KINDS
 from fastlatent.inference.gallery import NAMES
 from fastlatent.inference.latents import (
     Repair,
     Sampling,
     decode,
-    unit_images,
 )
 from fastlatent.inference.quality import compare_samplers
 from fastlatent.jobs.errors import UsageError
@@ -50,8 +47,6 @@ Examples:
   python -m fastlatent.sample mnist --root ~/data --images 500 --folder real"""
 
 SHOWN = 400  # samples in the picture, at most
-BATCH = 256  # images of a data set written at a time
-
 
 # Settings of a data set by the options of this command.
 OPTIONS = {
@@ -97,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "sample", DESCRIPTION, renamed={"--n": "--images"})
     data = data_set(options)
     if data is not None:
-        write_real(options, *data)
+        config, folder = data
+        write_images(config, options.split, options.images, folder, options.batch)
         return
     trained = Trained(options)
     method = trained.sampling(options.method)
@@ -147,42 +143,6 @@ def data_set(options: Options) -> tuple[DataConfig, Path] | None:
         return DataConfig(name, root, options.size, options.classes), options.folder
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def write_real(options: Options, config: DataConfig, folder: Path) -> None:
-    """The first n images of the split as PNGs, as many of each class where there are classes."""
-    singles = SingleImages(folder, "sample")
-    data = load(config)
-    for note in data.notes:
-        say(note)
-    split = data.test if options.split == "test" else data.train
-    index = first_of_each_class(split, options.images)
-    batch = options.batch or BATCH
-    for part in track(index.split(batch), "writing", -(-options.images // batch)):
-        singles.add(unit_images(split, part, "cpu"))
-    singles.say(f"{options.images:,} {options.split} images of {data.name}")
-
-
-def first_of_each_class(split: Split, n: int) -> Tensor:  # (n,) int64
-    """Indices of the first n / classes images of each class, or of the first n without classes.
-
-    Where n is no multiple, the first classes give one more. Raises UsageError for too few images.
-    """
-    if split.labels is None or split.labels.ndim != 1:
-        if n > len(split):
-            raise UsageError(
-                f"--images must be at most {len(split):,}, all {split.name} images; got {n}"
-            )
-        return torch.arange(n)
-    rows = [(split.labels == label).nonzero()[:, 0] for label in split.labels.unique()]
-    wanted = [n // len(rows) + (k < n % len(rows)) for k in range(len(rows))]
-    for label, found, count in zip(split.labels.unique().tolist(), rows, wanted, strict=True):
-        if count > len(found):
-            raise UsageError(
-                f"--images {n} asks for {count:,} {split.name} images of each of {len(rows)} "
-                f"classes; class {label} has {len(found):,}"
-            )
-    return torch.cat([found[:count] for found, count in zip(rows, wanted, strict=True)])
 
 
 def report_quality(trained: Trained, repair: Repair) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,18 +13,18 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from fastlatent.commands.console import command, parse
+from fastlatent.commands.preset_list import preset_lines, registered_lines
+from fastlatent.commands.settings import check_changes, starting_point, with_prior
 from fastlatent.commands.trained import named_code
-from fastlatent.data.config import OWN, with_absolute_paths
-from fastlatent.files.code import Code, registered
+from fastlatent.data.config import with_absolute_paths
+from fastlatent.files.code import Code
 from fastlatent.jobs.environment import check_launch
 from fastlatent.jobs.errors import RunError, UsageError
 from fastlatent.jobs.progress import say
 from fastlatent.jobs.ranks import PATIENCE, gather, is_main_process, joined, together
-from fastlatent.jobs.spelling import did_you_mean
-from fastlatent.models.capabilities import ChoosesPrior
-from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
+from fastlatent.presets import DEFAULT_PRESET, TrainConfig
 from fastlatent.priors import PriorKind
-from fastlatent.runs import Run, State, flat, locked, read_config, to_json
+from fastlatent.runs import Run, State, locked
 from fastlatent.training import start, train
 from fastlatent.training.learner import Given
 
@@ -84,7 +83,6 @@ COMMON = frozenset(
     | {"eval_every", "pictures_every", "checkpoint_every"}
     | {"dim", "root", "size", "classes", "download"}
 )
-INDENT = " " * 6
 
 
 class Task(NamedTuple):
@@ -97,17 +95,12 @@ class Task(NamedTuple):
     code: Code | None = None  # that the user has named
 
 
-# What a resumed run must leave as it is; of the data, only where and how they are read may change.
-FIXED = {"model", "seed", "batch", "optimizer", "ema", "film_images"}
-FREE_DATA = {"data.root", "data.resident", "data.workers", "data.download"}
-
-
 @command(shared=True, options={})
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--list" in arguments:
-        say("\n".join(listing()))
+        say("\n".join(preset_lines()))
         return
     check_launch()
     timeout = timeout_in(arguments)
@@ -124,9 +117,8 @@ def task_of(
 ) -> Task:
     """What the command line asks for."""
     start, arguments = starting_point(arguments)
-    chosen = parse(
-        Command, arguments, "train [PRESET]", description(), Command(start), common=COMMON
-    )
+    description = "\n".join([DESCRIPTION, "", *registered_lines()]).rstrip()
+    chosen = parse(Command, arguments, "train [PRESET]", description, Command(start), common=COMMON)
     config = replace(chosen.training, data=with_absolute_paths(chosen.training.data))
     if chosen.prior is not None:
         config = with_prior(config, chosen.prior, rename=chosen.resume is None)
@@ -175,110 +167,6 @@ def timeout_in(arguments: list[str]) -> float:
     if not 1 <= timeout < float("inf"):
         raise UsageError(f"--timeout must be at least 1 second; got {timeout}")
     return timeout
-
-
-def starting_point(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The settings that options change, by preset, --config or --resume; the other arguments."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path)
-    finder.add_argument("--resume", type=Path)
-    finder.add_argument("--style")
-    try:
-        found, _ = finder.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from None
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    given = [name for name in (preset, found.config, found.resume) if name is not None]
-    if len(given) > 1:
-        raise UsageError("give one of PRESET, --config and --resume, not several")
-    if found.style is not None and (found.resume or found.config):
-        raise UsageError("--style goes with a PRESET")
-    if found.resume is not None:
-        return Run.open(found.resume).config, arguments
-    if found.config is not None:
-        path = found.config / "config.json" if found.config.is_dir() else found.config
-        return read_config(path), arguments
-    if preset is not None and preset not in PRESETS:
-        own = start.registered_settings(preset)
-        if own is not None:
-            return own, arguments
-        guess = did_you_mean(preset, PRESETS) or f"; choose from {', '.join(PRESETS)}"
-        raise UsageError(f"there is no preset {preset!r}{guess}")
-    return styled(preset or DEFAULT_PRESET, found.style), arguments
-
-
-def styled(preset: str, style: str | None) -> TrainConfig:
-    """The settings of a preset in one of its styles; UsageError for one that it does not have."""
-    chosen = PRESETS[preset]
-    if style is None:
-        return chosen.config
-    if style not in chosen.styles:
-        has = f"has {' and '.join(chosen.styles)}" if chosen.styles else "has no styles"
-        raise UsageError(f"there is no --style {style} of {preset}, which {has}")
-    return chosen.styles[style]
-
-
-def with_prior(config: TrainConfig, kind: PriorKind, rename: bool) -> TrainConfig:
-    """The settings under another prior; UsageError for models that have no choice of it."""
-    if not isinstance(config.model, ChoosesPrior):
-        family = config.model.family
-        raise UsageError(f"--prior goes with the family ladder; {config.name} is of {family}")
-    model = config.model.with_prior(kind)
-    return replace(config, model=model, name=f"{config.name}-{kind}" if rename else config.name)
-
-
-def check_changes(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """What differs, in words; UsageError where a resumed run could not take that up."""
-    if old.model.family != new.model.family:
-        raise UsageError(
-            f"the model cannot change in a resumed run: its family is {old.model.family}; "
-            f"got {new.model.family}"
-        )
-    before, after = flat(to_json(old)), flat(to_json(new))
-    changes = [name for name in after if before.get(name) != after[name]]
-    own = old.data.kind in OWN and new.data.kind in OWN
-    free = FREE_DATA | ({"data.name"} if own else set())  # the same images in another place
-    fixed = [
-        name
-        for name in changes
-        if name.partition(".")[0] in FIXED or (name.startswith("data.") and name not in free)
-    ]
-    if fixed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-        had, got = (", ".join(str(x.get(name)) for name in fixed) for x in (before, after))
-        raise UsageError(f"{options} cannot change in a resumed run: had {had}; got {got}")
-    return [f"{name} from {before[name]} to {after[name]}" for name in changes]
-
-
-def description() -> str:
-    """The head of --help."""
-    return "\n".join([DESCRIPTION, "", *registered_models()]).rstrip()
-
-
-def listing() -> list[str]:
-    """All presets with what is known of them, those with measured results first."""
-    lines: list[str] = []
-    for title, measured in (("Measured:", True), ("Not measured yet:", False)):
-        lines += ["", title] if lines else [title]
-        for name, preset in PRESETS.items():
-            if bool(preset.result) == measured:
-                lines.append(f"  {name}{' (default)' if name == DEFAULT_PRESET else ''}")
-                text = f"{preset.description} {preset.result}".rstrip()
-                if len(preset.styles) > 1:
-                    text += f" Styles: {', '.join(preset.styles)}."
-                lines += textwrap.wrap(text, 92, initial_indent=INDENT, subsequent_indent=INDENT)
-    return lines
-
-
-def registered_models() -> list[str]:
-    """What --help says of models that installed packages register."""
-    points = registered(("fastlatent.models",))
-    if not points:
-        return []
-    width = max(map(len, points))
-    lines = (f"  {name:{width}}  {point.value}" for name, point in points.items())
-    return ["Installed packages have models of their own, to be trained by name like a PRESET:",
-            *lines, ""]  # fmt: skip
 
 
 class _CallableModule(ModuleType):

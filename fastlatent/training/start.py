@@ -20,19 +20,17 @@ from fastlatent.models.capabilities import ShapedLater
 from fastlatent.models.own import (
     check_attributes,
     recorded,
-    registered_config,
     run_name,
     twin_of,
 )
 from fastlatent.presets import DEFAULT_PRESET, PRESETS, TrainConfig
+from fastlatent.presets.own import own_settings, registered_settings
 from fastlatent.runs import Run, from_json, to_json
 from fastlatent.runs.folder import DATA
 from fastlatent.runs.trained import TrainedRun, load
 from fastlatent.training import loop
 from fastlatent.training.callbacks import NAMES
 from fastlatent.training.learner import Given
-
-BATCH = 128  # images in a step of a model of the caller's own
 
 
 def train(
@@ -143,13 +141,7 @@ def _own(
     config, code = recorded(model)
     twin = twin_of(model, config, code)
     weights = {name: tensor.cpu() for name, tensor in twin.state_dict().items()}
-    return TrainConfig(run_name(model), config, data, batch=BATCH), Given(code, weights)
-
-
-def registered_settings(name: str) -> TrainConfig | None:
-    """How to train a model that an installed package registers; None where there is none."""
-    model = registered_config(name)
-    return None if model is None else TrainConfig(name, model, DataConfig(), batch=BATCH)
+    return own_settings(run_name(model), config, data), Given(code, weights)
 
 
 def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
