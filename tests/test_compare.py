@@ -985,3 +985,15 @@ def test_a_trained_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "time" in {title for _, title, _ in table}
     kinds = [image["alt"].partition(" of ")[0] for image in Parsed(page.read_text()).of("img")]
     assert kinds.count("samples") == 2 and "reconstructions" in kinds and "interpolations" in kinds
+
+
+def test_families_share_the_first_view(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Samples by what each draws from, losses in their units, and pictures where none are kept."""
+    out = tmp_path / "page.html"
+    assert compare.main(["lbae-digits", "glo-digits", "--out", str(out)]) == 0
+    assert "2 pictures" in capsys.readouterr().out
+    text = out.read_text()
+    first = text[text.index("<table") : text.index("</table>")]
+    assert "nats per image or Laplacian L1" in first
+    assert "samples by the copula; " in first and "samples from the prior; " in first
+    assert "drawn for this page" in text

@@ -15,6 +15,8 @@ from fastlatent.runs.config import to_json
 
 SEEDS = "mean ± standard deviation of runs that differ in their seeds alone"
 MOST = 5  # columns at first sight
+# Samples as a run draws them where nothing else is said, then those of priors fitted later.
+DRAWN = tuple(group for name, group in SETS.items() if name != "random")
 # The beginnings of their titles, the most telling first.
 FIRST = (
     "loss",
@@ -31,15 +33,40 @@ FIRST = (
 
 def first_columns(columns: Sequence[Column]) -> list[Column]:
     """The five numbers, at most, that tell most about these runs."""
-    drawn = [c for c in columns if c.group in SETS.values() and c.title.startswith(("FD", "FID"))]
-    samples = max(drawn, key=_known).group if drawn else None
-    shown = [c for c in columns if c.group in ("run", "training", "evaluation", samples)]
+    shown = [c for c in columns if c.group in ("run", "training", "evaluation")] + _samples(columns)
     found: dict[str, Column] = {}
     for beginning in FIRST:
         fitting = [column for column in shown if column.title.startswith(beginning)]
         if fitting and not (beginning == "best test loss" and "loss" in found):
-            found[beginning] = max(fitting, key=_known)
+            best = max(fitting, key=_known)
+            found[beginning] = _joined([c for c in shown if c.title == best.title])
     return [*found.values()][:MOST]
+
+
+def _joined(columns: Sequence[Column]) -> Column:
+    """Columns of one title in different units, side by side: a run has a cell in one of them."""
+    cells = [
+        next((cell for cell in cells if cell is not None), None)
+        for cells in zip(*(column.cells for column in columns), strict=True)
+    ]
+    return replace(columns[0], unit=" or ".join(c.unit for c in columns if c.unit), cells=cells)
+
+
+def _samples(columns: Sequence[Column]) -> list[Column]:
+    """How good each run's samples are, of those in the first of DRAWN that it has."""
+    measured = [column for group in DRAWN for column in columns if column.group == group]
+    found: dict[str, Column] = {}
+    for column in measured:
+        joined = found.setdefault(
+            column.title, replace(column, group="samples", cells=[None] * len(column.cells))
+        )
+        for place, cell in enumerate(column.cells):
+            first = next((c.group for c in measured if c.cells[place] is not None), None)
+            if cell is not None and column.group == first:
+                scale = cell.scale and cell.scale[1:]  # without the name of the set
+                note = f"{column.group}; {cell.note}"
+                joined.cells[place] = replace(cell, scale=scale, note=note)
+    return [*found.values()]
 
 
 def _known(column: Column) -> int:

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from fastlatent import plots
 from fastlatent.commands.comparison.subject import Subject
 from fastlatent.jobs.errors import RunError
+from fastlatent.jobs.progress import say
+from fastlatent.runs.folder import WEIGHT_FILES
+from fastlatent.runs.trained import TrainedRun
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +26,9 @@ KINDS = {
 }
 
 
+SAMPLES = 64  # drawn for a run that holds no picture of any
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture as a data URI."""
@@ -28,7 +37,7 @@ class Picture:
     caption: str  # what sets it apart from others of its kind
     uri: str
     size: tuple[int, int]  # pixels
-    stored: int  # bytes of the file
+    stored: int  # bytes of the PNG
     kept: int  # bytes, before they are written in letters
 
     @property
@@ -37,8 +46,26 @@ class Picture:
 
 
 def pictures_of(run: Subject) -> list[Picture]:
-    """The newest pictures of each kind; RunError names one that cannot be read."""
-    return [_read(path, *described) for path, described in _chosen(run.run.images).items()]
+    """The newest pictures of each kind, and samples drawn anew where there are none.
+
+    Raises RunError for a picture or weights that cannot be read.
+    """
+    found = [_read(path, *described) for path, described in _chosen(run.run.images).items()]
+    return found if any(picture.kind == "samples" for picture in found) else _drawn(run) + found
+
+
+def _drawn(run: Subject) -> list[Picture]:
+    """Samples as the run draws them by default; none where it holds no weights."""
+    if not (run.run.path / WEIGHT_FILES["last"]).is_file():
+        return []
+    try:
+        images = TrainedRun(run.run, "last", torch.device("cpu")).sample(SAMPLES)
+    except OSError as error:
+        say(f"no samples of {run.label}, because the data set cannot be read: {error}")
+        return []
+    image = plots.samples(images, f"samples of {run.label}")
+    content = _encoded(image, "PNG")
+    return [_picture("samples", "drawn for this page", image, content)]
 
 
 def _chosen(folder: Path) -> dict[Path, tuple[str, str]]:
@@ -74,12 +101,14 @@ def _read(path: Path, kind: str, caption: str) -> Picture:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
-            small, form = smallest(image, content)
-            return Picture(
-                kind, caption, data_uri(small, form), image.size, len(content), len(small)
-            )
+            return _picture(kind, caption, image, content)
     except Exception:  # damage can end in any of them
         raise RunError(f"{path} is damaged: it is no picture that can be read") from None
+
+
+def _picture(kind: str, caption: str, image: "Image.Image", content: bytes) -> Picture:
+    small, form = smallest(image, content)
+    return Picture(kind, caption, data_uri(small, form), image.size, len(content), len(small))
 
 
 def smallest(image: "Image.Image", content: bytes) -> tuple[bytes, str]:
