@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastlatent import compare, evaluate, plots, train
-from fastlatent.commands.comparison import columns_of, curves, screen_table, subjects
+from fastlatent.commands.comparison import columns_of, curves, first_columns, screen_table, subjects
 from fastlatent.commands.comparison.columns import METRICS, Cell, Column
 from fastlatent.commands.comparison.page import PARTS
 from fastlatent.metrics import Estimate, score
 from fastlatent.models import build
 from fastlatent.presets import PRESETS
 from fastlatent.runs import Run, read_metrics
+from fastlatent.runs.named import named_folder
 
 SETS = {
     "features": {
@@ -997,3 +998,21 @@ def test_families_share_the_first_view(tmp_path: Path, capsys: pytest.CaptureFix
     assert "nats per image or Laplacian L1" in first
     assert "samples by the copula; " in first and "samples from the prior; " in first
     assert "drawn for this page" in text
+
+
+def test_bits_and_nats_of_one_run_do_not_share_a_column() -> None:
+    nats = Column("evaluation", "log likelihood", "nats per image", "higher", cells=[Cell("-9")])
+    bits = Column("evaluation", "log likelihood", "bits per dimension", "lower", cells=[Cell("2")])
+    (first,) = first_columns([nats, bits])
+    assert (first.unit, first.cells) == ("nats per image", nats.cells)
+
+
+def test_a_run_that_cannot_draw_is_compared_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(named_folder("lbae-digits"), run)
+    (run / "weights.safetensors").write_bytes(b"damaged")
+    assert compare.main([str(run), "--out", str(out)]) == 0
+    assert "no samples of run are drawn: " in capsys.readouterr().out
+    assert "At a glance" in out.read_text()

@@ -39,7 +39,8 @@ def first_columns(columns: Sequence[Column]) -> list[Column]:
         fitting = [column for column in shown if column.title.startswith(beginning)]
         if fitting and not (beginning == "best test loss" and "loss" in found):
             best = max(fitting, key=_known)
-            found[beginning] = _joined([c for c in shown if c.title == best.title])
+            alike = [c for c in shown if (c.title, c.better) == (best.title, best.better)]
+            found[beginning] = _joined(alike)
     return [*found.values()][:MOST]
 
 
@@ -55,14 +56,18 @@ def _joined(columns: Sequence[Column]) -> Column:
 def _samples(columns: Sequence[Column]) -> list[Column]:
     """How good each run's samples are, of those in the first of DRAWN that it has."""
     measured = [column for group in DRAWN for column in columns if column.group == group]
+    runs = zip(*(column.cells for column in measured), strict=True)
+    groups = [
+        next((c.group for c, cell in zip(measured, cells, strict=True) if cell is not None), None)
+        for cells in runs
+    ]
     found: dict[str, Column] = {}
     for column in measured:
         joined = found.setdefault(
-            column.title, replace(column, group="samples", cells=[None] * len(column.cells))
+            column.title, replace(column, group="samples", cells=[None] * len(groups))
         )
         for place, cell in enumerate(column.cells):
-            first = next((c.group for c in measured if c.cells[place] is not None), None)
-            if cell is not None and column.group == first:
+            if cell is not None and column.group == groups[place]:
                 scale = cell.scale and cell.scale[1:]  # without the name of the set
                 note = f"{column.group}; {cell.note}"
                 joined.cells[place] = replace(cell, scale=scale, note=note)

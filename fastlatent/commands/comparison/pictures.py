@@ -24,8 +24,6 @@ KINDS = {
     "reconstructions": "Reconstructions",
     "interpolation": "Interpolations",
 }
-
-
 SAMPLES = 64  # drawn for a run that holds no picture of any
 
 
@@ -48,20 +46,20 @@ class Picture:
 def pictures_of(run: Subject) -> list[Picture]:
     """The newest pictures of each kind, and samples drawn anew where there are none.
 
-    Raises RunError for a picture or weights that cannot be read.
+    Raises RunError for a picture that cannot be read.
     """
     found = [_read(path, *described) for path, described in _chosen(run.run.images).items()]
     return found if any(picture.kind == "samples" for picture in found) else _drawn(run) + found
 
 
 def _drawn(run: Subject) -> list[Picture]:
-    """Samples as the run draws them by default; none where it holds no weights."""
+    """Samples as the run draws them by default; none where it cannot draw, which is said."""
     if not (run.run.path / WEIGHT_FILES["last"]).is_file():
         return []
     try:
         images = TrainedRun(run.run, "last", torch.device("cpu")).sample(SAMPLES)
-    except OSError as error:
-        say(f"no samples of {run.label}, because the data set cannot be read: {error}")
+    except (OSError, ValueError, RunError) as error:
+        say(f"no samples of {run.label} are drawn: {error}")
         return []
     image = plots.samples(images, f"samples of {run.label}")
     content = _encoded(image, "PNG")
